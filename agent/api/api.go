@@ -1,0 +1,288 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package api is the wire format of the agent's HTTP API: one resource, the
+// operation, in three homes (sidecar, mover pod, repository server pod).
+//
+//	POST   /v1/operations              start; the same id and body again is the same operation
+//	GET    /v1/operations              list
+//	GET    /v1/operations/{id}         one
+//	PATCH  /v1/operations/{id}         rate limit
+//	GET    /v1/operations/{id}/events  server-sent events: one Operation per "data:" line
+//	DELETE /v1/operations/{id}         cancel
+//	GET    /v1/info                    versions and volumes
+//
+// A repository server's agent also serves
+//
+//	POST   /v1/sessions                mint a password (the same id again: the same password)
+//	DELETE /v1/sessions/{id}           the password stops working, its connections are cut
+//
+// Times are RFC 3339 in UTC, sizes are bytes. Errors are application/problem+json.
+package api
+
+import (
+	"slices"
+	"time"
+)
+
+// ProtocolVersion is raised when a client of the previous version would break.
+const ProtocolVersion = 1
+
+// Kind says what an operation does.
+type Kind string
+
+// The kinds. Snapshot and Restore move data of a mounted volume; the others
+// work on the repository alone and are accepted by a repository server's agent only.
+const (
+	KindSnapshot Kind = "snapshot"
+	KindRestore  Kind = "restore"
+	KindRecord   Kind = "record"
+	KindFind     Kind = "find"
+	KindDelete   Kind = "delete"
+)
+
+// State of an operation.
+type State string
+
+// The states; Done says which are final. NeedsCredentials is an operation that
+// outlived its agent's container: credentials are never written to disk, so the
+// caller posts the same operation again with fresh ones.
+const (
+	StateQueued           State = "queued"
+	StateNeedsCredentials State = "needs-credentials"
+	StateRunning          State = "running"
+	StateCancelling       State = "cancelling"
+	StateSucceeded        State = "succeeded"
+	StateFailed           State = "failed"
+	StateCancelled        State = "cancelled"
+)
+
+// Done reports whether the state is final.
+func (s State) Done() bool {
+	return slices.Contains([]State{StateSucceeded, StateFailed, StateCancelled}, s)
+}
+
+// StartRequest starts an operation. Exactly the field that Kind names is set.
+// Credentials are not part of the comparison with an earlier request of the same
+// id: they replace the earlier ones.
+type StartRequest struct {
+	// ID is chosen by the caller: [a-z0-9-], 1 to 128 characters.
+	ID   string `json:"id"`
+	Kind Kind   `json:"kind"`
+
+	Snapshot *SnapshotRequest `json:"snapshot,omitempty"`
+	Restore  *RestoreRequest  `json:"restore,omitempty"`
+	Record   *RecordRequest   `json:"record,omitempty"`
+	Find     *FindRequest     `json:"find,omitempty"`
+	Delete   *DeleteRequest   `json:"delete,omitempty"`
+
+	// Credentials for the repository server. A repository server's own agent
+	// needs none: it works through the running server as its administrator.
+	Credentials *Credentials `json:"credentials,omitempty"`
+	// RateLimit in bytes per second of file data read or written; 0: none.
+	RateLimit int64 `json:"rateLimit,omitempty"`
+}
+
+// Credentials reach one repository server as one user, for one operation. They
+// are held in memory and handed to the child process on its standard input.
+type Credentials struct {
+	// URL of the server, https://<service>.<namespace>.svc:<port>.
+	URL string `json:"url"`
+	// CA is a PEM bundle: the only roots that are trusted for URL.
+	CA string `json:"ca"`
+	// Username and Hostname form Kopia's user, and the source of every snapshot taken.
+	Username string `json:"username"`
+	Hostname string `json:"hostname"`
+	Password string `json:"password"`
+}
+
+// SnapshotRequest takes a snapshot of a directory or file of one volume.
+type SnapshotRequest struct {
+	// Volume is the name of a volume mirrored at /volumes/<Volume>.
+	Volume string `json:"volume"`
+	// Path inside the volume, absolute, cleaned; "/" is the whole volume. No
+	// component may be a symbolic link.
+	Path string `json:"path"`
+	// SourcePath is the path of the snapshot's identity: Path, unless the claim
+	// is seen through a sub-path of it.
+	SourcePath string `json:"sourcePath"`
+	// Compression is a name of Kopia's allow-listed algorithms; "" is the default.
+	Compression string `json:"compression,omitempty"`
+	// AllowUnreadable lets entries that cannot be read be left out (and counted)
+	// instead of failing the snapshot.
+	AllowUnreadable bool `json:"allowUnreadable,omitempty"`
+	// AllowEmpty accepts zero files although the previous snapshot had some.
+	AllowEmpty bool `json:"allowEmpty,omitempty"`
+	// Labels are put on the snapshot manifest for people who look with Kopia's
+	// own tools. Nothing is decided by them.
+	Labels map[string]string `json:"labels,omitempty"`
+}
+
+// RestoreRequest writes the tree below a root object into a volume.
+type RestoreRequest struct {
+	// RootObject is Kopia's object id of the snapshot's root entry, as the backup record has it.
+	RootObject string `json:"rootObject"`
+	// RootIsFile says that RootObject is a single file, restored as Path/<RootName>.
+	RootIsFile bool   `json:"rootIsFile,omitempty"`
+	RootName   string `json:"rootName,omitempty"`
+	// SubPath below the root to restore, slash separated; "" is the root itself.
+	SubPath string `json:"subPath,omitempty"`
+	// Volume and Path are the target directory; it is made if missing.
+	Volume string `json:"volume"`
+	Path   string `json:"path"`
+	// DeleteExtra removes entries of the target that the snapshot does not have.
+	DeleteExtra bool `json:"deleteExtra,omitempty"`
+	// Parallel is the number of files written at once; 0 is the default.
+	Parallel int `json:"parallel,omitempty"`
+}
+
+// Record is what makes a snapshot a backup: a manifest of our own type that only
+// the repository server's own agent can write. Every look-up goes through records.
+type Record struct {
+	// BackupID and BackupTag are opaque tokens ([a-z0-9-], at most 63 characters).
+	BackupID  string `json:"backupID"`
+	BackupTag string `json:"backupTag"`
+	// Prefix is the resolved backupArtifactPrefix; it is enforced on every look-up.
+	Prefix string `json:"prefix"`
+	// KeyID names the encryption key; a record under another key does not exist.
+	KeyID string `json:"keyID"`
+	// AbsolutePath is what was backed up, as the application's container sees it.
+	AbsolutePath string `json:"absolutePath"`
+	// Namespace, NamespaceUID, Pod, Claim and Volume say where the data came from.
+	Namespace    string `json:"namespace"`
+	NamespaceUID string `json:"namespaceUID"`
+	Pod          string `json:"pod,omitempty"`
+	Claim        string `json:"claim,omitempty"`
+	Volume       string `json:"volume"`
+	// Snapshot is what the record vouches for.
+	Snapshot SnapshotResult `json:"snapshot"`
+	Created  time.Time      `json:"created"`
+}
+
+// RecordRequest writes a record after checking the snapshot's manifest: its
+// labels must name Username@Hostname and SourcePath, and its root must be the
+// record's. The same record again is the same record.
+type RecordRequest struct {
+	Record     Record `json:"record"`
+	Username   string `json:"username"`
+	Hostname   string `json:"hostname"`
+	SourcePath string `json:"sourcePath"`
+}
+
+// FindRequest looks a record up by exactly one of BackupID and BackupTag.
+type FindRequest struct {
+	BackupID  string `json:"backupID,omitempty"`
+	BackupTag string `json:"backupTag,omitempty"`
+	Prefix    string `json:"prefix"`
+	KeyID     string `json:"keyID"`
+}
+
+// DeleteRequest deletes the record and its snapshot. A record that is not there
+// is not an error: Deleted stays 0.
+type DeleteRequest = FindRequest
+
+// Operation is the state of one operation as the agent knows it.
+type Operation struct {
+	ID       string     `json:"id"`
+	Kind     Kind       `json:"kind"`
+	State    State      `json:"state"`
+	Created  time.Time  `json:"created"`
+	Started  *time.Time `json:"started,omitempty"`
+	Finished *time.Time `json:"finished,omitempty"`
+	Progress Progress   `json:"progress"`
+	Result   *Result    `json:"result,omitempty"`
+	Failure  *Problem   `json:"failure,omitempty"`
+}
+
+// Progress of a running operation. Counters only grow.
+type Progress struct {
+	// Files and Bytes done: read for a snapshot (unchanged ones included), written for a restore.
+	Files int64 `json:"files"`
+	Bytes int64 `json:"bytes"`
+	// UploadedBytes went to (or DownloadedBytes came from) the server.
+	UploadedBytes   int64 `json:"uploadedBytes,omitempty"`
+	DownloadedBytes int64 `json:"downloadedBytes,omitempty"`
+	// EstimatedFiles and EstimatedBytes of the whole, 0 while unknown.
+	EstimatedFiles int64 `json:"estimatedFiles,omitempty"`
+	EstimatedBytes int64 `json:"estimatedBytes,omitempty"`
+}
+
+// Result of a succeeded operation: exactly the field of its kind is set.
+type Result struct {
+	Snapshot *SnapshotResult `json:"snapshot,omitempty"`
+	Restore  *RestoreResult  `json:"restore,omitempty"`
+	// Records found, or the one written, or those deleted.
+	Records []Record `json:"records,omitempty"`
+}
+
+// SnapshotResult describes a saved snapshot.
+type SnapshotResult struct {
+	// ID is Kopia's manifest id, RootObject the object id of its root entry.
+	ID         string `json:"id"`
+	RootObject string `json:"rootObject"`
+	// RootIsFile: a single file was backed up, its base name is RootName.
+	RootIsFile bool   `json:"rootIsFile,omitempty"`
+	RootName   string `json:"rootName,omitempty"`
+	// RootUID, RootGID and RootMode (permission bits) of the root entry.
+	RootUID  uint32 `json:"rootUID"`
+	RootGID  uint32 `json:"rootGID"`
+	RootMode uint32 `json:"rootMode"`
+	// Files, Dirs and Bytes of the whole tree, as its root's summary has them.
+	Files int64 `json:"files"`
+	Dirs  int64 `json:"dirs"`
+	Bytes int64 `json:"bytes"`
+	// NewBytes were sent to the server: what this snapshot added before compression.
+	NewBytes int64 `json:"newBytes"`
+	// CachedFiles were unchanged since the previous snapshot of the same source.
+	CachedFiles int64 `json:"cachedFiles"`
+	// Excluded entries that were left out by rule (lost+found), Unreadable by permission.
+	Excluded   []string  `json:"excluded,omitempty"`
+	Unreadable []string  `json:"unreadable,omitempty"`
+	Start      time.Time `json:"start"`
+	End        time.Time `json:"end"`
+}
+
+// RestoreResult describes a finished restore.
+type RestoreResult struct {
+	Files    int64 `json:"files"`
+	Dirs     int64 `json:"dirs"`
+	Symlinks int64 `json:"symlinks"`
+	Bytes    int64 `json:"bytes"`
+	Deleted  int64 `json:"deleted,omitempty"`
+	// NotKept says what could not be set, with counts and the first paths.
+	NotKept []string `json:"notKept,omitempty"`
+}
+
+// Info describes the agent.
+type Info struct {
+	Protocol     int          `json:"protocol"`
+	Version      string       `json:"version"`
+	KopiaVersion string       `json:"kopiaVersion"`
+	UID          int          `json:"uid"`
+	GID          int          `json:"gid"`
+	Volumes      []VolumeInfo `json:"volumes"`
+}
+
+// VolumeInfo describes one mirrored volume. Readable is false when its root, or
+// one of the first entries sampled, cannot be read by the agent's uid; Problem says which.
+type VolumeInfo struct {
+	Name     string `json:"name"`
+	Readable bool   `json:"readable"`
+	Problem  string `json:"problem,omitempty"`
+}
+
+// SessionRequest asks a repository server for a password that works at once for
+// Username@Hostname until the session ends.
+type SessionRequest struct {
+	ID       string `json:"id"`
+	Username string `json:"username"`
+	Hostname string `json:"hostname"`
+}
+
+// Session is the answer: what an agent needs, but for URL and CA, which the
+// controller knows from the Service and the issuer.
+type Session struct {
+	ID       string `json:"id"`
+	Username string `json:"username"`
+	Hostname string `json:"hostname"`
+	Password string `json:"password"`
+}

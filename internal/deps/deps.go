@@ -1,0 +1,36 @@
+// Package deps keeps modules in go.mod while the code that imports them is being
+// written; it goes away with the last of it.
+package deps
+
+import (
+	_ "github.com/Masterminds/sprig/v3"
+	_ "github.com/alecthomas/kingpin/v2"
+	_ "github.com/cert-manager/cert-manager/pkg/apis/certmanager/v1"
+	_ "github.com/evanphx/json-patch/v5"
+	_ "github.com/google/go-cmp/cmp"
+	_ "github.com/kopia/kopia/cli"
+	_ "github.com/kopia/kopia/repo"
+	_ "github.com/kopia/kopia/repo/blob/filesystem"
+	_ "github.com/kopia/kopia/repo/blob/s3"
+	_ "github.com/kopia/kopia/snapshot/restore"
+	_ "github.com/kopia/kopia/snapshot/snapshotmaintenance"
+	_ "github.com/kopia/kopia/snapshot/upload"
+	_ "github.com/onsi/ginkgo/v2"
+	_ "github.com/onsi/gomega"
+	_ "github.com/prometheus/client_golang/prometheus"
+	_ "golang.org/x/crypto/bcrypt"
+	_ "golang.org/x/net/http2"
+	_ "golang.org/x/sync/errgroup"
+	_ "golang.org/x/sys/unix"
+	_ "k8s.io/api/core/v1"
+	_ "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
+	_ "k8s.io/client-go/kubernetes"
+	_ "k8s.io/client-go/tools/portforward"
+	_ "k8s.io/client-go/tools/remotecommand"
+	_ "k8s.io/client-go/util/jsonpath"
+	_ "sigs.k8s.io/controller-runtime"
+	_ "sigs.k8s.io/controller-runtime/pkg/certwatcher"
+	_ "sigs.k8s.io/controller-runtime/pkg/envtest"
+	_ "sigs.k8s.io/controller-runtime/pkg/webhook/admission"
+	_ "sigs.k8s.io/yaml"
+)

@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package names holds every label, annotation, port, path and object name that
+// two parts of the system must agree on. It imports nothing, so the smallest
+// binary can use it.
+package names
+
+// Group is the API group and the prefix of every key of ours.
+const Group = "kopia.kanister.io"
+
+// ControlPlaneNamespace is the default namespace of the controller, the webhook
+// and the repository servers, and the only one that holds storage keys.
+const ControlPlaneNamespace = "kanister-kopia"
+
+// Opting in.
+const (
+	// InjectionLabel on a Namespace opts it in; see InjectionEnabled and InjectionAll.
+	InjectionLabel = Group + "/injection"
+	// InjectionEnabled injects pods that carry InjectLabel=true.
+	InjectionEnabled = "enabled"
+	// InjectionAll injects every pod that mounts a persistent volume, unless InjectLabel=false.
+	InjectionAll = "all"
+	// InjectLabel on a pod (in the workload's pod template) is the switch: "true" or "false".
+	InjectLabel = Group + "/inject"
+	// PrivilegedAgentsAnnotation on a Namespace lets agents there run as root.
+	PrivilegedAgentsAnnotation = Group + "/privileged-agents"
+)
+
+// Pod annotations. All but StatusAnnotation are parameters written by the user.
+const (
+	// RunAsAnnotation is "<uid>" or "<uid>:<gid>" of the agent's container.
+	RunAsAnnotation = Group + "/run-as"
+	// VolumesAnnotation is a comma-separated list of the volumes to mirror; absent: all that can be.
+	VolumesAnnotation = Group + "/volumes"
+	// CPURequestAnnotation, MemoryRequestAnnotation and MemoryLimitAnnotation are resource quantities.
+	CPURequestAnnotation    = Group + "/cpu-request"
+	MemoryRequestAnnotation = Group + "/memory-request"
+	MemoryLimitAnnotation   = Group + "/memory-limit"
+	// StatusAnnotation is written by the webhook: JSON with version, volumes, skipped volumes and uid.
+	StatusAnnotation = Group + "/status"
+)
+
+// The agent's container and what is mounted into it.
+const (
+	// AgentContainer is the name of the injected native sidecar.
+	AgentContainer = "kopia-agent"
+	// MoverContainer is the agent's container in a temporary pod: Kanister's
+	// podOverride patches containers by this name.
+	MoverContainer = "container"
+	// StateVolume is the agent's private emptyDir (TLS key, operation state, scratch files), at StateDir.
+	StateVolume = "kopia-agent-state"
+	StateDir    = "/var/lib/kopia-agent"
+	// CAVolume mounts ConfigMap CAConfigMap (optional, no subPath) at CADir.
+	CAVolume = "kopia-agent-ca"
+	CADir    = "/etc/kopia-agent/ca"
+	// CAConfigMap exists in every opted-in namespace; key CAKey is a PEM bundle, public data.
+	CAConfigMap = "kanister-kopia-ca"
+	CAKey       = "ca.crt"
+	// NoTokenVolume is an empty volume over the service account path of the agent's container only.
+	NoTokenVolume = "kopia-agent-no-token"
+	// VolumesDir is where volumes are mirrored: VolumesDir/<volume name>.
+	VolumesDir = "/volumes"
+)
+
+// Ports. The agent API is bound to 127.0.0.1 inside the pod and reached by
+// pods/portforward; only AgentHealthPort and RepositoryPort are on the pod network.
+const (
+	AgentPort       = 51510
+	AgentHealthPort = 51511
+	RepositoryPort  = 51515
+)
+
+// ControllerDNSName is the DNS name that the controller's client certificate
+// carries. An agent accepts a certificate of the right CA only with this name.
+const ControllerDNSName = "controller." + ControlPlaneNamespace + ".svc"
+
+// Labels on objects that the controller makes.
+const (
+	// ManagedByLabel = ManagedByValue marks everything the controller may sweep.
+	ManagedByLabel = "app.kubernetes.io/managed-by"
+	ManagedByValue = "kanister-kopia"
+	// RepositoryLabel names the RepositoryServer an object belongs to.
+	RepositoryLabel = Group + "/repository"
+	// ActionSetLabel names the ActionSet a temporary pod works for.
+	ActionSetLabel = Group + "/actionset"
+	// ComponentLabel is "repository-server", "mover", ….
+	ComponentLabel = "app.kubernetes.io/component"
+)

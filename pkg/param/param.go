@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package param holds what a Blueprint's templates see. Field names and JSON
+// shapes are Kanister's: `{{ toJson .Profile }}` and friends are part of the contract.
+package param
+
+import (
+	corev1 "k8s.io/api/core/v1"
+)
+
+// TemplateParams is a snapshot taken when an action starts.
+type TemplateParams struct {
+	StatefulSet  *StatefulSetParams
+	Deployment   *DeploymentParams
+	PVC          *PVCParams
+	Namespace    *NamespaceParams
+	ArtifactsIn  map[string]Artifact
+	ConfigMaps   map[string]corev1.ConfigMap
+	Secrets      map[string]corev1.Secret
+	Time         string
+	Profile      *Profile
+	Options      map[string]string
+	Object       map[string]any
+	Phases       map[string]*Phase
+	DeferPhase   *Phase
+	CurrentPhase string
+	PodOverride  map[string]any
+	// PodAnnotations and PodLabels come from the ActionSet.
+	PodAnnotations map[string]string
+	PodLabels      map[string]string
+}
+
+// StatefulSetParams are the Running pods of a StatefulSet.
+type StatefulSetParams struct {
+	Name       string
+	Namespace  string
+	Pods       []string
+	Containers [][]string
+	// PersistentVolumeClaims maps pod to claim to mount path.
+	PersistentVolumeClaims map[string]map[string]string
+}
+
+// DeploymentParams are the Running pods of a Deployment's current ReplicaSet.
+type DeploymentParams StatefulSetParams
+
+// PVCParams name a claim.
+type PVCParams struct {
+	Name      string
+	Namespace string
+}
+
+// NamespaceParams name a namespace; both fields are its name, as in Kanister.
+type NamespaceParams struct {
+	Name      string
+	Namespace string
+}
+
+// Artifact is a rendered artifact.
+type Artifact struct {
+	KeyValue      map[string]string
+	KopiaSnapshot string
+}
+
+// Phase is what a finished (or starting) phase offers to templates.
+type Phase struct {
+	Secrets    map[string]corev1.Secret
+	ConfigMaps map[string]corev1.ConfigMap
+	Output     map[string]any
+}
+
+// Profile is the resolved Profile with its credentials.
+type Profile struct {
+	Location      Location
+	Credential    Credential
+	SkipSSLVerify bool
+	// CABundle is PEM, from the Profile's annotation kopia.kanister.io/ca-configmap;
+	// not part of Kanister's shape.
+	CABundle []byte `json:"-"`
+}
+
+// LocationType is Kanister's.
+type LocationType string
+
+// The location types.
+const (
+	LocationTypeGCS         LocationType = "gcs"
+	LocationTypeS3Compliant LocationType = "s3Compliant"
+	LocationTypeAzure       LocationType = "azure"
+	LocationTypeKopia       LocationType = "kopia"
+)
+
+// Location of a Profile; lower case in JSON, unlike the rest.
+type Location struct {
+	Type     LocationType `json:"type"`
+	Bucket   string       `json:"bucket"`
+	Endpoint string       `json:"endpoint"`
+	Prefix   string       `json:"prefix"`
+	Region   string       `json:"region"`
+}
+
+// CredentialType is Kanister's.
+type CredentialType string
+
+// The credential types.
+const (
+	CredentialTypeKeyPair CredentialType = "keyPair"
+	CredentialTypeSecret  CredentialType = "secret"
+	CredentialTypeKopia   CredentialType = "kopia"
+)
+
+// Credential of a Profile.
+type Credential struct {
+	Type              CredentialType
+	KeyPair           *KeyPair
+	Secret            *corev1.Secret
+	KopiaServerSecret any
+}
+
+// KeyPair is an access key id and its secret.
+type KeyPair struct {
+	ID     string
+	Secret string
+}
