@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+#
+#   make demo    everything to see the main job
+#   make test    everything to pass all tests
+#
+# Both work on a fresh machine with Go, make, git and a C compiler.
+
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+BUILD := $(CURDIR)/build
+export KUBECONFIG := $(BUILD)/kubeconfig
+export KUBEBUILDER_ASSETS := $(BUILD)/envtest
+KUBECTL := $(BUILD)/bin/kubectl
+
+# The race detector needs a C compiler and is always on.
+GO_TEST := CGO_ENABLED=1 go test -race
+
+include make/cluster.mk
+
+##@ Start here
+
+.PHONY: help
+help: ## This text.
+	@awk 'BEGIN {FS = ":.*##"} \
+	  /^##@/ {printf "\n%s\n", substr($$0, 5)} \
+	  /^[a-z0-9-]+:.*##/ {printf "  %-16s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: cluster images deploy ## Back a PostgreSQL up, destroy it, restore it, compare the rows.
+	@go run ./test/demo
+
+.PHONY: test
+test: need-cc unit integration e2e ## All tests: unit, integration, end to end.
+	@echo "all tests passed"
+
+##@ Tests
+
+.PHONY: unit
+unit: need-cc ## Tests beside the code; nothing else is needed.
+	@$(GO_TEST) -timeout 15m $$(go list ./... | grep -v /test/)
+	@cd test/cluster && $(GO_TEST) ./...
+
+.PHONY: integration
+integration: need-cc tools ## Against a real API server, Kopia server and S3 gateway, as plain processes.
+	@$(GO_TEST) -timeout 20m -tags integration -run Integration $$(go list -tags integration ./... | grep -v /test/)
+
+.PHONY: e2e
+e2e: need-cc cluster images deploy ## The demo's flow and its failures, asserted on a real kind cluster.
+	@$(GO_TEST) -timeout 40m -tags e2e -count 1 ./test/e2e -args -ginkgo.v=$(or $(V),0)
+
+.PHONY: need-cc
+need-cc:
+	@command -v $${CC:-cc} >/dev/null || { echo "no C compiler: the race detector needs one (apt-get install gcc)" >&2; exit 1; }
+
+##@ Checks
+
+.PHONY: checks
+checks: fmt-check vet lint generate-check tidy-check ## Format, vet, lint, generated files and go.mod clean.
+	@echo "checks passed"
+
+.PHONY: fmt-check
+fmt-check:
+	@bad=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$bad" ] || { echo "gofmt these: $$bad" >&2; exit 1; }
+
+.PHONY: vet
+vet:
+	@go vet -tags integration,e2e ./...
+
+.PHONY: lint
+lint:
+	@go tool staticcheck -tags integration,e2e ./...
+
+.PHONY: generate
+generate: ## Deep copies and CRDs from the API types.
+	@go tool controller-gen object:headerFile=hack/boilerplate.go.txt paths=./pkg/apis/...
+	@go tool controller-gen crd:allowDangerousTypes=true paths=./pkg/apis/... output:crd:dir=manifests/crds
+
+.PHONY: generate-check
+generate-check: generate
+	@git diff --exit-code --stat -- pkg/apis manifests/crds || { echo "generated files were stale: commit what 'make generate' made" >&2; exit 1; }
+
+.PHONY: tidy-check
+tidy-check:
+	@go mod tidy -diff >/dev/null || { echo "go.mod is not tidy: run 'go mod tidy'" >&2; exit 1; }
+
+##@ Cluster
+
+.PHONY: deploy
+deploy: ## Controller, webhook and CRDs from manifests/ onto the cluster.
+	@go run ./test/deploy

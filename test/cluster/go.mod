@@ -1,0 +1,3 @@
+module github.com/kanister-kopia/kanister-kopia/test/cluster
+
+go 1.26.0
