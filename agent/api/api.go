@@ -121,9 +121,8 @@ type SnapshotRequest struct {
 type RestoreRequest struct {
 	// RootObject is Kopia's object id of the snapshot's root entry, as the backup record has it.
 	RootObject string `json:"rootObject"`
-	// RootIsFile says that RootObject is a single file, restored as Path/<RootName>.
-	RootIsFile bool   `json:"rootIsFile,omitempty"`
-	RootName   string `json:"rootName,omitempty"`
+	// RootFile is set when RootObject is a single file: it is restored as Path/<RootFile.Name>.
+	RootFile *RootFile `json:"rootFile,omitempty"`
 	// SubPath below the root to restore, slash separated; "" is the root itself.
 	SubPath string `json:"subPath,omitempty"`
 	// Volume and Path are the target directory; it is made if missing.
@@ -219,9 +218,8 @@ type SnapshotResult struct {
 	// ID is Kopia's manifest id, RootObject the object id of its root entry.
 	ID         string `json:"id"`
 	RootObject string `json:"rootObject"`
-	// RootIsFile: a single file was backed up, its base name is RootName.
-	RootIsFile bool   `json:"rootIsFile,omitempty"`
-	RootName   string `json:"rootName,omitempty"`
+	// RootFile is set when a single file was backed up.
+	RootFile *RootFile `json:"rootFile,omitempty"`
 	// RootUID, RootGID and RootMode (permission bits) of the root entry.
 	RootUID  uint32 `json:"rootUID"`
 	RootGID  uint32 `json:"rootGID"`
@@ -239,6 +237,17 @@ type SnapshotResult struct {
 	Unreadable []string  `json:"unreadable,omitempty"`
 	Start      time.Time `json:"start"`
 	End        time.Time `json:"end"`
+}
+
+// RootFile is what a directory would say of a file that was backed up alone.
+// Its owner and mode are the SnapshotResult's.
+type RootFile struct {
+	Name    string    `json:"name"`
+	Size    int64     `json:"size"`
+	Mode    uint32    `json:"mode"`
+	UID     uint32    `json:"uid"`
+	GID     uint32    `json:"gid"`
+	ModTime time.Time `json:"modTime"`
 }
 
 // RestoreResult describes a finished restore.

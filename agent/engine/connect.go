@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package engine
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/kopia/kopia/repo"
+	"github.com/kopia/kopia/repo/content"
+
+	"github.com/kanister-kopia/kanister-kopia/agent/api"
+)
+
+// openTimeout bounds Kopia's own retries, which know no end.
+const openTimeout = 45 * time.Second
+
+// connection is one open repository, through its server.
+type connection struct {
+	rep     repo.Repository
+	scratch string
+	creds   *api.Credentials
+}
+
+// connect opens the repository as the user of creds. Trust is the process's CA
+// root (SSL_CERT_FILE, set by the parent), with the host name checked; Kopia's
+// pinning of certificates is never used. There is no cache: it would cost more
+// memory than the operation.
+func connect(ctx context.Context, creds *api.Credentials, scratch string) (*connection, error) {
+	dir, err := os.MkdirTemp(scratch, "kopia-")
+	if err != nil {
+		return nil, fmt.Errorf("make scratch folder: %w", err)
+	}
+	c := &connection{scratch: dir, creds: creds}
+	config, err := json.Marshal(repo.LocalConfig{
+		APIServer:     &repo.APIServerInfo{BaseURL: creds.URL},
+		Caching:       &content.CachingOptions{},
+		ClientOptions: repo.ClientOptions{Hostname: creds.Hostname, Username: creds.Username},
+	})
+	if err != nil {
+		return nil, err
+	}
+	file := filepath.Join(dir, "repository.config")
+	if err := os.WriteFile(file, config, 0o600); err != nil {
+		c.close()
+		return nil, fmt.Errorf("write connection: %w", err)
+	}
+	openCtx, cancel := context.WithTimeout(ctx, openTimeout)
+	defer cancel()
+	type opened struct {
+		rep repo.Repository
+		err error
+	}
+	// Kopia may block whatever the context says; the process ends with the operation.
+	done := make(chan opened, 1)
+	go func() {
+		rep, err := repo.Open(openCtx, file, creds.Password, &repo.Options{
+			DisableRepositoryLog: true,
+			OnFatalError:         func(error) {},
+		})
+		done <- opened{rep, err}
+	}()
+	select {
+	case o := <-done:
+		if o.err != nil {
+			c.close()
+			return nil, &connectError{o.err}
+		}
+		c.rep = o.rep
+		return c, nil
+	case <-openCtx.Done():
+		c.close()
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		return nil, &connectError{fmt.Errorf("no answer within %s", openTimeout)}
+	}
+}
+
+// connectError says that the server was not reached or did not let us in.
+type connectError struct{ err error }
+
+func (e *connectError) Error() string { return "connect to repository server: " + e.err.Error() }
+func (e *connectError) Unwrap() error { return e.err }
+
+func (c *connection) close() {
+	if c.rep != nil {
+		_ = c.rep.Close(context.Background()) // a reader's close loses nothing
+	}
+	_ = os.RemoveAll(c.scratch)
+}
+
+// write runs one write session: fn, then a flush, which is where Kopia tells of
+// remote write errors, then close.
+func (c *connection) write(ctx context.Context, purpose string, onUpload func(int64), fn func(context.Context, repo.RepositoryWriter) error) error {
+	ctx, w, err := c.rep.NewWriter(ctx, repo.WriteSessionOptions{Purpose: purpose, OnUpload: onUpload})
+	if err != nil {
+		return fmt.Errorf("begin write session: %w", err)
+	}
+	defer func() { _ = w.Close(ctx) }() // a second close after success; the only one after failure
+	if err := fn(ctx, w); err != nil {
+		return err
+	}
+	if err := w.Flush(ctx); err != nil {
+		return fmt.Errorf("flush write session: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package engine is what an operation's child process does with Kopia: one file a
+// kind. It runs one operation and ends with its process; nothing here outlives a
+// call, and nothing links a cloud storage.
+package engine
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/kanister-kopia/kanister-kopia/agent/api"
+)
+
+// Env is where a child finds things.
+type Env struct {
+	// VolumesDir holds the mirrored volumes by name.
+	VolumesDir string
+	// ScratchDir is private and writable; what is made there is removed.
+	ScratchDir string
+	Now        func() time.Time
+}
+
+// Run runs one operation to its end. report is called about once a second while
+// data moves. Cancelling ctx ends the operation as cancelled, if Kopia obeys; the
+// parent kills the process if it does not.
+func Run(ctx context.Context, req api.StartRequest, env Env, report func(api.Progress)) (*api.Result, *api.Problem) {
+	if req.Credentials == nil {
+		return nil, &api.Problem{Code: api.CodeBadRequest, Title: "start operation: credentials are missing"}
+	}
+	logs := newLogTail(req.Credentials.Password)
+	ctx = logs.context(ctx)
+	result, err := run(ctx, req, env, newProgress(env.Now, report))
+	if err != nil {
+		return nil, problemOf(ctx, req, err, logs)
+	}
+	return result, nil
+}
+
+func run(ctx context.Context, req api.StartRequest, env Env, p *progress) (*api.Result, error) {
+	conn, err := connect(ctx, req.Credentials, env.ScratchDir)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.close()
+	stop := p.run()
+	defer stop()
+	switch req.Kind {
+	case api.KindSnapshot:
+		return snapshotVolume(ctx, conn, req, env, p)
+	case api.KindRestore:
+		return restoreVolume(ctx, conn, req, env, p)
+	case api.KindRecord:
+		return writeRecord(ctx, conn, *req.Record)
+	case api.KindFind:
+		return findRecords(ctx, conn, *req.Find)
+	case api.KindDelete:
+		return deleteRecord(ctx, conn, *req.Delete)
+	default:
+		return nil, &api.Problem{Code: api.CodeUnsupported, Title: fmt.Sprintf("start operation: kind %q is not known", req.Kind)}
+	}
+}

@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package engine
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net/url"
+	"os"
+	"strings"
+	"syscall"
+
+	"github.com/kanister-kopia/kanister-kopia/agent/api"
+)
+
+// problemOf names what went wrong, with what Kopia said and what to do.
+func problemOf(ctx context.Context, req api.StartRequest, err error, logs *logTail) *api.Problem {
+	var p *api.Problem
+	if errors.As(err, &p) {
+		return p
+	}
+	p = &api.Problem{
+		Code:  api.CodeInternal,
+		Title: scrub(fmt.Sprintf("%s: %v", req.Kind, err), req.Credentials.Password),
+	}
+	for _, line := range logs.tail() {
+		if !strings.Contains(p.Title, line) {
+			p.Details = append(p.Details, line)
+		}
+	}
+	p.Code, p.Hint = classify(ctx, err, req.Credentials.URL)
+	return p
+}
+
+// classify finds the code of an error. Kopia flattens most errors to text on
+// their way through gRPC, so text is what is left to look at.
+func classify(ctx context.Context, err error, server string) (api.Code, string) {
+	text := strings.ToLower(err.Error())
+	has := func(parts ...string) bool {
+		for _, part := range parts {
+			if strings.Contains(text, part) {
+				return true
+			}
+		}
+		return false
+	}
+	var unknown x509.UnknownAuthorityError
+	var connect *connectError
+	switch {
+	case ctx.Err() != nil || errors.Is(err, context.Canceled):
+		return api.CodeCancelled, ""
+	case errors.Is(err, syscall.ENOSPC) || has("no space left"):
+		return api.CodeNoSpace, "free space on the target, or give the claim more"
+	case errors.As(err, &unknown) || has("x509:", "certificate"):
+		return api.CodeServerUntrusted, "the server's certificate must come from the control plane's CA and name " + hostOf(server)
+	case has("permissiondenied", "permission denied", "access denied", "unauthenticated", "invalid password") && !errors.Is(err, os.ErrPermission):
+		return api.CodeAccessDenied, "the operation's password is not, or no longer, valid for this server"
+	case errors.Is(err, os.ErrPermission):
+		return api.CodeUnreadable, fmt.Sprintf("the agent runs as uid %d; annotate the pod with kopia.kanister.io/run-as", os.Getuid())
+	case has("connection refused", "no such host", "i/o timeout", "no route to host", "deadlineexceeded",
+		"deadline exceeded", "unavailable", "connection reset", "eof", "no answer within"):
+		return api.CodeServerUnreachable, "the namespace needs egress to " + hostOf(server) + " and to DNS; look at its NetworkPolicies and at the repository server"
+	case errors.As(err, &connect):
+		return api.CodeServerUnreachable, "look at the repository server's log"
+	default:
+		return api.CodeInternal, ""
+	}
+}
+
+func hostOf(server string) string {
+	if u, err := url.Parse(server); err == nil && u.Host != "" {
+		return u.Host
+	}
+	return "the repository server"
+}

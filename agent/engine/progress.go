@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package engine
+
+import (
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/kopia/kopia/snapshot/upload"
+
+	"github.com/kanister-kopia/kanister-kopia/agent/api"
+)
+
+// progress counts what Kopia tells and reports it once a second: its callbacks
+// come for every chunk, far too often for a pipe.
+type progress struct {
+	upload.NullUploadProgress
+	now    func() time.Time
+	report func(api.Progress)
+
+	files, bytes, uploaded, downloaded atomic.Int64
+	cachedFiles, estFiles, estBytes    atomic.Int64
+	mu                                 sync.Mutex
+	excluded                           []string
+}
+
+func newProgress(now func() time.Time, report func(api.Progress)) *progress {
+	return &progress{now: now, report: report}
+}
+
+// run reports until stop, and once more then.
+func (p *progress) run() (stop func()) {
+	done := make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		ticker := time.NewTicker(time.Second)
+		defer ticker.Stop()
+		for {
+			select {
+			case <-done:
+				p.report(p.snapshot())
+				return
+			case <-ticker.C:
+				p.report(p.snapshot())
+			}
+		}
+	})
+	return func() { close(done); wg.Wait() }
+}
+
+func (p *progress) snapshot() api.Progress {
+	return api.Progress{
+		Files: p.files.Load(), Bytes: p.bytes.Load(),
+		UploadedBytes: p.uploaded.Load(), DownloadedBytes: p.downloaded.Load(),
+		EstimatedFiles: p.estFiles.Load(), EstimatedBytes: p.estBytes.Load(),
+	}
+}
+
+// What follows implements upload.Progress.
+
+func (p *progress) Enabled() bool { return true } // without it Kopia estimates nothing
+
+func (p *progress) CachedFile(_ string, size int64) {
+	p.cachedFiles.Add(1)
+	p.files.Add(1)
+	p.bytes.Add(size)
+}
+
+func (p *progress) HashedBytes(n int64) { p.bytes.Add(n) }
+
+func (p *progress) FinishedHashingFile(string, int64) { p.files.Add(1) }
+
+func (p *progress) EstimatedDataSize(files, bytes int64) {
+	p.estFiles.Store(files)
+	p.estBytes.Store(bytes)
+}
+
+func (p *progress) EstimationParameters() upload.EstimationParameters {
+	return upload.EstimationParameters{Type: upload.EstimationTypeClassic}
+}
+
+func (p *progress) ExcludedDir(name string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.excluded = append(p.excluded, name)
+}

@@ -1,0 +1,227 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package operation
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/kanister-kopia/kanister-kopia/agent/api"
+)
+
+// Child runs each operation in a process of its own, so that memory goes back to
+// the node when it ends, trust roots are fresh, and whatever does not obey can be
+// killed: Kopia does not heed contexts everywhere.
+type Child struct {
+	// Command is the program and its arguments that read a request on standard input.
+	Command []string
+	// StateDir is private; the CA bundle of a running child is kept there.
+	StateDir string
+	// Env is added to the child's environment; never a secret.
+	Env []string
+	// Grace is how long a cancelled child may take to end; default 10 s.
+	Grace time.Duration
+	// Stall is how long a child may report no progress at all; default 5 min.
+	Stall time.Duration
+}
+
+// message is one line of a child's standard output.
+type message struct {
+	Progress *api.Progress `json:"progress,omitempty"`
+	Result   *api.Result   `json:"result,omitempty"`
+	Problem  *api.Problem  `json:"problem,omitempty"`
+}
+
+// Run implements Runner.
+func (c Child) Run(ctx context.Context, req api.StartRequest, report func(api.Progress)) (*api.Result, *api.Problem) {
+	input, err := json.Marshal(req)
+	if err != nil {
+		return nil, internal("encode request", err)
+	}
+	ca, err := c.writeCA(req)
+	if err != nil {
+		return nil, internal("write CA bundle", err)
+	}
+	defer os.Remove(ca)
+
+	watch, stalled := newWatchdog(ctx, defaulted(c.Stall, 5*time.Minute))
+	defer watch.stop()
+	p := exec.CommandContext(watch.ctx, c.Command[0], c.Command[1:]...)
+	// Only this CA: the system's roots are looked for where nothing is.
+	p.Env = append([]string{"SSL_CERT_FILE=" + ca, "SSL_CERT_DIR=" + filepath.Join(c.StateDir, "none"), "HOME=" + c.StateDir}, c.Env...)
+	p.Stdin = bytes.NewReader(input)
+	p.Cancel = func() error { return p.Process.Signal(syscall.SIGTERM) }
+	p.WaitDelay = defaulted(c.Grace, 10*time.Second)
+	p.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	var stderr tail
+	p.Stderr = &stderr
+	stdout, err := p.StdoutPipe()
+	if err != nil {
+		return nil, internal("start child", err)
+	}
+	if err := p.Start(); err != nil {
+		return nil, internal("start child", err)
+	}
+	var last message
+	var lastProgress api.Progress
+	lines := bufio.NewReader(stdout)
+	for {
+		line, err := lines.ReadBytes('\n')
+		if err != nil {
+			break
+		}
+		var m message
+		if json.Unmarshal(line, &m) != nil {
+			continue
+		}
+		if m.Progress != nil {
+			// A child that only says it is alive does not move data.
+			if *m.Progress != lastProgress {
+				lastProgress = *m.Progress
+				watch.pet()
+			}
+			report(*m.Progress)
+			continue
+		}
+		last = m
+	}
+	waitErr := p.Wait()
+	switch {
+	case stalled():
+		return nil, &api.Problem{
+			Code:  api.CodeStalled,
+			Title: fmt.Sprintf("%s: no data moved for %s; the operation was ended", req.Kind, defaulted(c.Stall, 5*time.Minute)),
+			Hint:  "look at the repository server and its storage",
+		}
+	case last.Result != nil && waitErr == nil:
+		return last.Result, nil
+	case ctx.Err() != nil:
+		if last.Problem != nil && last.Problem.Code == api.CodeCancelled {
+			return nil, last.Problem
+		}
+		return nil, &api.Problem{Code: api.CodeCancelled, Title: fmt.Sprintf("%s: cancelled", req.Kind)}
+	case last.Problem != nil:
+		return nil, last.Problem
+	default:
+		return nil, died(req.Kind, waitErr, stderr.String())
+	}
+}
+
+// died explains the end of a child that said nothing.
+func died(kind api.Kind, err error, stderr string) *api.Problem {
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		if status, ok := exit.Sys().(syscall.WaitStatus); ok && status.Signaled() && status.Signal() == syscall.SIGKILL {
+			return &api.Problem{
+				Code:  api.CodeOutOfMemory,
+				Title: fmt.Sprintf("%s: the operation was killed, most likely for want of memory", kind),
+				Hint:  "raise the pod's annotation kopia.kanister.io/memory-limit",
+			}
+		}
+	}
+	p := internal(string(kind)+": child ended", err)
+	if stderr != "" {
+		p.Details = []string{stderr}
+	}
+	return p
+}
+
+func (c Child) writeCA(req api.StartRequest) (string, error) {
+	f, err := os.CreateTemp(c.StateDir, "ca-*.crt")
+	if err != nil {
+		return "", err
+	}
+	if req.Credentials != nil {
+		if _, err := f.WriteString(req.Credentials.CA); err != nil {
+			f.Close()
+			return "", err
+		}
+	}
+	return f.Name(), f.Close()
+}
+
+func internal(what string, err error) *api.Problem {
+	return &api.Problem{Code: api.CodeInternal, Title: fmt.Sprintf("%s: %v", what, err)}
+}
+
+func defaulted(d, otherwise time.Duration) time.Duration {
+	if d == 0 {
+		return otherwise
+	}
+	return d
+}
+
+// watchdog cancels its context when it was not petted for a while.
+type watchdog struct {
+	ctx    context.Context
+	cancel context.CancelCauseFunc
+	timer  *time.Timer
+	limit  time.Duration
+}
+
+var errStalled = errors.New("stalled")
+
+func newWatchdog(parent context.Context, limit time.Duration) (w *watchdog, stalled func() bool) {
+	w = &watchdog{limit: limit}
+	w.ctx, w.cancel = context.WithCancelCause(parent)
+	w.timer = time.AfterFunc(limit, func() { w.cancel(errStalled) })
+	return w, func() bool { return errors.Is(context.Cause(w.ctx), errStalled) }
+}
+
+func (w *watchdog) pet()  { w.timer.Reset(w.limit) }
+func (w *watchdog) stop() { w.timer.Stop(); w.cancel(nil) }
+
+// tail keeps the end of what is written to it.
+type tail struct {
+	mu  sync.Mutex
+	buf []byte
+}
+
+const tailBytes = 2000
+
+func (t *tail) Write(p []byte) (int, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.buf = append(t.buf, p...)
+	t.buf = t.buf[max(0, len(t.buf)-tailBytes):]
+	return len(p), nil
+}
+
+func (t *tail) String() string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return strings.TrimSpace(string(t.buf))
+}
+
+// Serve is the child's side: it reads a request from in, runs it and writes what
+// happens to out. SIGTERM cancels it; the end of the parent kills it.
+func Serve(ctx context.Context, in io.Reader, out io.Writer,
+	run func(context.Context, api.StartRequest, func(api.Progress)) (*api.Result, *api.Problem),
+) error {
+	var req api.StartRequest
+	if err := json.NewDecoder(in).Decode(&req); err != nil {
+		return fmt.Errorf("read request: %w", err)
+	}
+	var mu sync.Mutex
+	encoder := json.NewEncoder(out)
+	say := func(m message) {
+		mu.Lock()
+		defer mu.Unlock()
+		_ = encoder.Encode(m) // a parent that is gone kills us
+	}
+	result, problem := run(ctx, req, func(p api.Progress) { say(message{Progress: &p}) })
+	say(message{Result: result, Problem: problem})
+	return nil
+}

@@ -1,0 +1,388 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package operation keeps an agent's operations: started once whatever the caller
+// does, queued, run in a child process, and told truly after any restart.
+package operation
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"reflect"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/kanister-kopia/kanister-kopia/agent/api"
+)
+
+// Runner runs one operation to its end.
+type Runner interface {
+	Run(ctx context.Context, req api.StartRequest, report func(api.Progress)) (*api.Result, *api.Problem)
+}
+
+// Options of a Manager.
+type Options struct {
+	Runner Runner
+	// Kinds are accepted; others are refused as unsupported.
+	Kinds []api.Kind
+	// StateDir keeps operations over a restart; credentials are never written there.
+	StateDir string
+	// Credentials, if set, fills the credentials of requests that have none.
+	Credentials func() *api.Credentials
+	// Parallel is how many operations run at once; default 2, others are queued.
+	Parallel int
+	// Keep is how many finished operations are remembered; default 200.
+	Keep int
+	Now  func() time.Time
+}
+
+// Manager keeps operations. Its methods may be called from many goroutines.
+type Manager struct {
+	opt   Options
+	slots chan struct{}
+	wg    sync.WaitGroup
+
+	mu  sync.Mutex // protects the following
+	ops map[string]*op
+}
+
+type op struct {
+	request api.StartRequest // credentials included; never written
+	state   api.Operation
+	cancel  context.CancelFunc
+	changed chan struct{} // closed and replaced at each change
+}
+
+// stored is what is kept on disk.
+type stored struct {
+	Request   api.StartRequest `json:"request"`
+	Operation api.Operation    `json:"operation"`
+}
+
+// New returns a manager with the operations that an earlier one left in StateDir:
+// those that had not ended need credentials.
+func New(opt Options) (*Manager, error) {
+	if opt.Parallel == 0 {
+		opt.Parallel = 2
+	}
+	if opt.Keep == 0 {
+		opt.Keep = 200
+	}
+	m := &Manager{opt: opt, slots: make(chan struct{}, opt.Parallel), ops: map[string]*op{}}
+	if err := os.MkdirAll(m.dir(), 0o700); err != nil {
+		return nil, fmt.Errorf("make state folder: %w", err)
+	}
+	files, err := filepath.Glob(filepath.Join(m.dir(), "*.json"))
+	if err != nil {
+		return nil, err
+	}
+	for _, file := range files {
+		raw, err := os.ReadFile(file)
+		if err != nil {
+			return nil, fmt.Errorf("read state: %w", err)
+		}
+		var s stored
+		if err := json.Unmarshal(raw, &s); err != nil {
+			// A full disk may have left it; whoever asks for the operation starts it again.
+			_ = os.Remove(file)
+			continue
+		}
+		if !s.Operation.State.Done() {
+			s.Operation.State = api.StateNeedsCredentials
+		}
+		m.ops[s.Operation.ID] = &op{request: s.Request, state: s.Operation, changed: make(chan struct{})}
+	}
+	return m, nil
+}
+
+func (m *Manager) dir() string { return filepath.Join(m.opt.StateDir, "operations") }
+
+var validID = regexp.MustCompile(`^[a-z0-9-]{1,128}$`)
+
+// Start starts an operation, or returns the one that the same request started. A
+// request with the id of another one is a conflict.
+func (m *Manager) Start(req api.StartRequest) (api.Operation, error) {
+	if err := m.validate(req); err != nil {
+		return api.Operation{}, err
+	}
+	if req.Credentials == nil && m.opt.Credentials != nil {
+		req.Credentials = m.opt.Credentials()
+	}
+	if req.Credentials == nil {
+		return api.Operation{}, &api.Problem{Status: 400, Code: api.CodeBadRequest, Title: "start operation: credentials are missing"}
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	o, ok := m.ops[req.ID]
+	if ok && !same(o.request, req) {
+		return api.Operation{}, &api.Problem{Status: 409, Code: api.CodeConflict, Title: fmt.Sprintf("start operation: %s is another operation", req.ID)}
+	}
+	if ok && o.state.State != api.StateNeedsCredentials {
+		return o.state, nil
+	}
+	if other := m.busyWith(req); other != "" {
+		return api.Operation{}, &api.Problem{
+			Status: 409, Code: api.CodeBusy,
+			Title: fmt.Sprintf("start operation: operation %s of the same source is running", other),
+		}
+	}
+	if !ok {
+		o = &op{changed: make(chan struct{}), state: api.Operation{ID: req.ID, Kind: req.Kind, Created: m.opt.Now().UTC()}}
+		m.ops[req.ID] = o
+		m.forgetOldest()
+	}
+	o.request = req
+	ctx, cancel := context.WithCancel(context.Background())
+	o.cancel = cancel
+	m.set(o, func(s *api.Operation) { s.State, s.Progress = api.StateQueued, api.Progress{} })
+	m.wg.Go(func() {
+		defer cancel()
+		m.run(ctx, o, req)
+	})
+	return o.state, nil
+}
+
+// busyWith returns the id of a running operation on the same data: two snapshots
+// of one source at once would each miss the other, and a restore writes under both.
+func (m *Manager) busyWith(req api.StartRequest) string {
+	for id, o := range m.ops {
+		if o.state.State.Done() || o.state.State == api.StateNeedsCredentials || id == req.ID {
+			continue
+		}
+		a, b := target(o.request), target(req)
+		if a != "" && a == b {
+			return id
+		}
+	}
+	return ""
+}
+
+func target(req api.StartRequest) string {
+	switch {
+	case req.Snapshot != nil:
+		return req.Snapshot.Volume + ":" + req.Snapshot.Path
+	case req.Restore != nil:
+		return req.Restore.Volume + ":" + req.Restore.Path
+	default:
+		return ""
+	}
+}
+
+func (m *Manager) run(ctx context.Context, o *op, req api.StartRequest) {
+	select {
+	case m.slots <- struct{}{}:
+		defer func() { <-m.slots }()
+	case <-ctx.Done():
+		m.finish(o, nil, &api.Problem{Code: api.CodeCancelled, Title: fmt.Sprintf("%s: cancelled before it began", req.Kind)})
+		return
+	}
+	m.mu.Lock()
+	now := m.opt.Now().UTC()
+	if o.state.State == api.StateQueued {
+		m.set(o, func(s *api.Operation) { s.State, s.Started = api.StateRunning, &now })
+	}
+	m.mu.Unlock()
+	result, problem := m.opt.Runner.Run(ctx, req, func(p api.Progress) {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		o.state.Progress = p // told to watchers, not worth a write
+		o.notify()
+	})
+	m.finish(o, result, problem)
+}
+
+func (m *Manager) finish(o *op, result *api.Result, problem *api.Problem) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	now := m.opt.Now().UTC()
+	o.request.Credentials = nil
+	m.set(o, func(s *api.Operation) {
+		s.Finished, s.Result, s.Failure = &now, result, problem
+		switch {
+		case problem == nil:
+			s.State = api.StateSucceeded
+		case problem.Code == api.CodeCancelled:
+			s.State = api.StateCancelled
+		default:
+			s.State = api.StateFailed
+		}
+	})
+}
+
+// set changes an operation, keeps it and tells its watchers. The lock is held.
+func (m *Manager) set(o *op, change func(*api.Operation)) {
+	change(&o.state)
+	o.notify()
+	request := o.request
+	request.Credentials = nil
+	raw, err := json.Marshal(stored{Request: request, Operation: o.state})
+	if err != nil {
+		return
+	}
+	// Kept as well as the disk allows: without it a restart forgets the operation,
+	// and the caller, who asks again, starts it anew under the same id.
+	file := filepath.Join(m.dir(), o.state.ID+".json")
+	if os.WriteFile(file+".new", raw, 0o600) == nil {
+		_ = os.Rename(file+".new", file)
+	}
+}
+
+func (o *op) notify() {
+	close(o.changed)
+	o.changed = make(chan struct{})
+}
+
+func (m *Manager) forgetOldest() {
+	var done []*op
+	for _, o := range m.ops {
+		if o.state.State.Done() {
+			done = append(done, o)
+		}
+	}
+	slices.SortFunc(done, func(a, b *op) int { return a.state.Created.Compare(b.state.Created) })
+	for i := 0; i < len(done)-m.opt.Keep; i++ {
+		delete(m.ops, done[i].state.ID)
+		_ = os.Remove(filepath.Join(m.dir(), done[i].state.ID+".json"))
+	}
+}
+
+// same compares what makes an operation: all but credentials and rate limit.
+func same(a, b api.StartRequest) bool {
+	a.Credentials, b.Credentials, a.RateLimit, b.RateLimit = nil, nil, 0, 0
+	return reflect.DeepEqual(normal(a), normal(b))
+}
+
+// normal gives a request the form it has after a restart.
+func normal(r api.StartRequest) api.StartRequest {
+	raw, err := json.Marshal(r)
+	var out api.StartRequest
+	if err == nil {
+		err = json.Unmarshal(raw, &out)
+	}
+	if err != nil {
+		return r
+	}
+	return out
+}
+
+func (m *Manager) validate(req api.StartRequest) error {
+	if !validID.MatchString(req.ID) {
+		return &api.Problem{Status: 400, Code: api.CodeBadRequest, Title: fmt.Sprintf("start operation: id %q is not 1 to 128 of [a-z0-9-]", req.ID)}
+	}
+	if !slices.Contains(m.opt.Kinds, req.Kind) {
+		return &api.Problem{Status: 400, Code: api.CodeUnsupported, Title: fmt.Sprintf("start operation: kind %q is not served here", req.Kind)}
+	}
+	var set []string
+	for kind, given := range map[api.Kind]bool{
+		api.KindSnapshot: req.Snapshot != nil, api.KindRestore: req.Restore != nil, api.KindRecord: req.Record != nil,
+		api.KindFind: req.Find != nil, api.KindDelete: req.Delete != nil,
+	} {
+		if given {
+			set = append(set, string(kind))
+		}
+	}
+	if len(set) != 1 || set[0] != string(req.Kind) {
+		slices.Sort(set)
+		return &api.Problem{Status: 400, Code: api.CodeBadRequest, Title: fmt.Sprintf("start operation: kind %q needs exactly its own field, got [%s]", req.Kind, strings.Join(set, " "))}
+	}
+	return nil
+}
+
+func notFound(id string) error {
+	return &api.Problem{Status: 404, Code: api.CodeNotFound, Title: fmt.Sprintf("operation %q is not known to this agent", id)}
+}
+
+// Get returns an operation as it is now.
+func (m *Manager) Get(id string) (api.Operation, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if o, ok := m.ops[id]; ok {
+		return o.state, nil
+	}
+	return api.Operation{}, notFound(id)
+}
+
+// List returns all operations, oldest first.
+func (m *Manager) List() []api.Operation {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	out := []api.Operation{}
+	for _, o := range m.ops {
+		out = append(out, o.state)
+	}
+	slices.SortFunc(out, func(a, b api.Operation) int { return a.Created.Compare(b.Created) })
+	return out
+}
+
+// Watch calls fn with the operation now and at each change, until it is done, it
+// needs credentials, fn fails or ctx ends.
+func (m *Manager) Watch(ctx context.Context, id string, fn func(api.Operation) error) error {
+	for {
+		m.mu.Lock()
+		o, ok := m.ops[id]
+		if !ok {
+			m.mu.Unlock()
+			return notFound(id)
+		}
+		state, changed := o.state, o.changed
+		m.mu.Unlock()
+		if err := fn(state); err != nil {
+			return err
+		}
+		if state.State.Done() || state.State == api.StateNeedsCredentials {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-changed:
+		}
+	}
+}
+
+// Cancel asks an operation to end. One that is done stays as it is.
+func (m *Manager) Cancel(id string) (api.Operation, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	o, ok := m.ops[id]
+	switch {
+	case !ok:
+		return api.Operation{}, notFound(id)
+	case o.state.State.Done():
+	case o.state.State == api.StateNeedsCredentials:
+		now := m.opt.Now().UTC()
+		m.set(o, func(s *api.Operation) {
+			s.State, s.Finished = api.StateCancelled, &now
+			s.Failure = &api.Problem{Code: api.CodeCancelled, Title: fmt.Sprintf("%s: cancelled", s.Kind)}
+		})
+	default:
+		m.set(o, func(s *api.Operation) { s.State = api.StateCancelling })
+		o.cancel()
+	}
+	return o.state, nil
+}
+
+// Close cancels what runs and waits for its end, or for ctx.
+func (m *Manager) Close(ctx context.Context) error {
+	m.mu.Lock()
+	for _, o := range m.ops {
+		if o.cancel != nil {
+			o.cancel()
+		}
+	}
+	m.mu.Unlock()
+	done := make(chan struct{})
+	go func() { m.wg.Wait(); close(done) }()
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return errors.New("close operations: some children did not end in time")
+	}
+}
