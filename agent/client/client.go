@@ -1,0 +1,304 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package client speaks to an agent. It never infers an outcome from a connection:
+// after any fault it asks again.
+package client
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"crypto/subtle"
+	"crypto/tls"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/kanister-kopia/kanister-kopia/agent/api"
+)
+
+// Options of a Client.
+type Options struct {
+	// Dial reaches the agent's port.
+	Dial func(ctx context.Context) (net.Conn, error)
+	// Certificate is the client's; it is asked for at each connection, so it may rotate.
+	Certificate func() (*tls.Certificate, error)
+	// Pin is the hex SHA-256 of the agent's public key, from its log.
+	Pin string
+}
+
+// Client speaks to one agent.
+type Client struct {
+	http      *http.Client
+	transport *http.Transport
+}
+
+// ErrPin says that whoever answered does not hold the pinned key.
+var ErrPin = errors.New("the agent's key is not the pinned one")
+
+// ErrGone is wrapped by a Dial that knows that trying again is no use: the
+// agent's pod has ended.
+var ErrGone = errors.New("the agent's pod is gone")
+
+// final says whether trying again cannot help.
+func final(err error) bool {
+	var p *api.Problem
+	var alert tls.AlertError // the agent refuses our certificate
+	return errors.As(err, &p) && p.Code != api.CodeNotFound ||
+		errors.As(err, &alert) || errors.Is(err, ErrPin) || errors.Is(err, ErrGone)
+}
+
+// New returns a client. It dials when it is used.
+func New(o Options) *Client {
+	transport := &http.Transport{
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return o.Dial(ctx) },
+		TLSClientConfig: &tls.Config{
+			MinVersion: tls.VersionTLS13,
+			// The agent's certificate is its own; its key is what is checked. The
+			// handshake proves that the agent holds it.
+			InsecureSkipVerify: true,
+			VerifyConnection: func(state tls.ConnectionState) error {
+				if len(state.PeerCertificates) == 0 {
+					return ErrPin
+				}
+				sum := sha256.Sum256(state.PeerCertificates[0].RawSubjectPublicKeyInfo)
+				if subtle.ConstantTimeCompare([]byte(hex.EncodeToString(sum[:])), []byte(o.Pin)) != 1 {
+					return ErrPin
+				}
+				return nil
+			},
+			GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return o.Certificate() },
+		},
+		ForceAttemptHTTP2:   true, // one connection carries the events and the questions
+		MaxIdleConns:        2,
+		IdleConnTimeout:     time.Minute,
+		TLSHandshakeTimeout: 15 * time.Second,
+	}
+	return &Client{transport: transport, http: &http.Client{Transport: transport}}
+}
+
+// Close drops idle connections.
+func (c *Client) Close() { c.transport.CloseIdleConnections() }
+
+const base = "https://agent/v1/"
+
+func (c *Client) do(ctx context.Context, method, path string, body, into any) error {
+	var reader io.Reader
+	if body != nil {
+		raw, err := json.Marshal(body)
+		if err != nil {
+			return err
+		}
+		reader = bytes.NewReader(raw)
+	}
+	req, err := http.NewRequestWithContext(ctx, method, base+path, reader)
+	if err != nil {
+		return err
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return fmt.Errorf("ask agent: %w", err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode >= 300 {
+		return problem(resp)
+	}
+	if into == nil {
+		return nil
+	}
+	if err := json.NewDecoder(resp.Body).Decode(into); err != nil {
+		return fmt.Errorf("read agent's answer: %w", err)
+	}
+	return nil
+}
+
+func problem(resp *http.Response) error {
+	p := &api.Problem{}
+	if err := json.NewDecoder(io.LimitReader(resp.Body, 1<<20)).Decode(p); err != nil || p.Title == "" {
+		return &api.Problem{Status: resp.StatusCode, Code: api.CodeInternal, Title: "agent answered " + resp.Status}
+	}
+	return p
+}
+
+// Start starts an operation; the same request again is the same operation.
+func (c *Client) Start(ctx context.Context, req api.StartRequest) (op api.Operation, err error) {
+	return op, c.do(ctx, http.MethodPost, "operations", req, &op)
+}
+
+// Get returns an operation as it is now.
+func (c *Client) Get(ctx context.Context, id string) (op api.Operation, err error) {
+	return op, c.do(ctx, http.MethodGet, "operations/"+url.PathEscape(id), nil, &op)
+}
+
+// List returns all operations that the agent knows.
+func (c *Client) List(ctx context.Context) (ops []api.Operation, err error) {
+	return ops, c.do(ctx, http.MethodGet, "operations", nil, &ops)
+}
+
+// Cancel asks an operation to end.
+func (c *Client) Cancel(ctx context.Context, id string) error {
+	return c.do(ctx, http.MethodDelete, "operations/"+url.PathEscape(id), nil, nil)
+}
+
+// Info describes the agent.
+func (c *Client) Info(ctx context.Context) (info api.Info, err error) {
+	return info, c.do(ctx, http.MethodGet, "info", nil, &info)
+}
+
+// StartSession asks a repository server for a password; the same id again gives the same one.
+func (c *Client) StartSession(ctx context.Context, req api.SessionRequest) (s api.Session, err error) {
+	return s, c.do(ctx, http.MethodPost, "sessions", req, &s)
+}
+
+// EndSession ends a session; one that is not known has ended.
+func (c *Client) EndSession(ctx context.Context, id string) error {
+	return c.do(ctx, http.MethodDelete, "sessions/"+url.PathEscape(id), nil, nil)
+}
+
+const (
+	firstPause = 200 * time.Millisecond
+	longPause  = 5 * time.Second
+	// patience is how long an agent may be out of reach while an operation runs.
+	patience = 5 * time.Minute
+	// cancelPatience is how long a cancelled operation may take to say so.
+	cancelPatience = 20 * time.Second
+)
+
+// Run starts an operation and follows it to its end, over any fault of the
+// connection. A failed operation is returned as *api.Problem. When ctx ends, the
+// operation is cancelled and ctx's error returned.
+func (c *Client) Run(ctx context.Context, req api.StartRequest, progress func(api.Progress)) (*api.Result, error) {
+	op, err := c.follow(ctx, req, progress)
+	if ctx.Err() != nil {
+		c.abandon(context.WithoutCancel(ctx), req.ID)
+		return nil, ctx.Err()
+	}
+	if err != nil {
+		return nil, err
+	}
+	if op.State == api.StateSucceeded {
+		return op.Result, nil
+	}
+	if op.Failure == nil {
+		return nil, &api.Problem{Code: api.CodeInternal, Title: fmt.Sprintf("%s: ended as %s without a reason", op.Kind, op.State)}
+	}
+	return nil, op.Failure
+}
+
+func (c *Client) follow(ctx context.Context, req api.StartRequest, progress func(api.Progress)) (api.Operation, error) {
+	pause, lost := firstPause, time.Time{}
+	for {
+		// Asking for the start is also asking how it goes, and gives fresh
+		// credentials to an operation that lost its agent's memory.
+		op, err := c.Start(ctx, req)
+		if err == nil {
+			pause, lost = firstPause, time.Time{}
+			if op.State.Done() {
+				return op, nil
+			}
+			err = c.watch(ctx, req.ID, func(op api.Operation) { progress(op.Progress) })
+			if err == nil {
+				continue
+			}
+		}
+		if final(err) {
+			return op, err
+		}
+		if ctx.Err() != nil {
+			return op, ctx.Err()
+		}
+		now := time.Now()
+		if lost.IsZero() {
+			lost = now
+		}
+		if now.Sub(lost) > patience {
+			return op, fmt.Errorf("the agent is out of reach for %s: %w", patience, err)
+		}
+		timer := time.NewTimer(pause)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return op, ctx.Err()
+		case <-timer.C:
+		}
+		pause = min(2*pause, longPause)
+	}
+}
+
+// watch reads the event stream until it ends, for whatever reason.
+func (c *Client) watch(ctx context.Context, id string, fn func(api.Operation)) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, base+"operations/"+url.PathEscape(id)+"/events", nil)
+	if err != nil {
+		return err
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return fmt.Errorf("follow operation: %w", err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode >= 300 {
+		return problem(resp)
+	}
+	lines := bufio.NewReader(resp.Body)
+	for {
+		line, err := lines.ReadString('\n')
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("follow operation: %w", err)
+		}
+		data, ok := strings.CutPrefix(strings.TrimSpace(line), "data: ")
+		if !ok {
+			continue
+		}
+		var op api.Operation
+		if err := json.Unmarshal([]byte(data), &op); err != nil {
+			return fmt.Errorf("follow operation: %w", err)
+		}
+		fn(op)
+	}
+}
+
+// abandon cancels an operation and waits a little for its end, so that nothing
+// writes after the caller went on.
+func (c *Client) abandon(ctx context.Context, id string) {
+	ctx, cancel := context.WithTimeout(ctx, cancelPatience)
+	defer cancel()
+	if c.Cancel(ctx, id) != nil {
+		return
+	}
+	_ = c.watch(ctx, id, func(api.Operation) {})
+}
+
+// PinFromLog finds the hash of the agent's key in its log: the last one counts,
+// the agent may have restarted. It returns io.ErrUnexpectedEOF if there is none yet.
+func PinFromLog(log io.Reader) (string, error) {
+	var pin string
+	scanner := bufio.NewScanner(log)
+	scanner.Buffer(nil, 1<<20)
+	for scanner.Scan() {
+		var line struct {
+			Message string `json:"msg"`
+			SPKI    string `json:"spkiSHA256"`
+		}
+		if json.Unmarshal(scanner.Bytes(), &line) == nil && line.Message == "agent identity" && len(line.SPKI) == 2*sha256.Size {
+			pin = line.SPKI
+		}
+	}
+	if err := scanner.Err(); err != nil {
+		return "", fmt.Errorf("read agent's log: %w", err)
+	}
+	if pin == "" {
+		return "", fmt.Errorf("the agent has not logged its identity: %w", io.ErrUnexpectedEOF)
+	}
+	return pin, nil
+}

@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+
+	"github.com/kanister-kopia/kanister-kopia/agent/api"
+)
+
+// sampled entries of a volume's root tell early whether its data can be read.
+const sampled = 50
+
+// Info describes this agent and the volumes below volumesDir.
+func Info(volumesDir string) api.Info {
+	info := api.Info{Protocol: api.ProtocolVersion, Version: "devel", UID: os.Getuid(), GID: os.Getgid(), Volumes: []api.VolumeInfo{}}
+	if build, ok := debug.ReadBuildInfo(); ok {
+		info.Version = build.Main.Version
+		for _, dep := range build.Deps {
+			if dep.Path == "github.com/kopia/kopia" {
+				info.KopiaVersion = dep.Version
+			}
+		}
+	}
+	entries, _ := os.ReadDir(volumesDir) // none is mirrored: an empty list says so
+	for _, e := range entries {
+		v := api.VolumeInfo{Name: e.Name(), Readable: true}
+		if problem := sample(filepath.Join(volumesDir, e.Name())); problem != "" {
+			v.Readable, v.Problem = false, problem
+		}
+		info.Volumes = append(info.Volumes, v)
+	}
+	return info
+}
+
+func sample(dir string) string {
+	f, err := os.Open(dir)
+	if err != nil {
+		return err.Error()
+	}
+	defer f.Close()
+	entries, err := f.ReadDir(sampled)
+	if err != nil && len(entries) == 0 {
+		return "" // empty
+	}
+	for _, e := range entries {
+		if !e.Type().IsRegular() && !e.IsDir() || e.Name() == "lost+found" {
+			continue
+		}
+		one, err := os.Open(filepath.Join(dir, e.Name()))
+		if err != nil {
+			return fmt.Sprintf("%v (the agent runs as uid %d)", err, os.Getuid())
+		}
+		one.Close()
+	}
+	return ""
+}

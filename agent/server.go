@@ -1,0 +1,174 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package agent is the agent's HTTP server: operations over mutual TLS, on
+// loopback. The sidecar, the mover and the repository server's own agent are this
+// one server with other kinds of operations.
+package agent
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"time"
+
+	"github.com/kanister-kopia/kanister-kopia/agent/api"
+	"github.com/kanister-kopia/kanister-kopia/agent/operation"
+)
+
+// Config of a Server.
+type Config struct {
+	// Operations serves /v1/operations.
+	Operations *operation.Manager
+	// Info serves /v1/info.
+	Info func() api.Info
+	// Routes adds further routes, behind the same TLS.
+	Routes map[string]http.HandlerFunc
+	// StateDir keeps the agent's key, CADir holds ca.crt.
+	StateDir, CADir string
+	Log             *slog.Logger
+	Now             func() time.Time
+}
+
+// Server serves the agent's API.
+type Server struct {
+	config   Config
+	identity *Identity
+	http     *http.Server
+}
+
+// NewServer loads the agent's key and logs its hash, which callers pin.
+func NewServer(config Config) (*Server, error) {
+	identity, err := LoadIdentity(config.StateDir, config.Now())
+	if err != nil {
+		return nil, err
+	}
+	auth := &clientAuth{dir: config.CADir, now: config.Now}
+	s := &Server{config: config, identity: identity}
+	s.http = &http.Server{
+		Handler:           s.routes(),
+		ReadHeaderTimeout: 10 * time.Second,
+		IdleTimeout:       2 * time.Minute,
+		ErrorLog:          slog.NewLogLogger(config.Log.Handler(), slog.LevelDebug),
+		TLSConfig: &tls.Config{
+			MinVersion:   tls.VersionTLS13,
+			Certificates: []tls.Certificate{identity.Certificate},
+			// The chain is verified by verify, with roots that may change.
+			ClientAuth:       tls.RequireAnyClientCert,
+			VerifyConnection: auth.verify,
+			// A ticket would let a client in after its certificate is no longer good.
+			SessionTicketsDisabled: true,
+		},
+	}
+	config.Log.Info(IdentityMessage, IdentityAttribute, identity.SPKISHA256)
+	return s, nil
+}
+
+// Serve serves until Shutdown.
+func (s *Server) Serve(l net.Listener) error {
+	err := s.http.ServeTLS(l, "", "")
+	if errors.Is(err, http.ErrServerClosed) {
+		return nil
+	}
+	return fmt.Errorf("serve agent API: %w", err)
+}
+
+// Shutdown ends Serve; event streams are cut when ctx ends.
+func (s *Server) Shutdown(ctx context.Context) error {
+	if err := s.http.Shutdown(ctx); err != nil {
+		return s.http.Close()
+	}
+	return nil
+}
+
+// maxBody is larger than any request: a record is a few KiB.
+const maxBody = 1 << 20
+
+func (s *Server) routes() http.Handler {
+	mux := http.NewServeMux()
+	ops := s.config.Operations
+	mux.HandleFunc("POST /v1/operations", func(w http.ResponseWriter, r *http.Request) {
+		var req api.StartRequest
+		if !ReadJSON(w, r, &req) {
+			return
+		}
+		op, err := ops.Start(req)
+		WriteJSON(w, http.StatusOK, op, err)
+	})
+	mux.HandleFunc("GET /v1/operations", func(w http.ResponseWriter, _ *http.Request) {
+		WriteJSON(w, http.StatusOK, ops.List(), nil)
+	})
+	mux.HandleFunc("GET /v1/operations/{id}", func(w http.ResponseWriter, r *http.Request) {
+		op, err := ops.Get(r.PathValue("id"))
+		WriteJSON(w, http.StatusOK, op, err)
+	})
+	mux.HandleFunc("DELETE /v1/operations/{id}", func(w http.ResponseWriter, r *http.Request) {
+		op, err := ops.Cancel(r.PathValue("id"))
+		WriteJSON(w, http.StatusOK, op, err)
+	})
+	mux.HandleFunc("GET /v1/operations/{id}/events", s.events)
+	mux.HandleFunc("GET /v1/info", func(w http.ResponseWriter, _ *http.Request) {
+		WriteJSON(w, http.StatusOK, s.config.Info(), nil)
+	})
+	for pattern, handler := range s.config.Routes {
+		mux.HandleFunc(pattern, handler)
+	}
+	return mux
+}
+
+// events streams an operation's changes until it is done. The end of the stream
+// means nothing: whoever reads it asks for the operation again.
+func (s *Server) events(w http.ResponseWriter, r *http.Request) {
+	id := r.PathValue("id")
+	if _, err := s.config.Operations.Get(id); err != nil {
+		WriteJSON(w, 0, nil, err)
+		return
+	}
+	w.Header().Set("Content-Type", "text/event-stream")
+	flush := http.NewResponseController(w)
+	_ = s.config.Operations.Watch(r.Context(), id, func(op api.Operation) error {
+		raw, err := json.Marshal(op)
+		if err != nil {
+			return err
+		}
+		if _, err := fmt.Fprintf(w, "data: %s\n\n", raw); err != nil {
+			return err
+		}
+		return flush.Flush()
+	})
+}
+
+// ReadJSON reads a request's body; it answers and returns false if it cannot.
+func ReadJSON(w http.ResponseWriter, r *http.Request, into any) bool {
+	decoder := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxBody))
+	decoder.DisallowUnknownFields()
+	if err := decoder.Decode(into); err != nil {
+		WriteJSON(w, 0, nil, &api.Problem{Status: 400, Code: api.CodeBadRequest, Title: fmt.Sprintf("read request: %v", err)})
+		return false
+	}
+	return true
+}
+
+// WriteJSON answers with a value, or with a problem if err is set.
+func WriteJSON(w http.ResponseWriter, status int, value any, err error) {
+	if err != nil {
+		var p *api.Problem
+		if !errors.As(err, &p) {
+			p = &api.Problem{Code: api.CodeInternal, Title: err.Error()}
+		}
+		if p.Status == 0 {
+			p.Status = http.StatusInternalServerError
+		}
+		w.Header().Set("Content-Type", "application/problem+json")
+		w.WriteHeader(p.Status)
+		_ = json.NewEncoder(w).Encode(p)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	_ = json.NewEncoder(w).Encode(value)
+}

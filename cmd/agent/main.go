@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Agent moves the bytes of the volumes it sees: as a sidecar, or in a mover pod.
+//
+//	agent serve           the API on loopback, and health on the pod network
+//	agent run-operation   one operation, from standard input; started by serve
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"syscall"
+	"time"
+
+	"github.com/kanister-kopia/kanister-kopia/agent"
+	"github.com/kanister-kopia/kanister-kopia/agent/api"
+	"github.com/kanister-kopia/kanister-kopia/agent/engine"
+	"github.com/kanister-kopia/kanister-kopia/agent/operation"
+	"github.com/kanister-kopia/kanister-kopia/pkg/names"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	command := ""
+	if len(os.Args) > 1 {
+		command = os.Args[1]
+	}
+	var err error
+	switch command {
+	case "serve":
+		err = serve(ctx, os.Args[2:])
+	case "run-operation":
+		err = runOperation(ctx, os.Args[2:])
+	default:
+		err = fmt.Errorf("unknown command %q: use serve", command)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "agent:", err)
+		os.Exit(1)
+	}
+}
+
+func serve(ctx context.Context, args []string) error {
+	flags := flag.NewFlagSet("serve", flag.ExitOnError)
+	stateDir := flags.String("state-dir", names.StateDir, "private, writable folder")
+	caDir := flags.String("ca-dir", names.CADir, "folder with the ca.crt that client certificates must come from")
+	volumesDir := flags.String("volumes-dir", names.VolumesDir, "folder with the mirrored volumes")
+	listen := flags.String("listen", fmt.Sprintf("127.0.0.1:%d", names.AgentPort), "address of the API")
+	health := flags.String("health-listen", fmt.Sprintf(":%d", names.AgentHealthPort), "address of /healthz and /metrics; empty: none")
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	// The resident process does next to nothing: a heap this small costs no time.
+	debug.SetGCPercent(50)
+	log := slog.New(slog.NewJSONHandler(os.Stdout, nil))
+	self, err := os.Executable()
+	if err != nil {
+		return fmt.Errorf("find own program: %w", err)
+	}
+	operations, err := operation.New(operation.Options{
+		Kinds: []api.Kind{api.KindSnapshot, api.KindRestore}, StateDir: *stateDir, Now: time.Now,
+		Runner: operation.Child{
+			Command:  []string{self, "run-operation", "-volumes-dir", *volumesDir, "-scratch-dir", *stateDir},
+			StateDir: *stateDir, Env: agent.ChildEnv(),
+		},
+	})
+	if err != nil {
+		return err
+	}
+	server, err := agent.NewServer(agent.Config{
+		Operations: operations, Info: func() api.Info { return agent.Info(*volumesDir) },
+		StateDir: *stateDir, CADir: *caDir, Log: log, Now: time.Now,
+	})
+	if err != nil {
+		return err
+	}
+	listener, err := net.Listen("tcp", *listen)
+	if err != nil {
+		return fmt.Errorf("listen: %w", err)
+	}
+	ended := make(chan error, 2)
+	go func() { ended <- server.Serve(listener) }()
+	if *health != "" {
+		go func() { ended <- agent.ServeHealth(*health, operations) }()
+	}
+	log.Info("agent serves", "listen", *listen, "uid", os.Getuid())
+	select {
+	case err = <-ended:
+	case <-ctx.Done():
+	}
+	bounded, cancel := context.WithTimeout(context.WithoutCancel(ctx), 15*time.Second)
+	defer cancel()
+	closeErr := operations.Close(bounded)
+	_ = server.Shutdown(bounded)
+	if err != nil {
+		return err
+	}
+	return closeErr
+}
+
+func runOperation(ctx context.Context, args []string) error {
+	flags := flag.NewFlagSet("run-operation", flag.ExitOnError)
+	volumesDir := flags.String("volumes-dir", names.VolumesDir, "")
+	scratchDir := flags.String("scratch-dir", names.StateDir, "")
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	return operation.Serve(ctx, os.Stdin, os.Stdout, func(ctx context.Context, req api.StartRequest, report func(api.Progress)) (*api.Result, *api.Problem) {
+		return engine.Run(ctx, req, engine.Env{VolumesDir: *volumesDir, ScratchDir: *scratchDir, Now: time.Now}, report)
+	})
+}
