@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agentconn
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/util/wait"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+
+	"github.com/kanister-kopia/kanister-kopia/agent/client"
+	"github.com/kanister-kopia/kanister-kopia/pkg/names"
+)
+
+const (
+	// identityTimeout bounds how long a running agent may take to log its identity
+	// and to answer.
+	identityTimeout = 30 * time.Second
+	identityPause   = 200 * time.Millisecond
+	// identityLimit is how much of the log is read. The identity is logged at the
+	// start of a container, and pods/log begins there.
+	identityLimit = 1 << 20
+)
+
+// Connector makes clients of agents in pods of one cluster.
+type Connector struct {
+	config      *rest.Config
+	clientset   kubernetes.Interface
+	certificate func() (*tls.Certificate, error)
+	// dial reaches the agent's port in a pod; tests replace it.
+	dial func(ctx context.Context, namespace, pod string) (net.Conn, error)
+}
+
+// New returns a Connector that shows the given client certificate.
+func New(config *rest.Config, certificate func() (*tls.Certificate, error)) (*Connector, error) {
+	clientset, err := kubernetes.NewForConfig(config)
+	if err != nil {
+		return nil, fmt.Errorf("make a client for pod logs: %w", err)
+	}
+	c := &Connector{config: config, clientset: clientset, certificate: certificate}
+	c.dial = func(ctx context.Context, namespace, pod string) (net.Conn, error) {
+		return c.portForward(ctx, namespace, pod, names.AgentPort)
+	}
+	return c, nil
+}
+
+// Connect returns a client of the agent in a container of a pod, after the agent
+// has answered with the key that it logged. It waits a while for an agent that
+// has just been started.
+func (c *Connector) Connect(ctx context.Context, namespace, pod, container string) (*client.Client, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, identityTimeout,
+		fmt.Errorf("no answer within %s", identityTimeout))
+	defer cancel()
+	var agent *client.Client
+	var last error
+	err := wait.PollUntilContextCancel(ctx, identityPause, true, func(ctx context.Context) (bool, error) {
+		var err error
+		agent, err = c.try(ctx, namespace, pod, container)
+		switch {
+		case err == nil:
+			return true, nil
+		case apierrors.IsForbidden(err), apierrors.IsNotFound(err), apierrors.IsUnauthorized(err):
+			return false, err
+		}
+		// Not started yet, not listening yet, or restarted with a new key between
+		// the two looks: the next try reads the log again.
+		if ctx.Err() == nil || last == nil {
+			last = err
+		}
+		return false, nil
+	})
+	if err == nil {
+		return agent, nil
+	}
+	if last != nil && ctx.Err() != nil {
+		err = fmt.Errorf("%w: %w", context.Cause(ctx), last)
+	}
+	return nil, fmt.Errorf("reach the agent in container %s of pod %s/%s: %w%s", container, namespace, pod, err, hint(err, namespace))
+}
+
+// hint says what to do about the errors that administrators meet.
+func hint(err error, namespace string) string {
+	if apierrors.IsForbidden(err) {
+		return fmt.Sprintf(" (bind ClusterRole kanister-kopia-namespace to the controller in namespace %s)", namespace)
+	}
+	return ""
+}
+
+func (c *Connector) try(ctx context.Context, namespace, pod, container string) (*client.Client, error) {
+	pin, err := c.pin(ctx, namespace, pod, container)
+	if err != nil {
+		return nil, err
+	}
+	agent := client.New(client.Options{
+		Dial:        func(ctx context.Context) (net.Conn, error) { return c.dial(ctx, namespace, pod) },
+		Certificate: c.certificate,
+		Pin:         pin,
+	})
+	if _, err := agent.Info(ctx); err != nil {
+		agent.Close()
+		return nil, err
+	}
+	return agent, nil
+}
+
+func (c *Connector) pin(ctx context.Context, namespace, pod, container string) (string, error) {
+	limit := int64(identityLimit)
+	log, err := c.clientset.CoreV1().Pods(namespace).GetLogs(pod, &corev1.PodLogOptions{
+		Container: container, LimitBytes: &limit,
+	}).Stream(ctx)
+	if err != nil {
+		return "", fmt.Errorf("read its log: %w", err)
+	}
+	defer log.Close()
+	pin, err := client.PinFromLog(log)
+	if errors.Is(err, io.ErrUnexpectedEOF) {
+		return "", fmt.Errorf("it has not logged its identity yet: %w", err)
+	}
+	return pin, err
+}

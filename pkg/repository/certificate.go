@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package repository
+
+import (
+	"fmt"
+	"time"
+
+	certmanagerv1 "github.com/cert-manager/cert-manager/pkg/apis/certmanager/v1"
+	cmmeta "github.com/cert-manager/cert-manager/pkg/apis/meta/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	kopiav1alpha1 "github.com/kanister-kopia/kanister-kopia/pkg/apis/kopia/v1alpha1"
+	"github.com/kanister-kopia/kanister-kopia/pkg/names"
+)
+
+// Leaves are short and renewed early; the server reloads them without a restart.
+const (
+	certificateDuration = 30 * 24 * time.Hour
+	certificateRenewal  = 10 * 24 * time.Hour
+)
+
+func tlsSecretName(rs *kopiav1alpha1.RepositoryServer) string { return rs.Name + "-tls" }
+
+// host is the name that agents dial and verify.
+func host(rs *kopiav1alpha1.RepositoryServer) string {
+	return fmt.Sprintf("%s.%s.svc", rs.Name, rs.Namespace)
+}
+
+func serverURL(rs *kopiav1alpha1.RepositoryServer) string {
+	return fmt.Sprintf("https://%s:%d", host(rs), names.RepositoryPort)
+}
+
+// buildCertificate asks cert-manager for the server's certificate.
+func buildCertificate(rs *kopiav1alpha1.RepositoryServer, issuer string) *certmanagerv1.Certificate {
+	return &certmanagerv1.Certificate{
+		ObjectMeta: ownedMeta(rs, rs.Name),
+		Spec: certmanagerv1.CertificateSpec{
+			SecretName:  tlsSecretName(rs),
+			DNSNames:    []string{host(rs), host(rs) + ".cluster.local"},
+			Usages:      []certmanagerv1.KeyUsage{certmanagerv1.UsageServerAuth},
+			Duration:    &metav1.Duration{Duration: certificateDuration},
+			RenewBefore: &metav1.Duration{Duration: certificateRenewal},
+			PrivateKey: &certmanagerv1.CertificatePrivateKey{
+				Algorithm:      certmanagerv1.ECDSAKeyAlgorithm,
+				Size:           256,
+				RotationPolicy: certmanagerv1.RotationPolicyAlways,
+			},
+			IssuerRef: cmmeta.IssuerReference{Name: issuer, Kind: certmanagerv1.IssuerKind},
+		},
+	}
+}

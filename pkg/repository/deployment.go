@@ -1,0 +1,163 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package repository
+
+import (
+	"strconv"
+
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+
+	kopiav1alpha1 "github.com/kanister-kopia/kanister-kopia/pkg/apis/kopia/v1alpha1"
+	"github.com/kanister-kopia/kanister-kopia/pkg/names"
+)
+
+// Image says which image to run.
+type Image struct {
+	Name       string
+	PullPolicy corev1.PullPolicy
+}
+
+// Container is the name of the server's container, which also holds its agent.
+const Container = "repository-server"
+
+// Folders of the server's container.
+const (
+	configDir = "/etc/repository"
+	tlsDir    = "/etc/repository-tls"
+	cacheDir  = "/var/cache/repository"
+)
+
+// nonRoot is the user that our images run as.
+const nonRoot int64 = 65532
+
+// defaultResources carry some dozens of agents; a spec may say otherwise.
+func defaultResources() corev1.ResourceRequirements {
+	return corev1.ResourceRequirements{
+		Requests: corev1.ResourceList{
+			corev1.ResourceCPU:    resource.MustParse("50m"),
+			corev1.ResourceMemory: resource.MustParse("128Mi"),
+		},
+		Limits: corev1.ResourceList{corev1.ResourceMemory: resource.MustParse("768Mi")},
+	}
+}
+
+// goMemLimit leaves a quarter of the container's memory to what the Go heap does
+// not count: memory-backed volumes and buffers of the kernel.
+func goMemLimit(r corev1.ResourceRequirements) []corev1.EnvVar {
+	limit, ok := r.Limits[corev1.ResourceMemory]
+	if !ok {
+		return nil
+	}
+	return []corev1.EnvVar{{Name: "GOMEMLIMIT", Value: strconv.FormatInt(limit.Value()/4*3, 10)}}
+}
+
+// buildDeployment runs the server: one replica that is replaced, never doubled.
+// The pod has no service account token; the storage keys are in a mounted Secret,
+// what the server writes of them stays in memory.
+func buildDeployment(rs *kopiav1alpha1.RepositoryServer, image Image, revision string, replicas int32) *appsv1.Deployment {
+	no, yes := false, true
+	user, mode := nonRoot, int32(0o440)
+	grace := int64(10)
+	resources := rs.Spec.Resources
+	if len(resources.Requests) == 0 && len(resources.Limits) == 0 {
+		resources = defaultResources()
+	}
+	stateSize, cacheSize := resource.MustParse("64Mi"), resource.MustParse("1Gi")
+	probe := func(path string, period, failures int32) *corev1.Probe {
+		return &corev1.Probe{
+			ProbeHandler: corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{
+				Path: path, Port: intstr.FromString(healthPortName), Scheme: corev1.URISchemeHTTP,
+			}},
+			PeriodSeconds:    period,
+			TimeoutSeconds:   5,
+			SuccessThreshold: 1,
+			FailureThreshold: failures,
+		}
+	}
+	return &appsv1.Deployment{
+		ObjectMeta: ownedMeta(rs, rs.Name),
+		Spec: appsv1.DeploymentSpec{
+			Replicas: &replicas,
+			Strategy: appsv1.DeploymentStrategy{Type: appsv1.RecreateDeploymentStrategyType},
+			Selector: &metav1.LabelSelector{MatchLabels: labels(rs)},
+			Template: corev1.PodTemplateSpec{
+				ObjectMeta: metav1.ObjectMeta{
+					Labels:      labels(rs),
+					Annotations: map[string]string{revisionAnnotation: revision},
+				},
+				Spec: corev1.PodSpec{
+					AutomountServiceAccountToken:  &no,
+					EnableServiceLinks:            &no,
+					TerminationGracePeriodSeconds: &grace,
+					SecurityContext: &corev1.PodSecurityContext{
+						RunAsNonRoot:   &yes,
+						RunAsUser:      &user,
+						RunAsGroup:     &user,
+						FSGroup:        &user,
+						SeccompProfile: &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault},
+					},
+					Containers: []corev1.Container{{
+						Name:            Container,
+						Image:           image.Name,
+						ImagePullPolicy: image.PullPolicy,
+						Args:            []string{"serve"},
+						Env:             goMemLimit(resources),
+						Resources:       resources,
+						Ports: []corev1.ContainerPort{
+							{Name: repositoryPortName, ContainerPort: names.RepositoryPort, Protocol: corev1.ProtocolTCP},
+							{Name: healthPortName, ContainerPort: names.AgentHealthPort, Protocol: corev1.ProtocolTCP},
+						},
+						// Opening a large repository takes its time: only readiness judges it.
+						// The startup probe is quick, so that the first phase does not wait long.
+						StartupProbe:   probe("/readyz", 1, 600),
+						ReadinessProbe: probe("/readyz", 10, 3),
+						LivenessProbe:  probe("/healthz", 20, 3),
+						// The last lines of the log say why a server did not start.
+						TerminationMessagePolicy: corev1.TerminationMessageFallbackToLogsOnError,
+						SecurityContext: &corev1.SecurityContext{
+							RunAsNonRoot:             &yes,
+							AllowPrivilegeEscalation: &no,
+							ReadOnlyRootFilesystem:   &yes,
+							Capabilities:             &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}},
+							SeccompProfile:           &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault},
+						},
+						VolumeMounts: []corev1.VolumeMount{
+							{Name: "config", MountPath: configDir, ReadOnly: true},
+							{Name: "tls", MountPath: tlsDir, ReadOnly: true},
+							{Name: names.CAVolume, MountPath: names.CADir, ReadOnly: true},
+							{Name: names.StateVolume, MountPath: names.StateDir},
+							{Name: "cache", MountPath: cacheDir},
+						},
+					}},
+					Volumes: []corev1.Volume{
+						{Name: "config", VolumeSource: corev1.VolumeSource{
+							Secret: &corev1.SecretVolumeSource{SecretName: rs.Name + "-config", DefaultMode: &mode},
+						}},
+						{Name: "tls", VolumeSource: corev1.VolumeSource{
+							Secret: &corev1.SecretVolumeSource{SecretName: tlsSecretName(rs), DefaultMode: &mode},
+						}},
+						{Name: names.CAVolume, VolumeSource: corev1.VolumeSource{
+							ConfigMap: &corev1.ConfigMapVolumeSource{
+								LocalObjectReference: corev1.LocalObjectReference{Name: names.CAConfigMap},
+								Optional:             &yes,
+							},
+						}},
+						// In memory: Kopia writes the storage keys into its configuration file.
+						{Name: names.StateVolume, VolumeSource: corev1.VolumeSource{
+							EmptyDir: &corev1.EmptyDirVolumeSource{Medium: corev1.StorageMediumMemory, SizeLimit: &stateSize},
+						}},
+						{Name: "cache", VolumeSource: corev1.VolumeSource{
+							EmptyDir: &corev1.EmptyDirVolumeSource{SizeLimit: &cacheSize},
+						}},
+					},
+				},
+			},
+		},
+	}
+}
+
+const healthPortName = "health"

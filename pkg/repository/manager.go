@@ -1,0 +1,387 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package repository
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/log"
+
+	agentclient "github.com/kanister-kopia/kanister-kopia/agent/client"
+	kopiav1alpha1 "github.com/kanister-kopia/kanister-kopia/pkg/apis/kopia/v1alpha1"
+	"github.com/kanister-kopia/kanister-kopia/pkg/kube"
+	"github.com/kanister-kopia/kanister-kopia/pkg/names"
+	"github.com/kanister-kopia/kanister-kopia/pkg/param"
+)
+
+// StartTimeout bounds how long Open waits for a server that neither becomes ready
+// nor says why not.
+const StartTimeout = 5 * time.Minute
+
+// Connector reaches the agent API in a container of a pod.
+type Connector interface {
+	Connect(ctx context.Context, namespace, pod, container string) (*agentclient.Client, error)
+}
+
+// Manager opens repositories for functions. It is safe for concurrent use.
+type Manager struct {
+	// Client reads and watches without a cache: what Open decides on must be fresh.
+	Client client.WithWatch
+	// Namespace is the control plane's.
+	Namespace string
+	// Agents reaches a server's own agent.
+	Agents Connector
+	// CA returns the PEM bundle that the servers' certificates chain to.
+	CA func() ([]byte, error)
+
+	mu   sync.Mutex
+	uses map[string]*use
+	// cluster is the uid of kube-system, read once.
+	cluster string
+}
+
+// use is what is known of a repository that somebody works with.
+type use struct {
+	// count of Repositories that were opened and not closed.
+	count int
+	// starting serialises the writing of its configuration.
+	starting sync.Mutex
+}
+
+// Ref says which repository a function means.
+type Ref struct {
+	Profile *param.Profile
+	// Namespace is the application's.
+	Namespace string
+	// EncryptionKey of the function; nil if the argument is absent.
+	EncryptionKey *string
+	// InsecureTLS accepts any certificate of the object store, as does the
+	// Profile's skipSSLVerify.
+	InsecureTLS bool
+}
+
+// Open returns the repository of ref's namespace and key at the Profile's
+// location, its server ready; what does not exist yet is made. Close it.
+func (m *Manager) Open(ctx context.Context, ref Ref) (*Repository, error) {
+	tenant, err := m.tenant(ctx, ref.Namespace)
+	if err != nil {
+		return nil, err
+	}
+	k, err := deriveKey(ref.EncryptionKey, tenant)
+	if err != nil {
+		return nil, err
+	}
+	storage, err := storageOf(ref.Profile, tenant, k.id)
+	if err != nil {
+		return nil, err
+	}
+	id := repositoryID(storage, tenant, k.id)
+	rs := &kopiav1alpha1.RepositoryServer{
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace: m.Namespace,
+			Name:      id,
+			Labels: map[string]string{
+				names.ManagedByLabel:  names.ManagedByValue,
+				names.RepositoryLabel: id,
+			},
+		},
+		Spec: kopiav1alpha1.RepositoryServerSpec{Storage: storage, Tenant: tenant, KeyID: k.id},
+	}
+	// Somebody else may have made it, a moment or a year ago.
+	if err := m.Client.Create(ctx, rs); err != nil && !apierrors.IsAlreadyExists(err) {
+		return nil, fmt.Errorf("make RepositoryServer %s: %w", id, err)
+	}
+	return m.start(ctx, id, ref, k)
+}
+
+// OpenBackup returns the repository that a backupID or backupTag names, from
+// whatever namespace it was made. ErrNotFound: there is no such repository, or
+// not with this encryptionKey, or not at this Profile's location.
+func (m *Manager) OpenBackup(ctx context.Context, token string, ref Ref) (*Repository, error) {
+	id, err := repositoryOf(token)
+	if err != nil {
+		return nil, err
+	}
+	var rs kopiav1alpha1.RepositoryServer
+	if err := m.Client.Get(ctx, client.ObjectKey{Namespace: m.Namespace, Name: id}, &rs); apierrors.IsNotFound(err) {
+		return nil, fmt.Errorf("backup %s: %w: namespace %s has no RepositoryServer %s", token, ErrNotFound, m.Namespace, id)
+	} else if err != nil {
+		return nil, fmt.Errorf("read RepositoryServer %s: %w", id, err)
+	}
+	k, err := deriveKey(ref.EncryptionKey, rs.Spec.Tenant)
+	if err != nil {
+		return nil, err
+	}
+	if k.id != rs.Spec.KeyID {
+		return nil, fmt.Errorf("backup %s: %w with this encryptionKey", token, ErrNotFound)
+	}
+	storage, err := storageOf(ref.Profile, rs.Spec.Tenant, k.id)
+	if err != nil {
+		return nil, err
+	}
+	if have := rs.Spec.Storage.S3; have == nil || have.Bucket != storage.S3.Bucket || have.Endpoint != storage.S3.Endpoint {
+		return nil, fmt.Errorf("backup %s: %w in bucket %s of the Profile", token, ErrNotFound, storage.S3.Bucket)
+	}
+	return m.start(ctx, id, ref, k)
+}
+
+// tenant reads who a namespace is.
+func (m *Manager) tenant(ctx context.Context, namespace string) (kopiav1alpha1.Tenant, error) {
+	cluster, err := m.clusterID(ctx)
+	if err != nil {
+		return kopiav1alpha1.Tenant{}, err
+	}
+	uid, err := m.namespaceUID(ctx, namespace)
+	if err != nil {
+		return kopiav1alpha1.Tenant{}, err
+	}
+	return kopiav1alpha1.Tenant{ClusterID: cluster, Namespace: namespace, NamespaceUID: uid}, nil
+}
+
+func (m *Manager) clusterID(ctx context.Context) (string, error) {
+	m.mu.Lock()
+	id := m.cluster
+	m.mu.Unlock()
+	if id != "" {
+		return id, nil
+	}
+	id, err := m.namespaceUID(ctx, metav1.NamespaceSystem)
+	if err != nil {
+		return "", err
+	}
+	m.mu.Lock()
+	m.cluster = id
+	m.mu.Unlock()
+	return id, nil
+}
+
+func (m *Manager) namespaceUID(ctx context.Context, name string) (string, error) {
+	var ns corev1.Namespace
+	if err := m.Client.Get(ctx, client.ObjectKey{Name: name}, &ns); err != nil {
+		return "", fmt.Errorf("read namespace %s: %w", name, err)
+	}
+	return string(ns.UID), nil
+}
+
+// acquire counts a user of a repository; release ends it.
+func (m *Manager) acquire(id string) *use {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.uses == nil {
+		m.uses = map[string]*use{}
+	}
+	u := m.uses[id]
+	if u == nil {
+		u = &use{}
+		m.uses[id] = u
+	}
+	u.count++
+	return u
+}
+
+func (m *Manager) release(id string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.uses[id].count--
+	if m.uses[id].count == 0 {
+		delete(m.uses, id)
+	}
+}
+
+// InUse is the number of Repositories of an id that are open.
+func (m *Manager) InUse(id string) int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if u := m.uses[id]; u != nil {
+		return u.count
+	}
+	return 0
+}
+
+// start brings the server of an existing RepositoryServer up with ref's access to
+// the storage and waits for it.
+func (m *Manager) start(ctx context.Context, id string, ref Ref, k key) (_ *Repository, err error) {
+	u := m.acquire(id)
+	defer func() {
+		if err != nil {
+			m.release(id)
+		}
+	}()
+	keys, err := s3KeysOf(ref.Profile)
+	if err != nil {
+		return nil, err
+	}
+	a := access{
+		keys:        keys,
+		caBundle:    ref.Profile.CABundle,
+		insecureTLS: ref.InsecureTLS || ref.Profile.SkipSSLVerify,
+	}
+	revision, err := m.configure(ctx, u, id, a, k)
+	if err != nil {
+		return nil, fmt.Errorf("start repository server %s: %w", id, err)
+	}
+	rs, err := m.awaitReady(ctx, id, revision)
+	if err != nil {
+		return nil, fmt.Errorf("start repository server %s: %w", id, err)
+	}
+	return &Repository{manager: m, rs: rs}, nil
+}
+
+// configure writes the password and the configuration of a server, if they are
+// not there or have changed, and returns the revision to wait for.
+func (m *Manager) configure(ctx context.Context, u *use, id string, a access, k key) (string, error) {
+	u.starting.Lock()
+	defer u.starting.Unlock()
+
+	rs := &kopiav1alpha1.RepositoryServer{}
+	if err := m.Client.Get(ctx, client.ObjectKey{Namespace: m.Namespace, Name: id}, rs); err != nil {
+		return "", fmt.Errorf("read RepositoryServer: %w", err)
+	}
+	if rs.DeletionTimestamp != nil {
+		return "", errors.New("the RepositoryServer is being deleted: run the action again when it is gone")
+	}
+	password := k.password
+	if rs.Spec.KeyID == DefaultKeyID {
+		var err error
+		if password, err = m.password(ctx, rs); err != nil {
+			return "", err
+		}
+	}
+	want := buildConfig(rs, a, password)
+
+	var secret corev1.Secret
+	err := m.Client.Get(ctx, client.ObjectKey{Namespace: m.Namespace, Name: rs.Name + "-config"}, &secret)
+	if client.IgnoreNotFound(err) != nil {
+		return "", fmt.Errorf("read the server's configuration: %w", err)
+	}
+	revision, write := "", true
+	if err == nil {
+		have, r, err := parseConfigSecret(&secret)
+		if err != nil {
+			return "", err
+		}
+		revision = r
+		alone := m.InUse(id) == 1
+		failed := rs.Status.Phase == kopiav1alpha1.PhaseFailed && rs.Status.Revision == revision
+		switch {
+		case needsRestart(have, want) && !alone:
+			// A running backup is not cut off because another Profile has other keys.
+			log.FromContext(ctx).Info("repository server in use: its storage access stays as it is until it is idle", "repository", id)
+			write = false
+		case needsRestart(have, want), alone && failed:
+			// Also when nothing changed but the last try failed: a new pod tries at
+			// once, the old one after a growing pause.
+			revision = ""
+		case have == want:
+			write = false
+		}
+	}
+	if revision == "" {
+		revision, write = rand.Text(), true
+	}
+	if write {
+		s, err := buildConfigSecret(rs, want, revision)
+		if err != nil {
+			return "", err
+		}
+		if err := kube.Apply(ctx, m.Client, s); err != nil {
+			return "", err
+		}
+	}
+	if rs.Annotations[revisionAnnotation] == revision {
+		return revision, nil
+	}
+	// Last: the Reconciler starts the pod on this.
+	before := rs.DeepCopy()
+	metav1.SetMetaDataAnnotation(&rs.ObjectMeta, revisionAnnotation, revision)
+	if err := m.Client.Patch(ctx, rs, client.MergeFrom(before)); err != nil {
+		return "", fmt.Errorf("name the configuration's revision: %w", err)
+	}
+	return revision, nil
+}
+
+// password reads the repository's password, or makes one. It is made once: a
+// repository that was ever ready has one, and no other opens it.
+func (m *Manager) password(ctx context.Context, rs *kopiav1alpha1.RepositoryServer) (string, error) {
+	key := client.ObjectKey{Namespace: m.Namespace, Name: passwordSecretName(rs)}
+	read := func() (string, error) {
+		var s corev1.Secret
+		if err := m.Client.Get(ctx, key, &s); err != nil {
+			return "", err
+		}
+		if len(s.Data[passwordKey]) == 0 {
+			return "", fmt.Errorf("Secret %s has no key %s: put the repository's password back", key.Name, passwordKey)
+		}
+		return string(s.Data[passwordKey]), nil
+	}
+	password, err := read()
+	if err == nil || !apierrors.IsNotFound(err) {
+		return password, wrap("read the repository's password", err)
+	}
+	if rs.Status.Initialized != nil {
+		return "", fmt.Errorf("the repository exists since %s, but its password is gone: put Secret %s (key %s) back",
+			rs.Status.Initialized.UTC().Format(time.RFC3339), key.Name, passwordKey)
+	}
+	err = m.Client.Create(ctx, buildPasswordSecret(rs, rand.Text()+rand.Text()))
+	if err != nil && !apierrors.IsAlreadyExists(err) {
+		return "", fmt.Errorf("keep the repository's new password: %w", err)
+	}
+	// What is stored counts, whoever stored it.
+	password, err = read()
+	return password, wrap("read the repository's password", err)
+}
+
+func wrap(what string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%s: %w", what, err)
+}
+
+var errStartTimeout = fmt.Errorf("not ready after %s", StartTimeout)
+
+// awaitReady waits until the server of a revision is ready or has failed.
+func (m *Manager) awaitReady(ctx context.Context, id, revision string) (*kopiav1alpha1.RepositoryServer, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, StartTimeout, errStartTimeout)
+	defer cancel()
+	var last *kopiav1alpha1.RepositoryServer
+	err := kube.Await(ctx, m.Client, client.ObjectKey{Namespace: m.Namespace, Name: id},
+		&kopiav1alpha1.RepositoryServer{}, &kopiav1alpha1.RepositoryServerList{},
+		func(rs *kopiav1alpha1.RepositoryServer) (bool, error) {
+			if rs.Status.Revision != revision {
+				return false, nil
+			}
+			last = rs.DeepCopy()
+			switch rs.Status.Phase {
+			case kopiav1alpha1.PhaseReady:
+				return true, nil
+			case kopiav1alpha1.PhaseFailed:
+				return false, errors.New(readyMessage(rs))
+			}
+			return false, nil
+		})
+	if errors.Is(err, errStartTimeout) && last != nil {
+		return nil, fmt.Errorf("%w: %s", errStartTimeout, readyMessage(last))
+	}
+	if err != nil {
+		return nil, err
+	}
+	return last, nil
+}
+
+func readyMessage(rs *kopiav1alpha1.RepositoryServer) string {
+	if c := meta.FindStatusCondition(rs.Status.Conditions, kopiav1alpha1.ConditionReady); c != nil {
+		return c.Message
+	}
+	return string(rs.Status.Phase)
+}

@@ -1,0 +1,161 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package repository
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/kanister-kopia/kanister-kopia/agent/api"
+	agentclient "github.com/kanister-kopia/kanister-kopia/agent/client"
+	kopiav1alpha1 "github.com/kanister-kopia/kanister-kopia/pkg/apis/kopia/v1alpha1"
+)
+
+// Repository is a repository whose server is ready. While it is open, the server
+// is not stopped. It is safe for concurrent use.
+type Repository struct {
+	manager *Manager
+	rs      *kopiav1alpha1.RepositoryServer
+	closing sync.Once
+
+	mu    sync.Mutex
+	agent *agentclient.Client
+}
+
+// Close gives the repository back.
+func (r *Repository) Close() {
+	r.closing.Do(func() {
+		r.mu.Lock()
+		if r.agent != nil {
+			r.agent.Close()
+		}
+		r.mu.Unlock()
+		r.manager.release(r.rs.Name)
+	})
+}
+
+// ID names the repository; tokens of its backups begin with it.
+func (r *Repository) ID() string { return r.rs.Name }
+
+// KeyID names its encryption key.
+func (r *Repository) KeyID() string { return r.rs.Spec.KeyID }
+
+// Tenant is whose data it holds.
+func (r *Repository) Tenant() kopiav1alpha1.Tenant { return r.rs.Spec.Tenant }
+
+// Session mints a password for one user and one operation. The same id again
+// gives the same password, so a phase that goes on after a restart asks anew. End
+// it with EndSession.
+func (r *Repository) Session(ctx context.Context, id, username, hostname string) (*api.Credentials, error) {
+	ca, err := r.manager.CA()
+	if err != nil {
+		return nil, fmt.Errorf("open a session at repository server %s: read the CA: %w", r.ID(), err)
+	}
+	agent, err := r.connect(ctx)
+	if err != nil {
+		return nil, err
+	}
+	s, err := agent.StartSession(ctx, api.SessionRequest{ID: id, Username: username, Hostname: hostname})
+	if err != nil {
+		return nil, fmt.Errorf("open a session at repository server %s: %w", r.ID(), err)
+	}
+	return &api.Credentials{
+		URL: serverURL(r.rs), CA: string(ca), Username: s.Username, Hostname: s.Hostname, Password: s.Password,
+	}, nil
+}
+
+// EndSession makes a session's password stop working and cuts its connections.
+func (r *Repository) EndSession(ctx context.Context, id string) error {
+	agent, err := r.connect(ctx)
+	if err != nil {
+		return err
+	}
+	if err := agent.EndSession(ctx, id); err != nil {
+		return fmt.Errorf("end a session at repository server %s: %w", r.ID(), err)
+	}
+	return nil
+}
+
+// Record makes a snapshot a backup and returns the record as it is stored.
+func (r *Repository) Record(ctx context.Context, id string, req api.RecordRequest) (api.Record, error) {
+	return r.one(ctx, api.StartRequest{ID: id, Kind: api.KindRecord, Record: &req}, "record the backup")
+}
+
+// Find looks a backup up. ErrNotFound if the repository has none of that id or
+// tag under that prefix.
+func (r *Repository) Find(ctx context.Context, id string, req api.FindRequest) (api.Record, error) {
+	req.KeyID = r.KeyID()
+	return r.one(ctx, api.StartRequest{ID: id, Kind: api.KindFind, Find: &req}, "find the backup")
+}
+
+// Delete deletes a backup and its snapshot. It returns what was deleted: nothing,
+// if there was nothing.
+func (r *Repository) Delete(ctx context.Context, id string, req api.DeleteRequest) ([]api.Record, error) {
+	req.KeyID = r.KeyID()
+	res, err := r.run(ctx, api.StartRequest{ID: id, Kind: api.KindDelete, Delete: &req})
+	if err != nil {
+		return nil, fmt.Errorf("delete the backup: %w", err)
+	}
+	return res.Records, nil
+}
+
+func (r *Repository) one(ctx context.Context, req api.StartRequest, what string) (api.Record, error) {
+	res, err := r.run(ctx, req)
+	var p *api.Problem
+	switch {
+	case errors.As(err, &p) && p.Code == api.CodeNotFound, err == nil && len(res.Records) == 0:
+		return api.Record{}, fmt.Errorf("%s: %w", what, ErrNotFound)
+	case err != nil:
+		return api.Record{}, fmt.Errorf("%s: %w", what, err)
+	}
+	return res.Records[0], nil
+}
+
+func (r *Repository) run(ctx context.Context, req api.StartRequest) (*api.Result, error) {
+	agent, err := r.connect(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return agent.Run(ctx, req, func(api.Progress) {})
+}
+
+// agentTimeout bounds how long a ready server's agent may be out of reach.
+const agentTimeout = 30 * time.Second
+
+// connect reaches the server's own agent. A pod that was replaced meanwhile is
+// waited for.
+func (r *Repository) connect(ctx context.Context) (*agentclient.Client, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.agent != nil {
+		return r.agent, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, agentTimeout)
+	defer cancel()
+	rs, err := r.manager.awaitReady(ctx, r.ID(), r.rs.Status.Revision)
+	if err != nil {
+		return nil, fmt.Errorf("reach repository server %s: %w", r.ID(), err)
+	}
+	var pods corev1.PodList
+	if err := r.manager.Client.List(ctx, &pods, client.InNamespace(rs.Namespace), client.MatchingLabels(labels(rs))); err != nil {
+		return nil, fmt.Errorf("reach repository server %s: %w", r.ID(), err)
+	}
+	for _, pod := range pods.Items {
+		if judge([]corev1.Pod{pod}, rs.Status.Revision).phase != kopiav1alpha1.PhaseReady {
+			continue
+		}
+		agent, err := r.manager.Agents.Connect(ctx, pod.Namespace, pod.Name, Container)
+		if err != nil {
+			return nil, fmt.Errorf("reach repository server %s: %w", r.ID(), err)
+		}
+		r.agent = agent
+		return agent, nil
+	}
+	return nil, fmt.Errorf("reach repository server %s: its pod is being replaced: run the action again", r.ID())
+}
