@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package serve is the admission server: it reads a pod, asks webhook/decide,
+// renders with webhook/render and answers. Nothing that goes wrong here costs a
+// pod its admission; only a malformed parameter is refused.
+package serve
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"runtime/debug"
+
+	admissionv1 "k8s.io/api/admission/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/utils/clock"
+	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
+	kjson "sigs.k8s.io/json"
+
+	"github.com/kanister-kopia/kanister-kopia/webhook/decide"
+	"github.com/kanister-kopia/kanister-kopia/webhook/render"
+)
+
+// Path is where the webhook of a mode is served. One path per mode: the API
+// server chose by the labels of the namespace, and it may know newer ones than we.
+func Path(mode decide.Mode) string { return "/inject/" + string(mode) }
+
+// Namespaces reads namespaces from a cache.
+type Namespaces interface {
+	// Get returns labels and annotations of a namespace.
+	Get(ctx context.Context, name string) (*metav1.PartialObjectMetadata, error)
+}
+
+// Injector answers admission requests of one mode.
+type Injector struct {
+	Mode       decide.Mode
+	Namespaces Namespaces
+	Options    render.Options
+	Metrics    *Metrics
+	Log        *slog.Logger
+	Clock      clock.PassiveClock
+}
+
+var _ admission.Handler = (*Injector)(nil)
+
+// Handle answers one request. It allows every pod but a malformed one: a response
+// that does not allow is final for the API server, whatever the failure policy.
+func (i *Injector) Handle(ctx context.Context, req admission.Request) (resp admission.Response) {
+	start := i.Clock.Now()
+	d := decide.Decision{}
+	defer func() {
+		if r := recover(); r != nil {
+			d = decide.Decision{Reason: decide.InternalError, Detail: fmt.Sprint(r)}
+			i.Log.Error("panic while injecting", "uid", req.UID, "namespace", req.Namespace, "panic", fmt.Sprint(r), "stack", string(debug.Stack()))
+			resp = allow(d)
+		}
+		i.Metrics.observe(d.Reason, i.Clock.Since(start))
+	}()
+	d, resp = i.admit(ctx, req)
+	return resp
+}
+
+func (i *Injector) admit(ctx context.Context, req admission.Request) (decide.Decision, admission.Response) {
+	if req.Operation != admissionv1.Create || req.Resource.Group != "" || req.Resource.Resource != "pods" || req.SubResource != "" {
+		d := decide.Decision{Reason: decide.NotAPodCreation}
+		return d, allow(d)
+	}
+	pod := &corev1.Pod{}
+	if err := kjson.UnmarshalCaseSensitivePreserveInts(req.Object.Raw, pod); err != nil {
+		return i.fail(req, decide.InternalError, fmt.Errorf("decode pod: %w", err))
+	}
+	ns, err := i.Namespaces.Get(ctx, req.Namespace)
+	if err != nil {
+		return i.fail(req, decide.NamespaceUnknown, err)
+	}
+
+	d := decide.Decide(pod, decide.Namespace{
+		Name:        req.Namespace,
+		Labels:      ns.Labels,
+		Annotations: ns.Annotations,
+		Mode:        i.Mode,
+	})
+	log := i.Log.With("namespace", req.Namespace, "pod", podName(pod), "uid", req.UID, "mode", i.Mode)
+	switch {
+	case d.Deny():
+		log.Info("pod refused", "reason", d.Reason, "detail", d.Detail)
+		return d, deny(d)
+	case !d.Inject():
+		log.Info("pod not injected", "reason", d.Reason, "detail", d.Detail)
+		return d, allow(d)
+	}
+
+	edit := render.Inject(pod, d.Plan, i.Options)
+	resp := allow(d)
+	if edit.Empty() {
+		d.Reason = decide.UpToDate
+	} else {
+		patch, err := json.Marshal(edit.Patch(pod))
+		if err != nil {
+			return i.fail(req, decide.InternalError, fmt.Errorf("marshal patch: %w", err))
+		}
+		patchType := admissionv1.PatchTypeJSONPatch
+		resp.Patch, resp.PatchType = patch, &patchType
+	}
+	log.Info("pod injected", "reason", d.Reason, "volumes", d.Plan.Volumes, "runAs", d.Plan.RunAs.Why, "qos", d.Plan.QoS)
+	return d, resp
+}
+
+func (i *Injector) fail(req admission.Request, reason decide.Reason, err error) (decide.Decision, admission.Response) {
+	d := decide.Decision{Reason: reason, Detail: err.Error()}
+	i.Log.Error("pod not injected", "namespace", req.Namespace, "pod", req.Name, "uid", req.UID, "reason", reason, "error", err.Error())
+	d.Warnings = []string{"no backup agent: " + d.Message()}
+	return d, allow(d)
+}
+
+func allow(d decide.Decision) admission.Response {
+	return admission.Response{AdmissionResponse: admissionv1.AdmissionResponse{
+		Allowed:  true,
+		Result:   &metav1.Status{Code: http.StatusOK},
+		Warnings: d.Warnings,
+	}}
+}
+
+func deny(d decide.Decision) admission.Response {
+	return admission.Response{AdmissionResponse: admissionv1.AdmissionResponse{
+		Allowed: false,
+		Result: &metav1.Status{
+			Status:  metav1.StatusFailure,
+			Code:    http.StatusBadRequest,
+			Reason:  metav1.StatusReasonBadRequest,
+			Message: d.Message(),
+		},
+	}}
+}
+
+// podName is the name, or what a controller gave for one to be made from.
+func podName(pod *corev1.Pod) string {
+	if pod.Name == "" && pod.GenerateName != "" {
+		return pod.GenerateName + "*"
+	}
+	return pod.Name
+}

@@ -1,0 +1,189 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package serve
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"sync/atomic"
+	"time"
+
+	"github.com/go-logr/logr"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/version"
+	"k8s.io/client-go/discovery"
+	"k8s.io/client-go/rest"
+	"k8s.io/utils/clock"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/healthz"
+	"sigs.k8s.io/controller-runtime/pkg/manager"
+	"sigs.k8s.io/controller-runtime/pkg/metrics"
+	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
+	"sigs.k8s.io/controller-runtime/pkg/webhook"
+	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
+
+	"github.com/kanister-kopia/kanister-kopia/webhook/decide"
+	"github.com/kanister-kopia/kanister-kopia/webhook/render"
+)
+
+// minVersion of Kubernetes. An older API server would drop restartPolicy from our
+// init container, and the pod would wait for it for ever.
+var minVersion = version.MustParseGeneric("1.30.0")
+
+// Options of the server.
+type Options struct {
+	// Host and Port to serve admission on; "" is every address.
+	Host string
+	Port int
+	// CertDir holds tls.crt and tls.key.
+	CertDir string
+	// HealthAddress and MetricsAddress are host:port; "0" switches one off.
+	HealthAddress  string
+	MetricsAddress string
+	// Agent is what is injected.
+	Agent render.Options
+	Log   *slog.Logger
+}
+
+// Run serves until ctx is done.
+func Run(ctx context.Context, config *rest.Config, o Options) error {
+	ctrl.SetLogger(logr.FromSlogHandler(o.Log.Handler()))
+	if err := checkVersion(config); err != nil {
+		return err
+	}
+	clk := clock.RealClock{}
+	cert := NewCertificate(o.CertDir, clk, o.Log)
+	server := NewServer(o.Host, o.Port, cert)
+
+	mgr, err := ctrl.NewManager(config, manager.Options{
+		WebhookServer:          server,
+		HealthProbeBindAddress: o.HealthAddress,
+		Metrics:                metricsserver.Options{BindAddress: o.MetricsAddress},
+		Cache: cache.Options{
+			// Only what a decision reads is kept in memory.
+			DefaultTransform: cache.TransformStripManagedFields(),
+		},
+	})
+	if err != nil {
+		return fmt.Errorf("set up the webhook: %w", err)
+	}
+	namespaces := &cachedNamespaces{cache: mgr.GetClient(), live: mgr.GetAPIReader()}
+	Register(server, Injector{
+		Namespaces: namespaces,
+		Options:    o.Agent,
+		Metrics:    NewMetrics(metrics.Registry),
+		Log:        o.Log,
+		Clock:      clk,
+	})
+	// The informer starts with the first use; that must not be the first pod.
+	if _, err := mgr.GetCache().GetInformer(ctx, namespaceObject(), cache.BlockUntilSynced(false)); err != nil {
+		return fmt.Errorf("watch namespaces: %w", err)
+	}
+
+	synced := &afterCaches{}
+	if err := errors.Join(
+		mgr.Add(cert),
+		mgr.Add(synced),
+		mgr.AddHealthzCheck("ping", healthz.Ping),
+		mgr.AddReadyzCheck("certificate", cert.Ready),
+		mgr.AddReadyzCheck("namespaces", synced.ready),
+	); err != nil {
+		return fmt.Errorf("set up the webhook: %w", err)
+	}
+	if err := mgr.Start(ctx); err != nil {
+		return fmt.Errorf("serve: %w", err)
+	}
+	return nil
+}
+
+// NewServer returns an admission server that takes its certificate from cert.
+func NewServer(host string, port int, cert *Certificate) webhook.Server {
+	return webhook.NewServer(webhook.Options{Host: host, Port: port, TLSOpts: []func(*tls.Config){func(c *tls.Config) {
+		c.MinVersion = tls.VersionTLS13
+		c.GetCertificate = cert.Get
+	}}})
+}
+
+// Register serves both modes; i.Mode is ignored.
+func Register(server webhook.Server, i Injector) {
+	for _, mode := range []decide.Mode{decide.ModeEnabled, decide.ModeAll} {
+		injector := i
+		injector.Mode = mode
+		server.Register(Path(mode), &admission.Webhook{Handler: &injector})
+	}
+}
+
+func checkVersion(config *rest.Config) error {
+	client, err := discovery.NewDiscoveryClientForConfig(config)
+	if err != nil {
+		return fmt.Errorf("read the version of Kubernetes: %w", err)
+	}
+	info, err := client.ServerVersion()
+	if err != nil {
+		return fmt.Errorf("read the version of Kubernetes: %w", err)
+	}
+	v, err := version.ParseGeneric(info.GitVersion)
+	if err != nil {
+		return fmt.Errorf("read the version of Kubernetes: %w", err)
+	}
+	if v.LessThan(minVersion) {
+		return fmt.Errorf("Kubernetes %s is too old: native sidecars need %s or newer", v, minVersion) //nolint:staticcheck // a name
+	}
+	return nil
+}
+
+// cachedNamespaces reads from the informer. A namespace that it does not know yet
+// (its first pod came right after it) is read once from the API server.
+type cachedNamespaces struct {
+	cache, live client.Reader
+}
+
+// liveTimeout leaves most of the webhook's three seconds to the answer.
+const liveTimeout = time.Second
+
+func namespaceObject() *metav1.PartialObjectMetadata {
+	ns := &metav1.PartialObjectMetadata{}
+	ns.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("Namespace"))
+	return ns
+}
+
+func (n *cachedNamespaces) Get(ctx context.Context, name string) (*metav1.PartialObjectMetadata, error) {
+	ns, key := namespaceObject(), client.ObjectKey{Name: name}
+	err := n.cache.Get(ctx, key, ns)
+	if apierrors.IsNotFound(err) {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, liveTimeout)
+		defer cancel()
+		err = n.live.Get(ctx, key, ns)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read namespace %s: %w", name, err)
+	}
+	return ns, nil
+}
+
+// afterCaches is started by the manager when its caches are in sync.
+type afterCaches struct{ synced atomic.Bool }
+
+func (a *afterCaches) Start(ctx context.Context) error {
+	a.synced.Store(true)
+	<-ctx.Done()
+	return nil
+}
+
+func (a *afterCaches) NeedLeaderElection() bool { return false }
+
+func (a *afterCaches) ready(*http.Request) error {
+	if !a.synced.Load() {
+		return errors.New("namespaces are still being read")
+	}
+	return nil
+}
