@@ -38,6 +38,8 @@ const (
 	KindRecord   Kind = "record"
 	KindFind     Kind = "find"
 	KindDelete   Kind = "delete"
+	// KindProbe is a repository server's question to itself; no caller may start one.
+	KindProbe Kind = "probe"
 )
 
 // State of an operation.

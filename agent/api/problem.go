@@ -28,6 +28,15 @@ const (
 	CodeOutOfMemory       Code = "out-of-memory"
 	CodeCancelled         Code = "cancelled"
 	CodeInternal          Code = "internal"
+
+	// Why a repository server did not start.
+	CodeWrongPassword      Code = "wrong-password"
+	CodeRepositoryMissing  Code = "repository-missing"
+	CodeStorageNotEmpty    Code = "storage-not-empty"
+	CodeStorageMissing     Code = "storage-missing"
+	CodeStorageDenied      Code = "storage-denied"
+	CodeStorageUntrusted   Code = "storage-untrusted"
+	CodeStorageUnreachable Code = "storage-unreachable"
 )
 
 // Problem is an RFC 9457 problem document, and the failure of an operation.

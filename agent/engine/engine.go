@@ -57,6 +57,8 @@ func run(ctx context.Context, req api.StartRequest, env Env, p *progress) (*api.
 		return findRecords(ctx, conn, *req.Find)
 	case api.KindDelete:
 		return deleteRecord(ctx, conn, *req.Delete)
+	case api.KindProbe:
+		return seeCanary(ctx, conn)
 	default:
 		return nil, &api.Problem{Code: api.CodeUnsupported, Title: fmt.Sprintf("start operation: kind %q is not known", req.Kind)}
 	}

@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Repository-server serves one Kopia repository, and is the only program that
+// holds its storage keys.
+//
+//	repository-server serve           the server
+//	repository-server run-operation   one operation of its own agent; started by serve
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"github.com/kanister-kopia/kanister-kopia/agent/api"
+	"github.com/kanister-kopia/kanister-kopia/agent/engine"
+	"github.com/kanister-kopia/kanister-kopia/agent/operation"
+	"github.com/kanister-kopia/kanister-kopia/pkg/names"
+	"github.com/kanister-kopia/kanister-kopia/repositoryserver"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	command := ""
+	if len(os.Args) > 1 {
+		command = os.Args[1]
+	}
+	var err error
+	switch command {
+	case "serve":
+		err = serve(ctx, os.Args[2:])
+	case "run-operation":
+		err = runOperation(ctx, os.Args[2:])
+	default:
+		err = fmt.Errorf("unknown command %q: use serve", command)
+	}
+	if err != nil {
+		// The last line of the log: the controller shows it to the user.
+		slog.New(slog.NewJSONHandler(os.Stdout, nil)).Error(err.Error())
+		os.Exit(1)
+	}
+}
+
+func serve(ctx context.Context, args []string) error {
+	flags := flag.NewFlagSet("serve", flag.ExitOnError)
+	config := flags.String("config", "/etc/repository/config.json", "configuration file, all of it secret")
+	tlsDir := flags.String("tls-dir", "/etc/repository-tls", "folder with tls.crt and tls.key")
+	caDir := flags.String("ca-dir", names.CADir, "folder with the ca.crt that client certificates must come from")
+	stateDir := flags.String("state-dir", names.StateDir, "private folder, in memory")
+	cacheDir := flags.String("cache-dir", "/var/cache/repository", "folder for Kopia's cache")
+	listen := flags.String("listen", fmt.Sprintf(":%d", names.RepositoryPort), "address for agents")
+	agentListen := flags.String("agent-listen", fmt.Sprintf("127.0.0.1:%d", names.AgentPort), "address of the agent API")
+	kopiaListen := flags.String("kopia-listen", "127.0.0.1:51516", "address of Kopia's own server, on loopback")
+	health := flags.String("health-listen", fmt.Sprintf(":%d", names.AgentHealthPort), "address of /healthz and /readyz")
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	c, err := repositoryserver.ReadConfig(*config)
+	if err != nil {
+		return err
+	}
+	if err := repositoryserver.StateFolders(*stateDir, *cacheDir); err != nil {
+		return err
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return fmt.Errorf("find own program: %w", err)
+	}
+	return repositoryserver.Run(ctx, repositoryserver.Options{
+		Config: c, TLSDir: *tlsDir, CADir: *caDir, StateDir: *stateDir, CacheDir: *cacheDir,
+		Listen: *listen, AgentListen: *agentListen, KopiaListen: *kopiaListen, HealthListen: *health,
+		Child: []string{self, "run-operation", "-scratch-dir", *stateDir},
+		Log:   slog.New(slog.NewJSONHandler(os.Stdout, nil)), Now: time.Now,
+	})
+}
+
+func runOperation(ctx context.Context, args []string) error {
+	flags := flag.NewFlagSet("run-operation", flag.ExitOnError)
+	scratchDir := flags.String("scratch-dir", names.StateDir, "")
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	return operation.Serve(ctx, os.Stdin, os.Stdout, func(ctx context.Context, req api.StartRequest, report func(api.Progress)) (*api.Result, *api.Problem) {
+		return engine.Run(ctx, req, engine.Env{ScratchDir: *scratchDir, Now: time.Now}, report)
+	})
+}

@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package repositoryserver
+
+import (
+	"context"
+	"crypto/tls"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httputil"
+	"net/url"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+)
+
+// front is what listens on the pod network. It ends TLS, checks the password of
+// each stream against the sessions in force, and passes the stream on to Kopia
+// with the user's private password. Whoever has no session never reaches Kopia:
+// not its slow password hash, its control API or its metrics. When a session ends,
+// its streams are cut.
+type front struct {
+	sessions *sessions
+	password func(ctx context.Context, user, host string) (string, error)
+	proxy    *httputil.ReverseProxy
+	slots    chan struct{}
+	server   *http.Server
+}
+
+// maxStreams bounds all clients together; each operation uses a few.
+const maxStreams = 256
+
+// Status codes of gRPC.
+const (
+	grpcResourceExhausted = 8
+	grpcUnavailable       = 14
+	grpcUnauthenticated   = 16
+)
+
+// kopiaService is the only thing of Kopia's that passes.
+const kopiaService = "/kopia_repository.KopiaRepository/"
+
+func newFront(s *sessions, k *kopiaServer, certificate func(*tls.ClientHelloInfo) (*tls.Certificate, error), log *slog.Logger) *front {
+	target := &url.URL{Scheme: "https", Host: k.address}
+	f := &front{sessions: s, password: k.password, slots: make(chan struct{}, maxStreams)}
+	quiet := slog.NewLogLogger(log.Handler(), slog.LevelDebug)
+	f.proxy = &httputil.ReverseProxy{
+		Rewrite:       func(r *httputil.ProxyRequest) { r.SetURL(target) },
+		Transport:     k.client.Transport,
+		FlushInterval: -1, // each message at once
+		BufferPool:    &buffers{},
+		ErrorLog:      quiet,
+		ErrorHandler: func(w http.ResponseWriter, _ *http.Request, err error) {
+			refuse(w, grpcUnavailable, "repository server: "+err.Error())
+		},
+	}
+	f.server = &http.Server{
+		Handler: f,
+		TLSConfig: &tls.Config{
+			MinVersion: tls.VersionTLS13, GetCertificate: certificate, NextProtos: []string{"h2"},
+		},
+		ReadHeaderTimeout: 10 * time.Second,
+		IdleTimeout:       5 * time.Minute,
+		HTTP2: &http.HTTP2Config{
+			MaxConcurrentStreams: 64, // of one connection
+			// A client that is gone without a word is found out.
+			SendPingTimeout: 30 * time.Second, PingTimeout: 15 * time.Second,
+			MaxReceiveBufferPerConnection: 4 << 20, MaxReceiveBufferPerStream: 2 << 20,
+		},
+		ErrorLog: quiet,
+	}
+	return f
+}
+
+// serve serves until the server is shut down.
+func (f *front) serve(l net.Listener) error {
+	return fmt.Errorf("serve repository: %w", f.server.ServeTLS(l, "", ""))
+}
+
+func (f *front) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if r.ProtoMajor != 2 || r.Method != http.MethodPost || !strings.HasPrefix(r.URL.Path, kopiaService) {
+		http.NotFound(w, r)
+		return
+	}
+	user, host := r.Header.Get("Kopia-Username"), r.Header.Get("Kopia-Hostname")
+	session, ok := f.sessions.authenticate(user, host, r.Header.Get("Kopia-Password"))
+	if !ok {
+		refuse(w, grpcUnauthenticated, "access denied: no operation is going on with this user and password")
+		return
+	}
+	select {
+	case f.slots <- struct{}{}:
+		defer func() { <-f.slots }()
+	default:
+		refuse(w, grpcResourceExhausted, "too many streams: try again later")
+		return
+	}
+	private, err := f.password(r.Context(), user, host)
+	if err != nil {
+		refuse(w, grpcUnavailable, err.Error())
+		return
+	}
+	ctx, cancel := context.WithCancel(r.Context())
+	defer cancel()
+	stop := context.AfterFunc(session.ctx, cancel)
+	defer stop()
+	r = r.WithContext(ctx)
+	// Exactly these: a second value of a header would be another user's word.
+	r.Header["Kopia-Username"], r.Header["Kopia-Hostname"], r.Header["Kopia-Password"] = []string{user}, []string{host}, []string{private}
+	f.proxy.ServeHTTP(w, r)
+}
+
+// refuse answers a gRPC call with an error, without a body.
+func refuse(w http.ResponseWriter, code int, message string) {
+	h := w.Header()
+	h.Set("Content-Type", "application/grpc")
+	h.Set("Grpc-Status", strconv.Itoa(code))
+	h.Set("Grpc-Message", url.PathEscape(message))
+	w.WriteHeader(http.StatusOK)
+}
+
+// buffers are reused: a stream copies through one.
+type buffers struct{ pool sync.Pool }
+
+func (b *buffers) Get() []byte {
+	if p, ok := b.pool.Get().(*[]byte); ok {
+		return *p
+	}
+	return make([]byte, 64<<10)
+}
+
+func (b *buffers) Put(p []byte) { b.pool.Put(&p) }

@@ -1,0 +1,190 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package repositoryserver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/kopia/kopia/repo"
+	"github.com/kopia/kopia/repo/blob"
+	"github.com/kopia/kopia/repo/blob/filesystem"
+	"github.com/kopia/kopia/repo/blob/s3"
+	"github.com/kopia/kopia/repo/content"
+	"github.com/kopia/kopia/repo/format"
+	"github.com/kopia/kopia/repo/object"
+)
+
+// What a server's failure to open its repository is about; each tells the user
+// what to do.
+var (
+	ErrWrongPassword = errors.New("the repository's password is wrong: this storage was made with another encryption key")
+	ErrMissing       = errors.New("the storage is empty, but the repository existed before: it is not made anew; restore the bucket, or delete the RepositoryServer if the backups are to be given up")
+	ErrStorage       = errors.New("the storage refuses us")
+)
+
+// The identity of this server in the repository. It is no application's and not
+// the owner of maintenance: a server never runs maintenance.
+const (
+	serverUser       = "server"
+	serverHost       = "repository"
+	maintenanceOwner = "maintenance@repository"
+)
+
+// epochDuration is shorter than Kopia's: many small backups make many index blobs.
+const epochDuration = 6 * time.Hour
+
+func openStorage(ctx context.Context, c StorageConfig) (blob.Storage, error) {
+	switch c.Type {
+	case "filesystem":
+		if err := os.MkdirAll(c.Path, 0o700); err != nil {
+			return nil, fmt.Errorf("open storage: %w", err)
+		}
+		return filesystem.New(ctx, &filesystem.Options{Path: c.Path}, true)
+	default:
+		endpoint := c.Endpoint
+		if endpoint == "" {
+			endpoint = "s3.amazonaws.com"
+		}
+		return s3.New(ctx, &s3.Options{
+			BucketName: c.Bucket, Prefix: c.Prefix, Endpoint: endpoint, Region: c.Region,
+			AccessKeyID: c.AccessKeyID, SecretAccessKey: c.SecretAccessKey, SessionToken: c.SessionToken,
+			RootCA: []byte(c.CABundle), DoNotVerifyTLS: c.InsecureTLS, DoNotUseTLS: c.DisableTLS,
+		}, false)
+	}
+}
+
+// prepare makes the repository if it may be made, connects to it and returns the
+// path of Kopia's connection file, which holds the storage keys: dir is memory.
+func prepare(ctx context.Context, c Config, dir, cacheDir string) (configFile string, err error) {
+	st, err := openStorage(ctx, c.Storage)
+	if err != nil {
+		return "", fmt.Errorf("open storage: %w: %w", ErrStorage, err)
+	}
+	defer st.Close(ctx)
+	if err := initialize(ctx, c, st); err != nil {
+		return "", err
+	}
+	configFile = filepath.Join(dir, "repository.config")
+	err = repo.Connect(ctx, configFile, st, c.Password, &repo.ConnectOptions{
+		ClientOptions: repo.ClientOptions{Hostname: serverHost, Username: serverUser},
+		CachingOptions: content.CachingOptions{
+			CacheDirectory:              cacheDir,
+			ContentCacheSizeBytes:       256 << 20,
+			ContentCacheSizeLimitBytes:  384 << 20,
+			MetadataCacheSizeBytes:      256 << 20,
+			MetadataCacheSizeLimitBytes: 384 << 20,
+		},
+	})
+	switch {
+	case errors.Is(err, repo.ErrInvalidPassword), errors.Is(err, format.ErrInvalidPassword):
+		return "", fmt.Errorf("open repository: %w", ErrWrongPassword)
+	case err != nil:
+		return "", fmt.Errorf("open repository: %w", err)
+	}
+	return configFile, nil
+}
+
+func initialize(ctx context.Context, c Config, st blob.Storage) error {
+	var there bool
+	err := st.GetBlob(ctx, format.KopiaRepositoryBlobID, 0, -1, &discard{})
+	switch {
+	case err == nil:
+		there = true
+	case !errors.Is(err, blob.ErrBlobNotFound):
+		return fmt.Errorf("look for the repository: %w: %w", ErrStorage, err)
+	}
+	if there {
+		return nil
+	}
+	if !c.AllowCreate {
+		return fmt.Errorf("open repository: %w", ErrMissing)
+	}
+	err = repo.Initialize(ctx, st, &repo.NewRepositoryOptions{
+		BlockFormat: format.ContentFormat{
+			MutableParameters:    format.MutableParameters{Version: format.FormatVersion3},
+			Hash:                 c.Format.Hash,
+			Encryption:           c.Format.Encryption,
+			EnablePasswordChange: true,
+		},
+		ObjectFormat: format.ObjectFormat{Splitter: c.Format.Splitter},
+	}, c.Password)
+	if errors.Is(err, repo.ErrAlreadyInitialized) {
+		return nil // by another server of ours, a moment ago
+	}
+	if err != nil {
+		return fmt.Errorf("make repository: %w", err)
+	}
+	return nil
+}
+
+// seed puts into the repository what must be there before anybody may connect.
+func seed(ctx context.Context, configFile, password string, now time.Time) error {
+	rep, err := repo.Open(ctx, configFile, password, &repo.Options{OnFatalError: func(error) {}, DisableRepositoryLog: true})
+	switch {
+	case errors.Is(err, repo.ErrInvalidPassword), errors.Is(err, format.ErrInvalidPassword):
+		return fmt.Errorf("open repository: %w", ErrWrongPassword)
+	case err != nil:
+		return fmt.Errorf("open repository: %w", err)
+	}
+	defer rep.Close(ctx)
+	direct, ok := rep.(repo.DirectRepository)
+	if !ok {
+		return errors.New("open repository: not a direct connection")
+	}
+	if err := setEpochs(ctx, direct); err != nil {
+		return err
+	}
+	if err := repo.WriteSession(ctx, rep, repo.WriteSessionOptions{Purpose: "seed"}, func(ctx context.Context, w repo.RepositoryWriter) error {
+		return seedManifests(ctx, w, now)
+	}); err != nil {
+		return fmt.Errorf("seed repository: %w", err)
+	}
+	return checkSeed(ctx, rep)
+}
+
+// setEpochs sets the shorter epoch; Kopia ignores it when a repository is made.
+func setEpochs(ctx context.Context, rep repo.DirectRepository) error {
+	fm := rep.FormatManager()
+	mp, err := fm.GetMutableParameters(ctx)
+	if err != nil {
+		return fmt.Errorf("read format: %w", err)
+	}
+	if mp.EpochParameters.MinEpochDuration == epochDuration {
+		return nil
+	}
+	mp.EpochParameters.MinEpochDuration = epochDuration
+	blobs, err := fm.BlobCfgBlob(ctx)
+	if err != nil {
+		return fmt.Errorf("read format: %w", err)
+	}
+	features, err := fm.RequiredFeatures(ctx)
+	if err != nil {
+		return fmt.Errorf("read format: %w", err)
+	}
+	if err := fm.SetParameters(ctx, mp, blobs, features); err != nil {
+		return fmt.Errorf("set epoch duration: %w", err)
+	}
+	return nil
+}
+
+// writeObject stores a few bytes and returns their object id.
+func writeObject(ctx context.Context, w repo.RepositoryWriter, content string) (object.ID, error) {
+	ow := w.NewObjectWriter(ctx, object.WriterOptions{Description: "canary"})
+	defer ow.Close()
+	if _, err := ow.Write([]byte(content)); err != nil {
+		return object.EmptyID, err
+	}
+	return ow.Result()
+}
+
+// discard takes a blob's bytes and forgets them.
+type discard struct{ n int }
+
+func (d *discard) Write(p []byte) (int, error) { d.n += len(p); return len(p), nil }
+func (d *discard) Reset()                      { d.n = 0 }
+func (d *discard) Length() int                 { return d.n }

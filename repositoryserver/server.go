@@ -1,0 +1,246 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package repositoryserver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/kopia/kopia/repo/logging"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"sigs.k8s.io/controller-runtime/pkg/certwatcher"
+
+	"github.com/kanister-kopia/kanister-kopia/agent"
+	"github.com/kanister-kopia/kanister-kopia/agent/api"
+	"github.com/kanister-kopia/kanister-kopia/agent/operation"
+)
+
+// Options of Run.
+type Options struct {
+	Config Config
+	// TLSDir holds tls.crt and tls.key of the Service's name; they may change.
+	TLSDir string
+	// CADir holds the ca.crt that the controller's client certificate comes from.
+	CADir string
+	// StateDir should be memory: Kopia's connection file holds the storage keys.
+	StateDir string
+	CacheDir string
+	// Listen is the repository's address, AgentListen that of the agent API on
+	// loopback, KopiaListen that of Kopia itself on loopback, HealthListen that of
+	// /healthz and /readyz.
+	Listen, AgentListen, KopiaListen, HealthListen string
+	// Child runs the agent's operations.
+	Child []string
+	Log   *slog.Logger
+	Now   func() time.Time
+	// Ready, if set, is called once when agents may come.
+	Ready func()
+}
+
+// startTimeout bounds Kopia's start, with a repository of many sources.
+const startTimeout = 10 * time.Minute
+
+// Run serves the repository until ctx ends.
+func Run(ctx context.Context, o Options) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	logs := kopiaLogs(o.Log, o.Config.secrets())
+	kctx := logging.WithLogger(ctx, logs)
+
+	var ready atomic.Bool
+	ended := make(chan error, 5)
+	go func() { ended <- serveHealth(ctx, o.HealthListen, &ready) }()
+
+	configFile, err := prepare(kctx, o.Config, o.StateDir, o.CacheDir)
+	if err != nil {
+		return o.scrubbed(err)
+	}
+	if err := seed(kctx, configFile, o.Config.Password, o.Now()); err != nil {
+		return o.scrubbed(err)
+	}
+	o.Log.Info("repository is seeded", "repository", o.Config.RepositoryID)
+
+	startCtx, stopStart := context.WithTimeout(ctx, startTimeout)
+	defer stopStart()
+	kopia, died, err := startKopia(startCtx, configFile, o.Config.Password, o.StateDir, o.KopiaListen, logs)
+	if err != nil {
+		return o.scrubbed(err)
+	}
+	child := operation.Child{Command: o.Child, StateDir: o.StateDir, Env: agent.ChildEnv()}
+	if err := probe(ctx, child, kopia); err != nil {
+		return o.scrubbed(err)
+	}
+
+	watcher, err := certwatcher.New(filepath.Join(o.TLSDir, "tls.crt"), filepath.Join(o.TLSDir, "tls.key"))
+	if err != nil {
+		return fmt.Errorf("load certificate: %w", err)
+	}
+	go func() {
+		if err := watcher.Start(ctx); err != nil {
+			ended <- fmt.Errorf("watch certificate: %w", err)
+		}
+	}()
+	open := newSessions()
+	f := newFront(open, kopia, watcher.GetCertificate, o.Log)
+	operations, err := operation.New(operation.Options{
+		Runner: child, Kinds: []api.Kind{api.KindRecord, api.KindFind, api.KindDelete}, StateDir: o.StateDir,
+		Credentials: func() *api.Credentials { return kopia.credentials(adminUser, adminHost) },
+		Parallel:    4, Now: o.Now,
+	})
+	if err != nil {
+		return err
+	}
+	own, err := agent.NewServer(agent.Config{
+		Operations: operations, Info: func() api.Info { return agent.Info("/nonexistent") },
+		Routes: sessionRoutes(open, kopia), StateDir: o.StateDir, CADir: o.CADir, Log: o.Log, Now: o.Now,
+	})
+	if err != nil {
+		return err
+	}
+	front, err := net.Listen("tcp", o.Listen)
+	if err != nil {
+		return fmt.Errorf("listen: %w", err)
+	}
+	loopback, err := net.Listen("tcp", o.AgentListen)
+	if err != nil {
+		return fmt.Errorf("listen: %w", err)
+	}
+	go func() { ended <- f.serve(front) }()
+	go func() { ended <- own.Serve(loopback) }()
+	ready.Store(true)
+	o.Log.Info("repository server serves", "repository", o.Config.RepositoryID, "listen", o.Listen)
+	if o.Ready != nil {
+		o.Ready()
+	}
+
+	select {
+	case <-ctx.Done():
+		err = nil
+	case err = <-ended:
+	case err = <-died:
+	}
+	ready.Store(false)
+	bounded, stop := context.WithTimeout(context.WithoutCancel(ctx), 8*time.Second)
+	defer stop()
+	_ = f.server.Shutdown(bounded)
+	_ = f.server.Close()
+	closeErr := operations.Close(bounded)
+	_ = own.Shutdown(bounded)
+	return errors.Join(o.scrubbed(err), closeErr)
+}
+
+// probe proves that the access control is in force before anybody is let in: only
+// then does the probe's user see the canary. A server whose rules did not load
+// looks normal otherwise.
+func probe(ctx context.Context, child operation.Child, k *kopiaServer) error {
+	_, problem := child.Run(ctx, api.StartRequest{
+		ID: "probe", Kind: api.KindProbe, Credentials: k.credentials(probeUser, probeHost),
+	}, func(api.Progress) {})
+	if problem != nil {
+		return fmt.Errorf("prove that access control is in force: %w", problem)
+	}
+	return nil
+}
+
+func sessionRoutes(open *sessions, kopia *kopiaServer) map[string]http.HandlerFunc {
+	return map[string]http.HandlerFunc{
+		"POST /v1/sessions": func(w http.ResponseWriter, r *http.Request) {
+			var req api.SessionRequest
+			if !agent.ReadJSON(w, r, &req) {
+				return
+			}
+			s, err := open.start(req)
+			if err == nil {
+				// In force at once: Kopia knows the user before the caller knows the password.
+				if _, err = kopia.password(r.Context(), req.Username, req.Hostname); err != nil {
+					open.end(req.ID)
+				}
+			}
+			agent.WriteJSON(w, http.StatusOK, s, err)
+		},
+		"DELETE /v1/sessions/{id}": func(w http.ResponseWriter, r *http.Request) {
+			open.end(r.PathValue("id"))
+			w.WriteHeader(http.StatusNoContent)
+		},
+	}
+}
+
+func serveHealth(ctx context.Context, address string, ready *atomic.Bool) error {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
+		if !ready.Load() {
+			http.Error(w, "the repository is being opened", http.StatusServiceUnavailable)
+			return
+		}
+		fmt.Fprintln(w, "ok")
+	})
+	server := &http.Server{Addr: address, Handler: mux, ReadHeaderTimeout: 5 * time.Second}
+	stop := context.AfterFunc(ctx, func() { _ = server.Close() })
+	defer stop()
+	return fmt.Errorf("serve health: %w", server.ListenAndServe())
+}
+
+// scrubbed takes secrets out of an error's text, keeping its kind.
+func (o Options) scrubbed(err error) error {
+	if err == nil {
+		return nil
+	}
+	return &scrubbedError{err: err, secrets: o.Config.secrets()}
+}
+
+type scrubbedError struct {
+	err     error
+	secrets []string
+}
+
+func (e *scrubbedError) Unwrap() error { return e.err }
+
+func (e *scrubbedError) Error() string { return hide(e.err.Error(), e.secrets) }
+
+func hide(text string, secrets []string) string {
+	for _, s := range secrets {
+		if s != "" {
+			text = strings.ReplaceAll(text, s, "[hidden]")
+		}
+	}
+	return text
+}
+
+// kopiaLogs brings Kopia's warnings and errors into our log.
+func kopiaLogs(log *slog.Logger, secrets []string) logging.LoggerFactory {
+	core := zapcore.NewCore(zapcore.NewConsoleEncoder(zapcore.EncoderConfig{MessageKey: "m"}),
+		zapcore.AddSync(&slogWriter{log: log, secrets: secrets}), zapcore.WarnLevel)
+	logger := zap.New(core).Sugar()
+	return func(string) logging.Logger { return logger }
+}
+
+type slogWriter struct {
+	log     *slog.Logger
+	secrets []string
+}
+
+func (w *slogWriter) Write(p []byte) (int, error) {
+	w.log.Warn("kopia: " + hide(strings.TrimSpace(string(p)), w.secrets))
+	return len(p), nil
+}
+
+// StateFolders makes what Run needs in its folders.
+func StateFolders(dirs ...string) error {
+	for _, d := range dirs {
+		if err := os.MkdirAll(d, 0o700); err != nil {
+			return fmt.Errorf("make folder: %w", err)
+		}
+	}
+	return nil
+}
