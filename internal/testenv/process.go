@@ -1,0 +1,246 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package testenv
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/kanister-kopia/kanister-kopia/agent/client"
+	"github.com/kanister-kopia/kanister-kopia/pkg/names"
+)
+
+// Root is the root of the checkout.
+func Root(t testing.TB) string {
+	t.Helper()
+	dir, err := os.Getwd()
+	must(t, err)
+	for {
+		if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil {
+			return dir
+		}
+		if dir == filepath.Dir(dir) {
+			t.Fatal("the checkout's root was not found")
+		}
+		dir = filepath.Dir(dir)
+	}
+}
+
+// Tool is a program of `make tools`.
+func Tool(t testing.TB, name string) string {
+	t.Helper()
+	path := filepath.Join(Root(t), "build", "bin", name)
+	if _, err := os.Stat(path); err != nil {
+		t.Fatalf("%s is missing: run 'make tools'", path)
+	}
+	return path
+}
+
+var built struct {
+	sync.Mutex
+	dir string
+}
+
+// Program builds a program of ours, once a test binary, with the race detector.
+func Program(t testing.TB, name string) string {
+	t.Helper()
+	built.Lock()
+	defer built.Unlock()
+	if built.dir == "" {
+		dir, err := os.MkdirTemp("", "kanister-kopia-programs-")
+		must(t, err)
+		built.dir = dir
+	}
+	path := filepath.Join(built.dir, name)
+	if _, err := os.Stat(path); err == nil {
+		return path
+	}
+	cmd := exec.CommandContext(t.Context(), "go", "build", "-race", "-o", path, "./cmd/"+name)
+	cmd.Dir = Root(t)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("build %s: %v\n%s", name, err, out)
+	}
+	return path
+}
+
+// Port is a free port on loopback.
+func Port(t testing.TB) int {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	must(t, err)
+	defer l.Close()
+	return l.Addr().(*net.TCPAddr).Port
+}
+
+// Process is a running program.
+type Process struct {
+	Cmd *exec.Cmd
+	mu  sync.Mutex
+	log bytes.Buffer
+	// Done is closed when the process has ended.
+	Done chan struct{}
+}
+
+// Start starts a program and kills it at the end of the test. Its output is shown
+// when the test fails.
+func Start(t testing.TB, setup func(*exec.Cmd), program string, args ...string) *Process {
+	t.Helper()
+	p := &Process{Cmd: exec.Command(program, args...), Done: make(chan struct{})}
+	p.Cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	p.Cmd.Stdout, p.Cmd.Stderr = p, p
+	if setup != nil {
+		setup(p.Cmd)
+	}
+	must(t, p.Cmd.Start())
+	go func() { _ = p.Cmd.Wait(); close(p.Done) }()
+	t.Cleanup(func() {
+		_ = p.Cmd.Process.Kill()
+		<-p.Done
+		if t.Failed() {
+			t.Logf("%s said:\n%s", filepath.Base(program), p.Log())
+		}
+	})
+	return p
+}
+
+func (p *Process) Write(b []byte) (int, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.log.Write(b)
+}
+
+// Log is what the process has printed so far.
+func (p *Process) Log() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.log.String()
+}
+
+// Kill kills the process and waits for its end.
+func (p *Process) Kill() {
+	_ = p.Cmd.Process.Kill()
+	<-p.Done
+}
+
+// Eventually polls until the condition holds.
+func Eventually(t testing.TB, within time.Duration, what string, condition func() bool) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), within)
+	defer cancel()
+	ticker := time.NewTicker(20 * time.Millisecond)
+	defer ticker.Stop()
+	for !condition() {
+		select {
+		case <-ctx.Done():
+			t.Fatalf("%s: not within %s", what, within)
+		case <-ticker.C:
+		}
+	}
+}
+
+// S3 is a running S3 gateway with one bucket.
+type S3 struct {
+	Endpoint, Bucket, AccessKey, SecretKey string
+	CA                                     *CA
+	// Dir holds the bucket's objects as files.
+	Dir string
+}
+
+// StartS3 starts a real S3 gateway with TLS over a folder.
+func StartS3(t testing.TB) *S3 {
+	t.Helper()
+	// Object metadata are extended attributes, which the usual temporary folder may not have.
+	dir, err := os.MkdirTemp(filepath.Join(Root(t), "build"), "s3-")
+	must(t, err)
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	s := &S3{
+		Endpoint: fmt.Sprintf("127.0.0.1:%d", Port(t)), Bucket: "backups",
+		AccessKey: "test-access", SecretKey: "test-secret-0123456789", CA: NewCA(t), Dir: filepath.Join(dir, "data", "backups"),
+	}
+	must(t, os.MkdirAll(s.Dir, 0o755))
+	s.CA.IssueTo(t, filepath.Join(dir, "tls"), Leaf{IPs: []net.IP{net.IPv4(127, 0, 0, 1)}, Usage: x509.ExtKeyUsageServerAuth})
+	Start(t, func(c *exec.Cmd) {
+		c.Env = append(os.Environ(), "ROOT_ACCESS_KEY="+s.AccessKey, "ROOT_SECRET_KEY="+s.SecretKey)
+	}, Tool(t, "versitygw"), "--port", s.Endpoint, "--cert", filepath.Join(dir, "tls", "tls.crt"),
+		"--key", filepath.Join(dir, "tls", "tls.key"), "--quiet", "posix", filepath.Join(dir, "data"))
+	Eventually(t, time.Minute, "S3 gateway answers", func() bool {
+		conn, err := net.Dial("tcp", s.Endpoint)
+		if err == nil {
+			conn.Close()
+		}
+		return err == nil
+	})
+	return s
+}
+
+// ControlPlane is a test's CA with the controller's certificate.
+type ControlPlane struct {
+	CA *CA
+	// CADir holds ca.crt as agents see it.
+	CADir string
+	// Certificate is the controller's.
+	Certificate func() (*tls.Certificate, error)
+}
+
+// NewControlPlane makes one.
+func NewControlPlane(t testing.TB) *ControlPlane {
+	t.Helper()
+	c := &ControlPlane{CA: NewCA(t), CADir: t.TempDir()}
+	must(t, os.WriteFile(filepath.Join(c.CADir, names.CAKey), c.CA.PEM, 0o600))
+	c.Certificate = c.CA.Certificate(t, Leaf{DNS: []string{names.ControllerDNSName}, Usage: x509.ExtKeyUsageClientAuth})
+	return c
+}
+
+// Client reaches an agent whose process listens on a port of loopback.
+func (c *ControlPlane) Client(t testing.TB, p *Process, port int) *client.Client {
+	t.Helper()
+	var pin string
+	Eventually(t, time.Minute, "the agent logs its identity", func() bool {
+		var err error
+		pin, err = client.PinFromLog(strings.NewReader(p.Log()))
+		return err == nil
+	})
+	address := fmt.Sprintf("127.0.0.1:%d", port)
+	cl := client.New(client.Options{
+		Dial: func(ctx context.Context) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, "tcp", address)
+		},
+		Certificate: c.Certificate, Pin: pin,
+	})
+	t.Cleanup(cl.Close)
+	return cl
+}
+
+// Healthy says whether an address answers 200 on a path.
+func Healthy(address, path string) bool {
+	resp, err := http.Get("http://" + address + path)
+	if err != nil {
+		return false
+	}
+	resp.Body.Close()
+	return resp.StatusCode == http.StatusOK
+}
+
+// LastLine is the last line of a log.
+func LastLine(log string) string {
+	var last string
+	scanner := bufio.NewScanner(strings.NewReader(log))
+	for scanner.Scan() {
+		last = scanner.Text()
+	}
+	return last
+}
