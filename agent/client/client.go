@@ -48,6 +48,10 @@ var ErrPin = errors.New("the agent's key is not the pinned one")
 // agent's pod has ended.
 var ErrGone = errors.New("the agent's pod is gone")
 
+// ErrDetached is the cause of a context whose caller goes away and will ask again:
+// the operation is left running.
+var ErrDetached = errors.New("the caller goes away, the operation goes on")
+
 // final says whether trying again cannot help.
 func final(err error) bool {
 	var p *api.Problem
@@ -174,12 +178,15 @@ const (
 
 // Run starts an operation and follows it to its end, over any fault of the
 // connection. A failed operation is returned as *api.Problem. When ctx ends, the
-// operation is cancelled and ctx's error returned.
+// operation is cancelled and ctx's cause returned; with cause ErrDetached it is
+// left alone.
 func (c *Client) Run(ctx context.Context, req api.StartRequest, progress func(api.Progress)) (*api.Result, error) {
 	op, err := c.follow(ctx, req, progress)
 	if ctx.Err() != nil {
-		c.abandon(context.WithoutCancel(ctx), req.ID)
-		return nil, ctx.Err()
+		if !errors.Is(context.Cause(ctx), ErrDetached) {
+			c.abandon(context.WithoutCancel(ctx), req.ID)
+		}
+		return nil, context.Cause(ctx)
 	}
 	if err != nil {
 		return nil, err

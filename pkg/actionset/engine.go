@@ -1,0 +1,257 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package actionset
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/tools/events"
+	"k8s.io/utils/clock"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/builder"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/manager"
+	"sigs.k8s.io/controller-runtime/pkg/predicate"
+
+	agentclient "github.com/kanister-kopia/kanister-kopia/agent/client"
+	crv1alpha1 "github.com/kanister-kopia/kanister-kopia/pkg/apis/cr/v1alpha1"
+	"github.com/kanister-kopia/kanister-kopia/pkg/function"
+)
+
+// Engine runs the ActionSets of one namespace.
+type Engine struct {
+	// Client reads without a cache: a status is decided on what is there now.
+	Client client.Client
+	// Namespace is watched; ActionSets elsewhere are a stock Kanister's.
+	Namespace string
+	Functions *function.Registry
+	Events    events.EventRecorder
+	Log       *slog.Logger
+	Clock     clock.WithTicker
+	// Resolutions counts ended ActionSets by label resolution.
+	Resolutions *prometheus.CounterVec
+
+	base context.Context // of all runs; ends with agentclient.ErrDetached
+	mu   sync.Mutex      // protects the following
+	runs map[types.NamespacedName]*running
+	wg   sync.WaitGroup
+}
+
+type running struct {
+	uid    types.UID
+	cancel context.CancelCauseFunc
+}
+
+// NewResolutions is Kanister's counter of ended ActionSets.
+func NewResolutions() *prometheus.CounterVec {
+	return prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "kanister_action_set_resolutions_total",
+		Help: "Ended ActionSets, by how they ended.",
+	}, []string{"resolution"})
+}
+
+// drain bounds how long runs may take to let go when the controller ends.
+const drain = 10 * time.Second
+
+// SetupWithManager starts it with the manager, on its leader.
+func (e *Engine) SetupWithManager(mgr ctrl.Manager) error {
+	base, detach := context.WithCancelCause(context.Background())
+	e.base, e.runs = base, map[types.NamespacedName]*running{}
+	// What runs on agents goes on when this controller ends; the next one asks how
+	// it went.
+	if err := mgr.Add(manager.RunnableFunc(func(ctx context.Context) error {
+		<-ctx.Done()
+		detach(agentclient.ErrDetached)
+		done := make(chan struct{})
+		go func() { defer close(done); e.wg.Wait() }()
+		select {
+		case <-done:
+		case <-e.Clock.After(drain):
+		}
+		return nil
+	})); err != nil {
+		return fmt.Errorf("add the engine: %w", err)
+	}
+	return ctrl.NewControllerManagedBy(mgr).
+		Named("actionset").
+		For(&crv1alpha1.ActionSet{}, builder.WithPredicates(predicate.NewPredicateFuncs(func(o client.Object) bool {
+			return o.GetNamespace() == e.Namespace
+		}))).
+		Complete(e)
+}
+
+// Reconcile starts what is to be started and cancels what was deleted.
+func (e *Engine) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result, error) {
+	var as crv1alpha1.ActionSet
+	err := e.Client.Get(ctx, req.NamespacedName, &as)
+	if client.IgnoreNotFound(err) != nil {
+		return ctrl.Result{}, fmt.Errorf("read ActionSet %s: %w", req.NamespacedName, err)
+	}
+	gone := apierrors.IsNotFound(err) || as.DeletionTimestamp != nil
+	e.mu.Lock()
+	now := e.runs[req.NamespacedName]
+	e.mu.Unlock()
+	if now != nil {
+		switch {
+		case gone:
+			now.cancel(errDeleted)
+		case now.uid != as.UID:
+			// Made anew under the old name: its turn comes when the old one let go.
+			now.cancel(errDeleted)
+			return ctrl.Result{RequeueAfter: time.Second}, nil
+		}
+		return ctrl.Result{}, nil
+	}
+	if gone {
+		return ctrl.Result{}, nil
+	}
+	return ctrl.Result{}, e.start(ctx, &as)
+}
+
+// start validates an ActionSet and starts its run.
+func (e *Engine) start(ctx context.Context, as *crv1alpha1.ActionSet) error {
+	if as.Status != nil && !unfinished(as.Status) {
+		return nil
+	}
+	blueprints, err := e.blueprints(ctx, as)
+	if err != nil {
+		return e.refuse(ctx, as, err)
+	}
+	if as.Status == nil || as.Status.State == "" {
+		as.Status = initialStatus(as.Spec, blueprints)
+		sumUp(as.Status, e.Clock.Now())
+		if err := e.Client.Update(ctx, as); err != nil {
+			return conflictIsNews(err)
+		}
+	}
+	if err := fits(as, blueprints); err != nil {
+		return e.refuse(ctx, as, err)
+	}
+	if as.Status.State == crv1alpha1.StatePending {
+		as.Status.State = crv1alpha1.StateRunning
+		if err := e.Client.Update(ctx, as); err != nil {
+			return conflictIsNews(err)
+		}
+	}
+
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.base.Err() != nil {
+		return nil
+	}
+	key := client.ObjectKeyFromObject(as)
+	runCtx, cancel := context.WithCancelCause(e.base)
+	e.runs[key] = &running{uid: as.UID, cancel: cancel}
+	r := &run{
+		Engine: e, actionSet: as, blueprints: blueprints,
+		store: &store{client: e.Client, key: key, uid: as.UID, now: e.Clock.Now},
+		log:   e.Log.With("actionset", as.Name),
+	}
+	e.wg.Go(func() {
+		defer func() {
+			e.mu.Lock()
+			delete(e.runs, key)
+			e.mu.Unlock()
+			cancel(nil)
+		}()
+		r.execute(runCtx)
+	})
+	return nil
+}
+
+// conflictIsNews: somebody changed the object, so it will be reconciled again.
+func conflictIsNews(err error) error {
+	if apierrors.IsConflict(err) || apierrors.IsNotFound(err) {
+		return nil
+	}
+	return fmt.Errorf("write the status: %w", err)
+}
+
+// blueprints reads and checks the Blueprint of every action.
+func (e *Engine) blueprints(ctx context.Context, as *crv1alpha1.ActionSet) ([]*crv1alpha1.Blueprint, error) {
+	if as.Spec == nil {
+		return nil, fmt.Errorf("Spec is missing in ActionSet {%s}", as.Name) //nolint:staticcheck // Kanister's manner
+	}
+	var out []*crv1alpha1.Blueprint
+	for _, a := range as.Spec.Actions {
+		var b crv1alpha1.Blueprint
+		if err := e.Client.Get(ctx, client.ObjectKey{Namespace: as.Namespace, Name: a.Blueprint}, &b); err != nil {
+			return nil, fmt.Errorf("Failed to query blueprint {%s} in namespace %s: %w", a.Blueprint, as.Namespace, err) //nolint:staticcheck // Kanister's text
+		}
+		if err := checkAction(a, &b, e.Functions); err != nil {
+			return nil, err
+		}
+		out = append(out, &b)
+	}
+	return out, nil
+}
+
+// fits refuses to go on with a status that is not of these Blueprints: they were
+// changed while the controller was away.
+func fits(as *crv1alpha1.ActionSet, blueprints []*crv1alpha1.Blueprint) error {
+	changed := func(what string) error {
+		return fmt.Errorf("go on with the ActionSet: its status is not that of its %s, which was changed since: run the action again", what)
+	}
+	if len(as.Status.Actions) != len(as.Spec.Actions) {
+		return changed("spec")
+	}
+	for i, a := range as.Spec.Actions {
+		action, status := blueprints[i].Actions[a.Name], as.Status.Actions[i]
+		if len(action.Phases) != len(status.Phases) || (action.DeferPhase != nil) != (status.DeferPhase.State != "") {
+			return changed("blueprint")
+		}
+		for j, p := range action.Phases {
+			if p.Name != status.Phases[j].Name {
+				return changed("blueprint")
+			}
+		}
+	}
+	return nil
+}
+
+// refuse fails an ActionSet that cannot run. An API server that does not answer is
+// not its fault: that is tried again.
+func (e *Engine) refuse(ctx context.Context, as *crv1alpha1.ActionSet, cause error) error {
+	if status := apierrors.APIStatus(nil); errors.As(cause, &status) && !apierrors.IsNotFound(cause) && !apierrors.IsForbidden(cause) {
+		return cause
+	}
+	if as.Status == nil {
+		as.Status = &crv1alpha1.ActionSetStatus{}
+	}
+	as.Status.State = crv1alpha1.StateFailed
+	as.Status.Error.Message = cause.Error()
+	// Nothing of it will run: not even what a deferPhase would clean up.
+	for i := range as.Status.Actions {
+		if d := &as.Status.Actions[i].DeferPhase; d.State != "" && !d.State.Done() {
+			d.State = crv1alpha1.StateFailed
+		}
+	}
+	if err := e.Client.Update(ctx, as); err != nil {
+		return conflictIsNews(err)
+	}
+	e.Resolutions.WithLabelValues("failure").Inc()
+	e.event(as, corev1.EventTypeWarning, "ActionSetFailed", "%s", cause)
+	e.Log.Error("actionset refused", "actionset", as.Name, "error", cause)
+	return nil
+}
+
+// eventLimit is the API's limit of an event's note.
+const eventLimit = 1024
+
+func (e *Engine) event(about runtime.Object, kind, reason, format string, args ...any) {
+	note := fmt.Sprintf(format, args...)
+	if len(note) > eventLimit {
+		note = note[:eventLimit-4] + " …"
+	}
+	e.Events.Eventf(about, nil, kind, reason, "Run", "%s", note)
+}
