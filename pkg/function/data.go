@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package function
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/kanister-kopia/kanister-kopia/agent/api"
+	agentclient "github.com/kanister-kopia/kanister-kopia/agent/client"
+	"github.com/kanister-kopia/kanister-kopia/pkg/mover"
+	"github.com/kanister-kopia/kanister-kopia/pkg/param"
+	"github.com/kanister-kopia/kanister-kopia/pkg/repository"
+)
+
+// version is an output of the data functions: Kanister's default version.
+const version = "v0.0.0"
+
+// Data is what the data functions work with.
+type Data struct {
+	// Client reads without a cache.
+	Client       client.WithWatch
+	Repositories *repository.Manager
+	Movers       *mover.Movers
+	Agents       repository.Connector
+	Log          *slog.Logger
+}
+
+// Functions are the data functions.
+func (d *Data) Functions() []Func {
+	return []Func{&backupData{d}, &restoreData{d}, &deleteData{d}}
+}
+
+// endTimeout bounds what is tidied up after a phase that was cancelled.
+const endTimeout = 15 * time.Second
+
+// session mints a password for one operation and calls do with it. The password
+// stops working when do has returned, unless the controller goes away: the next
+// one asks for the same session.
+func (d *Data) session(ctx context.Context, repo *repository.Repository, id, username, hostname string, do func(*api.Credentials) error) error {
+	credentials, err := repo.Session(ctx, id, username, hostname)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if detached(ctx) {
+			return
+		}
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), endTimeout)
+		defer cancel()
+		if err := repo.EndSession(ctx, id); err != nil {
+			// The operation's outcome stands. The password dies with the server at the latest.
+			d.Log.Warn("session not ended", "error", err)
+		}
+	}()
+	return do(credentials)
+}
+
+// detached says that the controller goes away and what runs is to go on.
+func detached(ctx context.Context) bool {
+	return errors.Is(context.Cause(ctx), agentclient.ErrDetached)
+}
+
+// checkProfile is Kanister's.
+func checkProfile(p *param.Profile) error {
+	if p == nil {
+		return errors.New("Profile must be non-nil") //nolint:staticcheck // Kanister's text
+	}
+	return nil
+}
+
+// ref names the repository that the arguments of a data function mean.
+func ref(call Call, namespace string) (repository.Ref, error) {
+	r := repository.Ref{Profile: call.Params.Profile, Namespace: namespace}
+	key, err := encryptionKey(call.Args)
+	if err != nil {
+		return r, err
+	}
+	r.EncryptionKey = key
+	return r, decode(call.Args, "insecureTLS", &r.InsecureTLS)
+}
+
+// findBackup opens the repository that a backup is in and reads its record. Close
+// the repository.
+func (d *Data) findBackup(ctx context.Context, call Call, namespace, prefix string, by api.FindRequest) (*repository.Repository, api.Record, error) {
+	r, err := ref(call, namespace)
+	if err != nil {
+		return nil, api.Record{}, err
+	}
+	token := by.BackupID
+	if token == "" {
+		token = by.BackupTag
+	}
+	repo, err := d.Repositories.OpenBackup(ctx, token, r)
+	if err != nil {
+		return nil, api.Record{}, err
+	}
+	by.Prefix = prefix
+	record, err := repo.Find(ctx, call.OperationID+"-find", by)
+	if err != nil {
+		repo.Close()
+		if errors.Is(err, repository.ErrNotFound) {
+			err = fmt.Errorf("backup %s under prefix %s: %w", token, prefix, repository.ErrNotFound)
+		}
+		return nil, api.Record{}, err
+	}
+	return repo, record, nil
+}

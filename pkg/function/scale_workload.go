@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package function
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	appsv1 "k8s.io/api/apps/v1"
+	autoscalingv1 "k8s.io/api/autoscaling/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/kanister-kopia/kanister-kopia/pkg/kube"
+)
+
+// scaleWorkload sets the replicas of a Deployment or StatefulSet and waits.
+type scaleWorkload struct{ *Companion }
+
+func (*scaleWorkload) Name() string { return "ScaleWorkload" }
+
+func (*scaleWorkload) RequiredArgs() []string { return []string{"replicas"} }
+
+func (f *scaleWorkload) Arguments() []string {
+	return append(f.RequiredArgs(), "namespace", "name", "kind", "waitForReady")
+}
+
+// A second run would report the scale that the first one set as the original.
+func (*scaleWorkload) Resumable() bool { return false }
+
+// scaleTimeout bounds how long a workload may take to follow.
+const scaleTimeout = 15 * time.Minute
+
+func (f *scaleWorkload) Exec(ctx context.Context, call Call) (map[string]any, error) {
+	var namespace, name, kind string
+	var replicas int32
+	waitForReady := true
+	switch p := call.Params; {
+	case p.StatefulSet != nil:
+		kind, namespace, name = "statefulset", p.StatefulSet.Namespace, p.StatefulSet.Name
+	case p.Deployment != nil:
+		kind, namespace, name = "deployment", p.Deployment.Namespace, p.Deployment.Name
+	}
+	if err := decodeAll(call.Args, map[string]any{
+		"replicas": &replicas, "namespace": &namespace, "name": &name, "kind": &kind, "waitForReady": &waitForReady,
+	}); err != nil {
+		return nil, err
+	}
+	if kind == "" || namespace == "" || name == "" {
+		return nil, errors.New("scale workload: give name, namespace and kind, or a Deployment or StatefulSet as the object of the action")
+	}
+	w, err := workloadOf(kind)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, scaleTimeout, fmt.Errorf("not done after %s", scaleTimeout))
+	defer cancel()
+	key := client.ObjectKey{Namespace: namespace, Name: name}
+	original, err := f.scale(ctx, w, key, replicas)
+	if err == nil && waitForReady {
+		err = f.await(ctx, w, key, replicas)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("scale %s %s to %d: %w", strings.ToLower(kind), key, replicas, err)
+	}
+	return map[string]any{"originalReplicaCount": int64(original)}, nil
+}
+
+// workload is a kind that can be scaled.
+type workload struct {
+	object client.Object
+	list   client.ObjectList
+	// follows says whether an object runs as many replicas as it should, ready.
+	follows func(o client.Object, replicas int32) bool
+	// selector of its pods.
+	selector func(client.Object) *metav1.LabelSelector
+}
+
+func workloadOf(kind string) (workload, error) {
+	switch strings.ToLower(kind) {
+	case "statefulset":
+		return workload{
+			object: &appsv1.StatefulSet{}, list: &appsv1.StatefulSetList{},
+			follows: func(o client.Object, n int32) bool {
+				s := o.(*appsv1.StatefulSet).Status
+				return s.ObservedGeneration >= o.GetGeneration() && s.Replicas == n && s.ReadyReplicas == n
+			},
+			selector: func(o client.Object) *metav1.LabelSelector { return o.(*appsv1.StatefulSet).Spec.Selector },
+		}, nil
+	case "deployment":
+		return workload{
+			object: &appsv1.Deployment{}, list: &appsv1.DeploymentList{},
+			follows: func(o client.Object, n int32) bool {
+				s := o.(*appsv1.Deployment).Status
+				return s.ObservedGeneration >= o.GetGeneration() && s.Replicas == n && s.AvailableReplicas == n && s.UpdatedReplicas == n
+			},
+			selector: func(o client.Object) *metav1.LabelSelector { return o.(*appsv1.Deployment).Spec.Selector },
+		}, nil
+	default:
+		return workload{}, fmt.Errorf("scale workload: Unsupported workload type %q: want Deployment or StatefulSet", kind)
+	}
+}
+
+// scale sets the replicas and returns what they were.
+func (f *scaleWorkload) scale(ctx context.Context, w workload, key client.ObjectKey, replicas int32) (int32, error) {
+	if err := f.Client.Get(ctx, key, w.object); err != nil {
+		return 0, err
+	}
+	scale := &autoscalingv1.Scale{}
+	if err := f.Client.SubResource("scale").Get(ctx, w.object, scale); err != nil {
+		return 0, err
+	}
+	original := scale.Spec.Replicas
+	if original == replicas {
+		return original, nil
+	}
+	scale.Spec.Replicas = replicas
+	return original, f.Client.SubResource("scale").Update(ctx, w.object, client.WithSubResourceBody(scale))
+}
+
+// await waits until the workload runs as it should, and until the pods that are
+// too many have ended: their volumes are free only then.
+func (f *scaleWorkload) await(ctx context.Context, w workload, key client.ObjectKey, replicas int32) error {
+	if err := kube.Await(ctx, f.Client, key, w.object, w.list, func(o client.Object) (bool, error) {
+		return w.follows(o, replicas), nil
+	}); err != nil {
+		return err
+	}
+	selector, err := metav1.LabelSelectorAsSelector(w.selector(w.object))
+	if err != nil {
+		return err
+	}
+	return f.awaitPods(ctx, key.Namespace, selector, int(replicas))
+}
+
+// awaitPods waits until at most so many pods are left.
+func (f *scaleWorkload) awaitPods(ctx context.Context, namespace string, selector labels.Selector, most int) error {
+	for {
+		var pods corev1.PodList
+		if err := f.Client.List(ctx, &pods, client.InNamespace(namespace), client.MatchingLabelsSelector{Selector: selector}); err != nil {
+			return err
+		}
+		left := 0
+		for i := range pods.Items {
+			// Jobs may share labels with a workload; what has ended holds no volume.
+			if p := pods.Items[i].Status.Phase; p != corev1.PodSucceeded && p != corev1.PodFailed {
+				left++
+			}
+		}
+		if left <= most {
+			return nil
+		}
+		err := kube.Await(ctx, f.Client, client.ObjectKeyFromObject(&pods.Items[0]), &corev1.Pod{}, &corev1.PodList{},
+			func(p *corev1.Pod) (bool, error) { return p.UID != pods.Items[0].UID, nil })
+		if err != nil && !errors.Is(err, kube.ErrGone) {
+			return err
+		}
+	}
+}

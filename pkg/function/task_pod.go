@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package function
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/kanister-kopia/kanister-kopia/pkg/kube"
+	"github.com/kanister-kopia/kanister-kopia/pkg/mover"
+	"github.com/kanister-kopia/kanister-kopia/pkg/names"
+	"github.com/kanister-kopia/kanister-kopia/pkg/podspec"
+)
+
+// task is a temporary pod that runs one command of the Blueprint's author.
+type task struct {
+	prefix, namespace, image string
+	command                  []string
+	serviceAccount           string
+	// claims maps claim to mount path.
+	claims map[string]string
+	// identity of the claims' workload.
+	identity mover.Identity
+	pod      podArgs
+}
+
+// result of a task's command.
+type result struct {
+	outputs map[string]any
+	// exit is the command's exit code.
+	exit int32
+}
+
+const (
+	taskContainer   = names.MoverContainer
+	taskStart       = 15 * time.Minute
+	taskDeleteGrace = 30 * time.Second
+)
+
+// render builds the pod. Restricted Pod Security fields are set where they change
+// nothing for a command that does not ask for more; podOverride may undo them.
+func (t task) render(call Call, policy corev1.PullPolicy) (*corev1.Pod, error) {
+	no := false
+	sum := sha256.Sum256([]byte(call.OperationID))
+	container := corev1.Container{
+		Name: taskContainer, Image: t.image, Command: t.command, ImagePullPolicy: policy,
+		SecurityContext: &corev1.SecurityContext{
+			AllowPrivilegeEscalation: &no,
+			Capabilities:             &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}},
+		},
+	}
+	spec := corev1.PodSpec{
+		RestartPolicy:                corev1.RestartPolicyNever,
+		AutomountServiceAccountToken: ptr(t.serviceAccount != ""),
+		ServiceAccountName:           t.serviceAccount,
+		SecurityContext: &corev1.PodSecurityContext{
+			RunAsUser: t.identity.UID, RunAsGroup: t.identity.GID,
+			FSGroup: t.identity.FSGroup, FSGroupChangePolicy: t.identity.FSGroupChangePolicy,
+			SupplementalGroups: t.identity.SupplementalGroups, SELinuxOptions: t.identity.SELinux,
+			SeccompProfile: &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault},
+		},
+	}
+	if t.identity.UID != nil {
+		spec.SecurityContext.RunAsNonRoot = ptr(true)
+	}
+	for i, claim := range slices.Sorted(maps.Keys(t.claims)) {
+		name := fmt.Sprintf("claim-%d", i)
+		container.VolumeMounts = append(container.VolumeMounts, corev1.VolumeMount{Name: name, MountPath: t.claims[claim]})
+		spec.Volumes = append(spec.Volumes, corev1.Volume{Name: name, VolumeSource: corev1.VolumeSource{
+			PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: claim},
+		}})
+	}
+	spec.Containers = []corev1.Container{container}
+	spec, err := podspec.Override(spec, t.pod.override, call.Params.PodOverride)
+	if err != nil {
+		return nil, err
+	}
+	labels := map[string]string{"createdBy": "kanister"}
+	maps.Copy(labels, t.pod.labels)
+	maps.Copy(labels, map[string]string{names.ManagedByLabel: names.ManagedByValue, names.ComponentLabel: "task", names.InjectLabel: "false"})
+	return &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace: t.namespace, Name: t.prefix + hex.EncodeToString(sum[:6]),
+			Labels: labels, Annotations: t.pod.annotations,
+		},
+		Spec: spec,
+	}, nil
+}
+
+// run makes the pod, follows its log, waits for its end and deletes it.
+func (c *Companion) run(ctx context.Context, call Call, t task) (result, error) {
+	pod, err := t.render(call, c.PullPolicy)
+	if err != nil {
+		return result{}, err
+	}
+	name := fmt.Sprintf("%s/%s", pod.Namespace, pod.Name)
+	if err := c.Client.Create(ctx, pod); err != nil {
+		return result{}, fmt.Errorf("make pod %s: %w", name, err)
+	}
+	defer func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), taskDeleteGrace)
+		defer cancel()
+		if err := c.Client.Delete(ctx, pod, client.GracePeriodSeconds(0)); client.IgnoreNotFound(err) != nil {
+			c.Log.Warn("temporary pod not deleted", "pod", name, "error", err)
+		}
+	}()
+	if err := c.awaitStart(ctx, pod); err != nil {
+		return result{}, fmt.Errorf("start pod %s: %w", name, err)
+	}
+	log := c.Log.With("actionset", call.ActionSet, "pod", pod.Name)
+	stream, err := c.Kube.CoreV1().Pods(pod.Namespace).GetLogs(pod.Name, &corev1.PodLogOptions{Container: taskContainer, Follow: true}).Stream(ctx)
+	if err != nil {
+		return result{}, fmt.Errorf("read the log of pod %s: %w", name, err)
+	}
+	defer stream.Close()
+	last := &tail{limit: errorTail}
+	outputs, err := readOutputs(stream, func(line string) {
+		log.Info("command", "stdout", line)
+		fmt.Fprintln(last, line)
+	})
+	if err != nil {
+		return result{}, fmt.Errorf("read the log of pod %s: %w", name, err)
+	}
+	// The end of a log proves nothing: the pod's status does.
+	exit, err := c.awaitEnd(ctx, pod)
+	if err != nil {
+		return result{}, fmt.Errorf("pod %s: %w: %s", name, err, last)
+	}
+	if exit != 0 {
+		return result{outputs, exit}, fmt.Errorf("pod %s: %w %d: %s", name, errExit, exit, last)
+	}
+	return result{outputs, 0}, nil
+}
+
+// errExit is a command that ended with an exit code other than 0.
+var errExit = errors.New("the command ended with exit code")
+
+func (c *Companion) awaitStart(ctx context.Context, pod *corev1.Pod) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, taskStart, fmt.Errorf("not running after %s", taskStart))
+	defer cancel()
+	return kube.Await(ctx, c.Client, client.ObjectKeyFromObject(pod), &corev1.Pod{}, &corev1.PodList{}, func(p *corev1.Pod) (bool, error) {
+		if p.Status.Phase != corev1.PodPending {
+			return true, nil
+		}
+		if f := kube.Failure(p, taskContainer); f != nil {
+			return false, fmt.Errorf("%s: %s", f.Reason, f.Message)
+		}
+		return false, nil
+	})
+}
+
+func (c *Companion) awaitEnd(ctx context.Context, pod *corev1.Pod) (exit int32, err error) {
+	err = kube.Await(ctx, c.Client, client.ObjectKeyFromObject(pod), &corev1.Pod{}, &corev1.PodList{}, func(p *corev1.Pod) (bool, error) {
+		for _, s := range p.Status.ContainerStatuses {
+			if s.Name == taskContainer && s.State.Terminated != nil {
+				exit = s.State.Terminated.ExitCode
+				return true, nil
+			}
+		}
+		if p.Status.Phase == corev1.PodFailed {
+			return false, fmt.Errorf("it failed: %s %s", p.Status.Reason, p.Status.Message)
+		}
+		return false, nil
+	})
+	return exit, err
+}
+
+func ptr[T any](v T) *T { return &v }
