@@ -68,11 +68,11 @@ func restartIfStale(ctx context.Context, c *scenario.Cluster, name string) (stri
 	}
 	// The webhook and the controller name the images of the agent and the server
 	// in their flags; those are new with the next pod, without a restart here.
-	if _, err := c.Kubectl(ctx, "patch", "deployment", name, "-n", names.ControlPlaneNamespace, "--patch",
+	if _, err := c.Kubectl(ctx, "patch", "deployment", "kanister-kopia-"+name, "-n", names.ControlPlaneNamespace, "--patch",
 		fmt.Sprintf(`{"spec":{"template":{"metadata":{"annotations":{%q:%q}}}}}`, imageAnnotation, id)); err != nil {
 		return "", err
 	}
-	return "ready", c.Rollout(ctx, names.ControlPlaneNamespace, "deployment/"+name)
+	return "ready", c.Rollout(ctx, names.ControlPlaneNamespace, "deployment/kanister-kopia-"+name)
 }
 
 func restartStaleServers(ctx context.Context, c *scenario.Cluster) (string, error) {
