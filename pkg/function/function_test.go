@@ -1,0 +1,201 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package function
+
+import (
+	"reflect"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/kanister-kopia/kanister-kopia/agent/api"
+	"github.com/kanister-kopia/kanister-kopia/pkg/param"
+	"github.com/kanister-kopia/kanister-kopia/pkg/volumes"
+)
+
+func TestSizeText(t *testing.T) {
+	for bytes, want := range map[int64]string{
+		0: "0 B", 1023: "1023 B", 1024: "1.000 KiB", 10570: "10.322 KiB",
+		1 << 20: "1.000 MiB", 3 << 29: "1.500 GiB", 5 << 40: "5.000 TiB",
+	} {
+		if got := sizeText(bytes); got != want {
+			t.Errorf("%d: %q, want %q", bytes, got, want)
+		}
+	}
+}
+
+// The cases are those of KANISTER-CONTRACT 1.4.
+func TestResolvePrefix(t *testing.T) {
+	profile := &param.Profile{Location: param.Location{Bucket: "bucket", Prefix: "not-used"}}
+	for prefix, want := range map[string]string{
+		"":                 "bucket",
+		"bucket":           "bucket",
+		"bucket/a/b":       "bucket/a/b",
+		"a/b":              "bucket/a/b",
+		"s3-bucket/path/x": "bucket/s3-bucket/path/x",
+		"/bucket/a":        "bucket/bucket/a",
+	} {
+		if got := resolvePrefix(profile, prefix); got != want {
+			t.Errorf("%q: %q, want %q", prefix, got, want)
+		}
+	}
+}
+
+func TestReadOutputs(t *testing.T) {
+	long := strings.Repeat("x", 100_000)
+	var lines []string
+	got, err := readOutputs(strings.NewReader("first\n"+
+		`###Phase-output###: {"key":"id","value":"a b"}`+"\r\n"+
+		`in a line ###Phase-output###:{"key":"mid","value":"1"}`+"\n"+
+		`###Phase-output###: {"key":"long","value":"`+long+`"}`+"\n"+
+		"last, without an end"), func(l string) { lines = append(lines, l) })
+	want := map[string]any{"id": "a b", "mid": "1", "long": long}
+	if err != nil || !reflect.DeepEqual(got, want) {
+		t.Errorf("outputs %v, %v", got, err)
+	}
+	if !reflect.DeepEqual(lines, []string{"first", "last, without an end"}) {
+		t.Errorf("lines %q", lines)
+	}
+	for _, bad := range []string{`###Phase-output###: {"key":"a-b","value":""}`, `###Phase-output###: {"key"`} {
+		if _, err := readOutputs(strings.NewReader(bad), func(string) {}); err == nil {
+			t.Errorf("%s: no error", bad)
+		}
+	}
+	if got, err := readOutputs(strings.NewReader("nothing\n"), func(string) {}); err != nil || got != nil {
+		t.Errorf("no outputs: %v, %v; want nil", got, err)
+	}
+}
+
+// FuzzReadOutputs: no output of a command takes the controller down.
+func FuzzReadOutputs(f *testing.F) {
+	f.Add("###Phase-output###: {\"key\":\"k\",\"value\":\"v\"}\n")
+	f.Add("a\r\n###Phase-output###:")
+	f.Fuzz(func(t *testing.T, text string) {
+		outputs, err := readOutputs(strings.NewReader(text), func(l string) {
+			if strings.Contains(l, "\n") || l == "" {
+				t.Errorf("%q is not a line", l)
+			}
+		})
+		for key := range outputs {
+			if !outputKey.MatchString(key) {
+				t.Errorf("key %q, error %v", key, err)
+			}
+		}
+	})
+}
+
+func TestPlan(t *testing.T) {
+	dir := api.Record{BackupID: "id", AbsolutePath: "/var/lib/db/base"}
+	file := api.Record{BackupID: "id", AbsolutePath: "/var/lib/db/dump.sql", Snapshot: api.SnapshotResult{RootFile: &api.RootFile{Name: "dump.sql"}}}
+	for _, c := range []struct {
+		name                    string
+		record                  api.Record
+		restorePath, backupPath string
+		target, subPath, err    string
+	}{
+		{"in place", dir, "/", "", "/var/lib/db/base", "", ""},
+		{"below another path", dir, "/mnt/data", "", "/mnt/data/var/lib/db/base", "", ""},
+		{"the root elsewhere", dir, "/mnt/data", "/var/lib/db/base", "/mnt/data", "", ""},
+		{"the root, untidy", dir, "/mnt/data/", "/var/lib//db/base/", "/mnt/data", "", ""},
+		{"a sub-path", dir, "/mnt", "/var/lib/db/base/pg_wal/0", "/mnt", "pg_wal/0", ""},
+		{"a parent of what was backed up", dir, "/mnt", "/var/lib/db", "", "", "holds /var/lib/db/base only"},
+		{"a sibling with the same beginning", dir, "/mnt", "/var/lib/db/base2", "", "", "holds /var/lib/db/base only"},
+		{"out of the backup", dir, "/mnt", "/var/lib/db/base/../../x", "", "", "holds /var/lib/db/base only"},
+		{"the whole volume", api.Record{AbsolutePath: "/"}, "/mnt", "/etc", "/mnt", "etc", ""},
+		{"a file in place", file, "/", "", "/var/lib/db", "", ""},
+		{"a file elsewhere", file, "/mnt", "/var/lib/db/dump.sql", "/mnt", "", ""},
+		{"below a file", file, "/mnt", "/var/lib/db/dump.sql/x", "", "", "holds /var/lib/db/dump.sql only"},
+	} {
+		p, err := plan(c.record, c.restorePath, c.backupPath)
+		switch {
+		case c.err != "":
+			if err == nil || !strings.Contains(err.Error(), c.err) {
+				t.Errorf("%s: error %v, want one with %q", c.name, err, c.err)
+			}
+		case err != nil || p.target != c.target || p.subPath != c.subPath || p.file != c.record.Snapshot.RootFile:
+			t.Errorf("%s: %+v, %v; want target %s, sub-path %q", c.name, p, err, c.target, c.subPath)
+		}
+	}
+}
+
+func TestWhyNoAgent(t *testing.T) {
+	pod := func(labels map[string]string) *corev1.Pod {
+		return &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "db-0", Labels: labels}}
+	}
+	enabled := map[string]string{"kopia.kanister.io/injection": "enabled"}
+	for _, c := range []struct {
+		name      string
+		pod       *corev1.Pod
+		namespace map[string]string
+		want      string
+	}{
+		{"not opted in", pod(nil), nil, "label it kopia.kanister.io/injection=enabled"},
+		{"no label", pod(nil), enabled, "lacks label kopia.kanister.io/inject=true"},
+		{"opted out", pod(map[string]string{"kopia.kanister.io/inject": "false"}), enabled, "opted out"},
+		{"too old", pod(map[string]string{"kopia.kanister.io/inject": "true"}), enabled, "restart the workload"},
+		{"mode all, too old", pod(nil), map[string]string{"kopia.kanister.io/injection": "all"}, "restart the workload"},
+	} {
+		if got := whyNoAgent(c.pod, c.namespace); !strings.Contains(got, c.want) {
+			t.Errorf("%s: %q, want %q in it", c.name, got, c.want)
+		}
+	}
+}
+
+func TestIdentity(t *testing.T) {
+	owned := func(kind, name string) *corev1.Pod {
+		controller := true
+		return &corev1.Pod{ObjectMeta: metav1.ObjectMeta{
+			Name: "web-5d4f-x1", Labels: map[string]string{"pod-template-hash": "5d4f"},
+			OwnerReferences: []metav1.OwnerReference{{Kind: kind, Name: name, Controller: &controller}},
+		}}
+	}
+	claim := volumes.Location{Kind: volumes.PersistentVolumeClaim, ClaimName: "data-db-0", VolumeName: "data"}
+	nfs := volumes.Location{Kind: volumes.NFS, VolumeName: "share"}
+	for _, c := range []struct {
+		pod  *corev1.Pod
+		at   volumes.Location
+		want string
+	}{
+		{owned("ReplicaSet", "web-5d4f"), claim, "pvc.data-db-0"},
+		{owned("ReplicaSet", "web-5d4f"), nfs, "deployment.web.share"},
+		{owned("StatefulSet", "web"), nfs, "statefulset.web-5d4f-x1.share"},
+		{&corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "bare"}}, nfs, "pod.bare.share"},
+	} {
+		if got := identity(c.pod, c.at); got != c.want {
+			t.Errorf("%s, want %s", got, c.want)
+		}
+	}
+}
+
+func TestDecode(t *testing.T) {
+	var text string
+	var yes bool
+	var number int32
+	var claims map[string]string
+	var command []string
+	args := map[string]any{
+		"text": int64(7), "yes": "true", "number": "3",
+		"claims": map[string]any{"data": "/mnt"}, "command": []any{"sh", int64(1)},
+	}
+	if err := decodeAll(args, map[string]any{"text": &text, "yes": &yes, "number": &number, "claims": &claims, "command": &command}); err != nil {
+		t.Fatal(err)
+	}
+	if text != "7" || !yes || number != 3 || claims["data"] != "/mnt" || !reflect.DeepEqual(command, []string{"sh", "1"}) {
+		t.Errorf("decoded %q %v %d %v %q", text, yes, number, claims, command)
+	}
+	err := decode(map[string]any{"number": "many"}, "number", &number)
+	if err == nil || !strings.Contains(err.Error(), "Failed to decode arg `number`") {
+		t.Errorf("error %v", err)
+	}
+}
+
+func TestEncryptionKey(t *testing.T) {
+	if key, err := encryptionKey(map[string]any{}); key != nil || err != nil {
+		t.Errorf("absent: %v, %v", key, err)
+	}
+	if key, err := encryptionKey(map[string]any{"encryptionKey": ""}); key == nil || *key != "" || err != nil {
+		t.Errorf("empty: %v, %v: it is not absent", key, err)
+	}
+}
