@@ -76,7 +76,8 @@ func Run(ctx context.Context, config *rest.Config, o Options) error {
 		return fmt.Errorf("set up the webhook: %w", err)
 	}
 	namespaces := &cachedNamespaces{cache: mgr.GetClient(), live: mgr.GetAPIReader()}
-	Register(server, Injector{
+	// The manager runs the server only once it was asked for it.
+	Register(mgr.GetWebhookServer(), Injector{
 		Namespaces: namespaces,
 		Options:    o.Agent,
 		Metrics:    NewMetrics(metrics.Registry),
@@ -94,6 +95,7 @@ func Run(ctx context.Context, config *rest.Config, o Options) error {
 		mgr.Add(synced),
 		mgr.AddHealthzCheck("ping", healthz.Ping),
 		mgr.AddReadyzCheck("certificate", cert.Ready),
+		mgr.AddReadyzCheck("listening", server.StartedChecker()),
 		mgr.AddReadyzCheck("namespaces", synced.ready),
 	); err != nil {
 		return fmt.Errorf("set up the webhook: %w", err)
