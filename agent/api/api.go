@@ -123,8 +123,8 @@ type SnapshotRequest struct {
 type RestoreRequest struct {
 	// RootObject is Kopia's object id of the snapshot's root entry, as the backup record has it.
 	RootObject string `json:"rootObject"`
-	// RootFile is set when RootObject is a single file: it is restored as Path/<RootFile.Name>.
-	RootFile *RootFile `json:"rootFile,omitempty"`
+	// Root is what the backup record says of RootObject. A file is restored as Path/<Root.Name>.
+	Root RootEntry `json:"root"`
 	// SubPath below the root to restore, slash separated; "" is the root itself.
 	SubPath string `json:"subPath,omitempty"`
 	// Volume and Path are the target directory; it is made if missing.
@@ -220,12 +220,8 @@ type SnapshotResult struct {
 	// ID is Kopia's manifest id, RootObject the object id of its root entry.
 	ID         string `json:"id"`
 	RootObject string `json:"rootObject"`
-	// RootFile is set when a single file was backed up.
-	RootFile *RootFile `json:"rootFile,omitempty"`
-	// RootUID, RootGID and RootMode (permission bits) of the root entry.
-	RootUID  uint32 `json:"rootUID"`
-	RootGID  uint32 `json:"rootGID"`
-	RootMode uint32 `json:"rootMode"`
+	// Root describes the root entry: the object itself holds only what is below it.
+	Root RootEntry `json:"root"`
 	// Files, Dirs and Bytes of the whole tree, as its root's summary has them.
 	Files int64 `json:"files"`
 	Dirs  int64 `json:"dirs"`
@@ -241,11 +237,12 @@ type SnapshotResult struct {
 	End        time.Time `json:"end"`
 }
 
-// RootFile is what a directory would say of a file that was backed up alone.
-// Its owner and mode are the SnapshotResult's.
-type RootFile struct {
+// RootEntry is what a parent directory would say of the file or directory that was
+// backed up. Mode has Kopia's permission bits, setuid and its kin included.
+type RootEntry struct {
 	Name    string    `json:"name"`
-	Size    int64     `json:"size"`
+	File    bool      `json:"file,omitempty"`
+	Size    int64     `json:"size,omitempty"`
 	Mode    uint32    `json:"mode"`
 	UID     uint32    `json:"uid"`
 	GID     uint32    `json:"gid"`

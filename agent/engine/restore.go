@@ -75,24 +75,25 @@ func rootEntry(ctx context.Context, rep repo.Repository, r api.RestoreRequest) (
 	if err != nil {
 		return nil, &api.Problem{Code: api.CodeBadRequest, Title: fmt.Sprintf("restore: root object %q: %v", r.RootObject, err)}
 	}
-	if f := r.RootFile; f != nil {
+	root := &snapshot.DirEntry{
+		Name: r.Root.Name, Type: snapshot.EntryTypeDirectory, ObjectID: id, FileSize: r.Root.Size,
+		Permissions: snapshot.Permissions(r.Root.Mode), UserID: r.Root.UID, GroupID: r.Root.GID,
+		ModTime: kopiafs.UTCTimestampFromTime(r.Root.ModTime),
+	}
+	if r.Root.File {
+		root.Type = snapshot.EntryTypeFile
 		if r.SubPath != "" {
-			return nil, &api.Problem{Code: api.CodePathNotFound, Title: fmt.Sprintf("restore: the backup is the single file %s; it has no %q below it", f.Name, r.SubPath)}
+			return nil, &api.Problem{Code: api.CodePathNotFound, Title: fmt.Sprintf("restore: the backup is the single file %s; it has no %q below it", r.Root.Name, r.SubPath)}
 		}
-		if err := checkName(f.Name); err != nil {
+		if err := checkName(r.Root.Name); err != nil {
 			return nil, err
 		}
-		return snapshotfs.EntryFromDirEntry(rep, &snapshot.DirEntry{
-			Name: f.Name, Type: snapshot.EntryTypeFile, ObjectID: id, FileSize: f.Size,
-			Permissions: snapshot.Permissions(f.Mode), UserID: f.UID, GroupID: f.GID,
-			ModTime: kopiafs.UTCTimestampFromTime(f.ModTime),
-		}), nil
 	}
-	entry := snapshotfs.DirectoryEntry(rep, id, nil)
+	entry := snapshotfs.EntryFromDirEntry(rep, root)
 	if r.SubPath == "" {
 		return entry, nil
 	}
-	var below kopiafs.Entry = entry
+	below := entry
 	for _, name := range strings.Split(r.SubPath, "/") {
 		if err := checkName(name); err != nil {
 			return nil, err

@@ -15,7 +15,6 @@ import (
 	"syscall"
 	"time"
 
-	kopiafs "github.com/kopia/kopia/fs"
 	"github.com/kopia/kopia/fs/localfs"
 	"github.com/kopia/kopia/repo"
 	"github.com/kopia/kopia/repo/compression"
@@ -263,16 +262,16 @@ func describe(man *snapshot.Manifest, p *progress, started, ended time.Time) *ap
 	root := man.RootEntry
 	result := &api.SnapshotResult{
 		ID: string(man.ID), RootObject: root.ObjectID.String(),
-		RootUID: root.UserID, RootGID: root.GroupID, RootMode: uint32(root.Permissions) & uint32(kopiafs.ModBits.Perm()),
+		Root: api.RootEntry{
+			Name: root.Name, File: root.Type == snapshot.EntryTypeFile, Mode: uint32(root.Permissions),
+			UID: root.UserID, GID: root.GroupID, ModTime: root.ModTime.ToTime().UTC(),
+		},
 		Files: files(man), Bytes: root.FileSize,
 		NewBytes: p.uploaded.Load(), CachedFiles: p.cachedFiles.Load(),
 		Start: started.UTC(), End: ended.UTC(),
 	}
-	if root.Type == snapshot.EntryTypeFile {
-		result.RootFile = &api.RootFile{
-			Name: root.Name, Size: root.FileSize, Mode: uint32(root.Permissions),
-			UID: root.UserID, GID: root.GroupID, ModTime: root.ModTime.ToTime(),
-		}
+	if result.Root.File {
+		result.Root.Size = root.FileSize
 	}
 	if s := root.DirSummary; s != nil {
 		result.Dirs, result.Bytes = s.TotalDirCount, s.TotalFileSize

@@ -102,7 +102,7 @@ func Run(ctx context.Context, config *rest.Config, o Options) error {
 		},
 		&actionset.Engine{
 			Client: direct, Namespace: o.Namespace, Clock: clock.RealClock{}, Log: o.Log, Resolutions: resolutions,
-			Events:    mgr.GetEventRecorder("Kanister Controller"),
+			Events:    mgr.GetEventRecorder("kanister-kopia-controller"),
 			Functions: function.NewRegistry(append(data.Functions(), companion.Functions()...)...),
 		},
 	} {

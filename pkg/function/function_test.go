@@ -88,7 +88,7 @@ func FuzzReadOutputs(f *testing.F) {
 
 func TestPlan(t *testing.T) {
 	dir := api.Record{BackupID: "id", AbsolutePath: "/var/lib/db/base"}
-	file := api.Record{BackupID: "id", AbsolutePath: "/var/lib/db/dump.sql", Snapshot: api.SnapshotResult{RootFile: &api.RootFile{Name: "dump.sql"}}}
+	file := api.Record{BackupID: "id", AbsolutePath: "/var/lib/db/dump.sql", Snapshot: api.SnapshotResult{Root: api.RootEntry{Name: "dump.sql", File: true}}}
 	for _, c := range []struct {
 		name                    string
 		record                  api.Record
@@ -114,7 +114,7 @@ func TestPlan(t *testing.T) {
 			if err == nil || !strings.Contains(err.Error(), c.err) {
 				t.Errorf("%s: error %v, want one with %q", c.name, err, c.err)
 			}
-		case err != nil || p.target != c.target || p.subPath != c.subPath || p.file != c.record.Snapshot.RootFile:
+		case err != nil || p.target != c.target || p.subPath != c.subPath:
 			t.Errorf("%s: %+v, %v; want target %s, sub-path %q", c.name, p, err, c.target, c.subPath)
 		}
 	}

@@ -86,7 +86,7 @@ func (f *restoreData) Exec(ctx context.Context, call Call) (map[string]any, erro
 	m, err := f.Movers.Start(ctx, mover.Spec{
 		Prefix: "restore-data-", OperationID: call.OperationID, Namespace: namespace, ActionSet: call.ActionSet,
 		Claims:   []string{claim},
-		Identity: identity.Or(mover.FromOwner(record.Snapshot.RootUID, record.Snapshot.RootGID)),
+		Identity: identity.Or(mover.FromOwner(record.Snapshot.Root.UID, record.Snapshot.Root.GID)),
 		Labels:   overrides.labels, Annotations: overrides.annotations,
 		Override: func(spec corev1.PodSpec) (corev1.PodSpec, error) {
 			return podspec.Override(spec, overrides.override, call.Params.PodOverride)
@@ -108,7 +108,7 @@ func (f *restoreData) Exec(ctx context.Context, call Call) (map[string]any, erro
 		result, err := m.Agent.Run(ctx, api.StartRequest{
 			ID: call.OperationID, Kind: api.KindRestore, Credentials: credentials,
 			Restore: &api.RestoreRequest{
-				RootObject: record.Snapshot.RootObject, RootFile: what.file, SubPath: what.subPath,
+				RootObject: record.Snapshot.RootObject, Root: record.Snapshot.Root, SubPath: what.subPath,
 				Volume: m.VolumeOf(claim), Path: inside,
 			},
 		}, call.Progress)
@@ -135,8 +135,6 @@ func (f *restoreData) Exec(ctx context.Context, call Call) (map[string]any, erro
 type restorePlan struct {
 	// subPath below the backup's root, "" for all of it.
 	subPath string
-	// file is set when the backup is a single file.
-	file *api.RootFile
 	// target directory, as the restorePath counts.
 	target string
 }
@@ -145,11 +143,11 @@ type restorePlan struct {
 // and is written below restorePath under that path; only with backupPath does what
 // is there land directly in restorePath.
 func plan(record api.Record, restorePath, backupPath string) (restorePlan, error) {
-	p := restorePlan{file: record.Snapshot.RootFile}
+	p, file := restorePlan{}, record.Snapshot.Root.File
 	root := path.Clean(record.AbsolutePath)
 	if backupPath == "" {
 		p.target = path.Join("/", restorePath, root)
-		if p.file != nil {
+		if file {
 			p.target = path.Dir(p.target)
 		}
 		return p, nil
@@ -160,7 +158,7 @@ func plan(record api.Record, restorePath, backupPath string) (restorePlan, error
 		return p, nil
 	}
 	below, ok := strings.CutPrefix(wanted, strings.TrimSuffix(root, "/")+"/")
-	if !ok || p.file != nil {
+	if !ok || file {
 		return p, fmt.Errorf("restore backupPath %s: backup %s holds %s only", backupPath, record.BackupID, root)
 	}
 	p.subPath = below

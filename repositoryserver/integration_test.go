@@ -1,0 +1,578 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build integration
+
+package repositoryserver_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"math/rand/v2"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/kanister-kopia/kanister-kopia/agent/api"
+	"github.com/kanister-kopia/kanister-kopia/agent/client"
+	"github.com/kanister-kopia/kanister-kopia/internal/testenv"
+	"github.com/kanister-kopia/kanister-kopia/repositoryserver"
+)
+
+// marker stands in files that are backed up: whoever finds it elsewhere has found plaintext.
+const marker = "plaintext-marker-7f3a"
+
+// host is the namespace that the tests' users are of.
+const host = "ns-uid-1"
+
+// world is one control plane with a bucket.
+type world struct {
+	*testing.T
+	s3     *testenv.S3
+	plane  *testenv.ControlPlane
+	config repositoryserver.Config
+}
+
+func newWorld(t *testing.T) *world {
+	t.Helper()
+	w := &world{T: t, s3: testenv.StartS3(t), plane: testenv.NewControlPlane(t)}
+	w.config = repositoryserver.Config{
+		RepositoryID: "shop-test", Password: "repository-password-1b2c", AllowCreate: true,
+		Storage: repositoryserver.StorageConfig{
+			Type: "s3", Bucket: w.s3.Bucket, Endpoint: w.s3.Endpoint, Prefix: "demo/", Region: "us-east-1",
+			AccessKeyID: w.s3.AccessKey, SecretAccessKey: w.s3.SecretKey, CABundle: string(w.s3.CA.PEM),
+		},
+	}
+	return w
+}
+
+// server is a running repository server.
+type server struct {
+	*testenv.Process
+	agent *client.Client
+	url   string
+	ca    string
+}
+
+// launch starts a repository server's process and returns without waiting.
+func (w *world) launch(config repositoryserver.Config) (p *testenv.Process, listen, agent, health int) {
+	w.Helper()
+	dir := w.TempDir()
+	raw, err := json.Marshal(config)
+	w.must(err)
+	file := filepath.Join(dir, "config.json")
+	w.must(os.WriteFile(file, raw, 0o600))
+	w.plane.CA.IssueTo(w, filepath.Join(dir, "tls"), testenv.Leaf{IPs: []net.IP{net.IPv4(127, 0, 0, 1)}, Usage: x509.ExtKeyUsageServerAuth})
+	listen, agent, health = testenv.Port(w), testenv.Port(w), testenv.Port(w)
+	loopback := func(port int) string { return fmt.Sprintf("127.0.0.1:%d", port) }
+	return testenv.Start(w, nil, testenv.Program(w, "repository-server"), "serve", "--config", file,
+		"--tls-dir", filepath.Join(dir, "tls"), "--ca-dir", w.plane.CADir,
+		"--state-dir", filepath.Join(dir, "state"), "--cache-dir", filepath.Join(dir, "cache"),
+		"--listen", loopback(listen), "--agent-listen", loopback(agent),
+		"--kopia-listen", loopback(testenv.Port(w)), "--health-listen", loopback(health)), listen, agent, health
+}
+
+// serve starts a repository server and waits until it is ready.
+func (w *world) serve() *server {
+	w.Helper()
+	p, listen, agent, health := w.launch(w.config)
+	testenv.Eventually(w, time.Minute, "the repository server is ready", func() bool {
+		select {
+		case <-p.Done:
+			w.Fatalf("it ended: %s", testenv.LastLine(p.Log()))
+		default:
+		}
+		return testenv.Healthy(fmt.Sprintf("127.0.0.1:%d", health), "/readyz")
+	})
+	return &server{
+		Process: p, agent: w.plane.Client(w, p, agent),
+		url: fmt.Sprintf("https://127.0.0.1:%d", listen), ca: string(w.plane.CA.PEM),
+	}
+}
+
+// sidecar starts an agent that sees a folder as its volume "data".
+func (w *world) sidecar(volume string, setup func(*exec.Cmd)) (*client.Client, *testenv.Process) {
+	w.Helper()
+	dir := w.TempDir()
+	w.must(os.Chmod(dir, 0o777))
+	w.must(os.Mkdir(filepath.Join(dir, "state"), 0o777))
+	w.must(os.Chmod(filepath.Join(dir, "state"), 0o777))
+	w.must(os.Mkdir(filepath.Join(dir, "volumes"), 0o755))
+	w.must(os.Symlink(volume, filepath.Join(dir, "volumes", "data")))
+	port := testenv.Port(w)
+	p := testenv.Start(w, setup, testenv.Program(w, "agent"), "serve",
+		"-state-dir", filepath.Join(dir, "state"), "-ca-dir", w.plane.CADir, "-volumes-dir", filepath.Join(dir, "volumes"),
+		"-listen", fmt.Sprintf("127.0.0.1:%d", port), "-health-listen", "")
+	return w.plane.Client(w, p, port), p
+}
+
+func (w *world) must(err error) {
+	w.Helper()
+	if err != nil {
+		w.Fatal(err)
+	}
+}
+
+func (w *world) context() context.Context {
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	w.Cleanup(cancel)
+	return ctx
+}
+
+// session opens one for an operation.
+func (w *world) session(s *server, id, user string) *api.Credentials {
+	w.Helper()
+	session, err := s.agent.StartSession(w.context(), api.SessionRequest{ID: id, Username: user, Hostname: host})
+	w.must(err)
+	return &api.Credentials{URL: s.url, CA: s.ca, Username: user, Hostname: host, Password: session.Password}
+}
+
+const prefix = "backups/shop/db"
+
+func snapshot(id string, c *api.Credentials, path string) api.StartRequest {
+	return api.StartRequest{ID: id, Kind: api.KindSnapshot, Credentials: c, Snapshot: &api.SnapshotRequest{Volume: "data", Path: path, SourcePath: path}}
+}
+
+// backup takes a snapshot and records it, as BackupData does.
+func (w *world) backup(s *server, agent *client.Client, id, path string) api.Record {
+	w.Helper()
+	ctx := w.context()
+	result, err := agent.Run(ctx, snapshot(id, w.session(s, id, "pvc.data"), path), func(api.Progress) {})
+	w.must(err)
+	w.must(s.agent.EndSession(ctx, id))
+	recorded, err := s.agent.Run(ctx, api.StartRequest{ID: id + "-record", Kind: api.KindRecord, Record: &api.RecordRequest{
+		Username: "pvc.data", Hostname: host, SourcePath: path,
+		Record: api.Record{
+			BackupID: "shop-" + id, BackupTag: "tag-" + id, Prefix: prefix, KeyID: "default", AbsolutePath: "/var/lib/db" + path,
+			NamespaceUID: host, Volume: "data", Snapshot: *result.Snapshot, Created: result.Snapshot.End,
+		},
+	}}, func(api.Progress) {})
+	w.must(err)
+	return recorded.Records[0]
+}
+
+// restore writes a backup, or what is below it, into an empty folder and returns the folder.
+func (w *world) restore(s *server, id string, record api.Record, subPath, to string) (string, *api.RestoreResult) {
+	w.Helper()
+	volume := w.TempDir()
+	agent, _ := w.sidecar(volume, nil)
+	result, err := agent.Run(w.context(), api.StartRequest{ID: id, Kind: api.KindRestore, Credentials: w.session(s, id, "restore"), Restore: &api.RestoreRequest{
+		RootObject: record.Snapshot.RootObject, Root: record.Snapshot.Root, SubPath: subPath, Volume: "data", Path: to,
+	}}, func(api.Progress) {})
+	w.must(err)
+	return filepath.Join(volume, to), result.Restore
+}
+
+func (w *world) find(s *server, id string, req api.FindRequest) (*api.Result, error) {
+	return s.agent.Run(w.context(), api.StartRequest{ID: id, Kind: api.KindFind, Find: &req}, func(api.Progress) {})
+}
+
+func code(err error) api.Code {
+	var p *api.Problem
+	if errors.As(err, &p) {
+		return p.Code
+	}
+	return ""
+}
+
+func (w *world) same(want, got map[string]testenv.Entry) {
+	w.Helper()
+	for _, name := range slices.Sorted(maps.Keys(want)) {
+		have, ok := got[name]
+		switch {
+		case !ok:
+			w.Errorf("%q is missing", name)
+		case have.Mode != want[name].Mode, have.UID != want[name].UID, have.GID != want[name].GID, !have.ModTime.Equal(want[name].ModTime),
+			have.Size != want[name].Size, have.SHA256 != want[name].SHA256, have.Link != want[name].Link:
+			w.Errorf("%q differs:\n had %+v\nhave %+v", name, want[name], have)
+		}
+	}
+	for name := range got {
+		if _, ok := want[name]; !ok {
+			w.Errorf("%q is new", name)
+		}
+	}
+}
+
+// A tree comes back as it was, entry by entry; the second backup sends only what is
+// new; a part and a single file can be restored alone; an old backup survives a
+// restart of the server.
+func TestIntegrationBackupRestore(t *testing.T) {
+	w := newWorld(t)
+	source := w.TempDir()
+	tree := filepath.Join(source, "tree")
+	w.must(os.Mkdir(tree, 0o700))
+	testenv.MakeTree(w, tree)
+	big := make([]byte, 3<<20)
+	_, _ = rand.NewChaCha8([32]byte{1}).Read(big)
+	w.must(os.WriteFile(filepath.Join(tree, "big"), append(big, marker...), 0o600))
+	s := w.serve()
+	agent, process := w.sidecar(source, nil)
+
+	first := w.backup(s, agent, "op-1", "/tree")
+	want := testenv.Tree(w, tree)
+	files := int64(0)
+	for _, e := range want {
+		if e.Mode.IsRegular() {
+			files++
+		}
+	}
+	if first.Snapshot.Files != files || first.Snapshot.NewBytes < 3<<20 {
+		t.Errorf("first backup: %+v, want %d files and at least 3 MiB sent", first.Snapshot, files)
+	}
+	folder, result := w.restore(s, "op-2", first, "", "/here/it/is")
+	w.same(want, testenv.Tree(w, folder))
+	if result.Files != files || len(result.NotKept) > 0 {
+		t.Errorf("restore %+v, want %d files and everything kept", result, files)
+	}
+	if stat := sys(w, filepath.Join(folder, "sparse")); stat.Blocks*512 > 1<<20 {
+		t.Errorf("the hole of 3 MiB takes %d bytes on disk", stat.Blocks*512)
+	}
+
+	w.must(os.WriteFile(filepath.Join(tree, "new"), []byte("one more"), 0o600))
+	second := w.backup(s, agent, "op-3", "/tree")
+	if second.Snapshot.Files != files+1 || second.Snapshot.NewBytes > 100<<10 || second.Snapshot.CachedFiles < files-1 {
+		t.Errorf("second backup: %+v, want %d files of which almost all are unchanged", second.Snapshot, files+1)
+	}
+
+	folder, _ = w.restore(s, "op-4", first, "dir/deep", "/part")
+	w.same(below(want, "dir/deep"), testenv.Tree(w, folder))
+
+	single := w.backup(s, agent, "op-5", "/tree/plain.txt")
+	folder, _ = w.restore(s, "op-6", single, "", "/single")
+	got := testenv.Tree(w, folder)
+	delete(got, ".") // made by the restore
+	w.same(map[string]testenv.Entry{"plain.txt": want["plain.txt"]}, got)
+
+	agentLog := process.Log()
+	s.Kill()
+	again := w.serve()
+	found, err := w.find(again, "find-1", api.FindRequest{BackupTag: "tag-op-1", Prefix: prefix, KeyID: "default"})
+	w.must(err)
+	folder, _ = w.restore(again, "op-7", found.Records[0], "", "/after")
+	w.same(want, testenv.Tree(w, folder))
+
+	w.noSecrets("the agent's log", []byte(agentLog))
+	w.noSecrets("the server's log", []byte(s.Log()+again.Log()))
+	w.noSecrets("the server's arguments", cmdline(w, again.Process))
+	w.noSecrets("the agent's arguments", cmdline(w, process))
+	w.noPlaintext()
+}
+
+// noSecrets looks for the storage's key and the repository's password.
+func (w *world) noSecrets(where string, text []byte) {
+	w.Helper()
+	for _, secret := range []string{w.config.Password, w.s3.SecretKey} {
+		if bytes.Contains(text, []byte(secret)) {
+			w.Errorf("%s holds a secret", where)
+		}
+	}
+}
+
+// noPlaintext looks for the marker in the bucket, which must not be empty.
+func (w *world) noPlaintext() {
+	w.Helper()
+	objects := 0
+	w.must(filepath.WalkDir(w.s3.Dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		objects++
+		content, err := os.ReadFile(path)
+		if bytes.Contains(content, []byte(marker)) {
+			w.Errorf("%s holds plaintext", path)
+		}
+		return err
+	}))
+	if objects == 0 {
+		w.Error("the bucket is empty: nothing was checked")
+	}
+}
+
+func cmdline(w *world, p *testenv.Process) []byte {
+	w.Helper()
+	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", p.Cmd.Process.Pid))
+	w.must(err)
+	return raw
+}
+
+func sys(w *world, file string) *syscall.Stat_t {
+	w.Helper()
+	info, err := os.Lstat(file)
+	w.must(err)
+	return info.Sys().(*syscall.Stat_t)
+}
+
+func below(tree map[string]testenv.Entry, dir string) map[string]testenv.Entry {
+	out := map[string]testenv.Entry{}
+	for name, e := range tree {
+		if name == dir {
+			out["."] = e
+		} else if rest, ok := strings.CutPrefix(name, dir+"/"); ok {
+			out[rest] = e
+		}
+	}
+	return out
+}
+
+// A backup is found and deleted only under its own prefix and key, and then it is gone.
+func TestIntegrationFindDelete(t *testing.T) {
+	w := newWorld(t)
+	source := w.TempDir()
+	w.must(os.WriteFile(filepath.Join(source, "f"), []byte("x"), 0o600))
+	s := w.serve()
+	agent, _ := w.sidecar(source, nil)
+	record := w.backup(s, agent, "op-1", "/")
+
+	right := api.FindRequest{BackupID: record.BackupID, Prefix: prefix, KeyID: "default"}
+	otherPrefix, otherKey := right, right
+	otherPrefix.Prefix, otherKey.KeyID = "backups/shop", "abc"
+	for i, wrong := range []api.FindRequest{otherPrefix, otherKey, {BackupID: "shop-op-9", Prefix: prefix, KeyID: "default"}} {
+		if found, err := w.find(s, fmt.Sprintf("wrong-%d", i), wrong); err == nil && len(found.Records) > 0 {
+			t.Errorf("%+v finds %+v", wrong, found.Records)
+		}
+		deleted, err := s.agent.Run(w.context(), api.StartRequest{ID: fmt.Sprintf("wrong-delete-%d", i), Kind: api.KindDelete, Delete: &wrong}, func(api.Progress) {})
+		if err != nil || len(deleted.Records) > 0 {
+			t.Errorf("%+v deletes %+v, %v", wrong, deleted, err)
+		}
+	}
+	found, err := w.find(s, "find-1", right)
+	w.must(err)
+	if len(found.Records) != 1 || found.Records[0].Snapshot.ID != record.Snapshot.ID {
+		t.Fatalf("found %+v", found.Records)
+	}
+	deleted, err := s.agent.Run(w.context(), api.StartRequest{ID: "delete-1", Kind: api.KindDelete, Delete: &right}, func(api.Progress) {})
+	w.must(err)
+	if len(deleted.Records) != 1 {
+		t.Errorf("deleted %+v", deleted.Records)
+	}
+	if found, err := w.find(s, "find-2", right); err == nil && len(found.Records) > 0 {
+		t.Errorf("a deleted backup is found: %+v", found.Records)
+	}
+}
+
+// A record vouches for a snapshot of the named source only.
+func TestIntegrationRecordChecksSource(t *testing.T) {
+	w := newWorld(t)
+	source := w.TempDir()
+	w.must(os.WriteFile(filepath.Join(source, "f"), []byte("x"), 0o600))
+	s := w.serve()
+	agent, _ := w.sidecar(source, nil)
+	record := w.backup(s, agent, "op-1", "/")
+	record.BackupID, record.BackupTag = "shop-forged", "tag-forged"
+	for name, change := range map[string]func(*api.RecordRequest){
+		"another user": func(r *api.RecordRequest) { r.Username = "pvc.other" },
+		"another host": func(r *api.RecordRequest) { r.Hostname = "ns-uid-2" },
+		"another path": func(r *api.RecordRequest) { r.SourcePath = "/other" },
+		"another root": func(r *api.RecordRequest) { r.Record.Snapshot.RootObject = "k" + strings.Repeat("0", 32) },
+		"no snapshot":  func(r *api.RecordRequest) { r.Record.Snapshot.ID = strings.Repeat("0", 32) },
+	} {
+		req := api.RecordRequest{Username: "pvc.data", Hostname: host, SourcePath: "/", Record: record}
+		change(&req)
+		id := "record-" + strings.ReplaceAll(name, " ", "-")
+		if _, err := s.agent.Run(w.context(), api.StartRequest{ID: id, Kind: api.KindRecord, Record: &req}, func(api.Progress) {}); code(err) == "" {
+			t.Errorf("%s: error %v, want a refusal", name, err)
+		}
+	}
+}
+
+// The same id and body is the same operation, another body a conflict.
+func TestIntegrationSameOperation(t *testing.T) {
+	w := newWorld(t)
+	source := w.TempDir()
+	w.must(os.WriteFile(filepath.Join(source, "f"), []byte("x"), 0o600))
+	s := w.serve()
+	agent, _ := w.sidecar(source, nil)
+	req := snapshot("op-1", w.session(s, "op-1", "pvc.data"), "/")
+	one, err := agent.Run(w.context(), req, func(api.Progress) {})
+	w.must(err)
+	two, err := agent.Run(w.context(), req, func(api.Progress) {})
+	w.must(err)
+	if one.Snapshot.ID != two.Snapshot.ID {
+		t.Errorf("two snapshots of one operation: %s and %s", one.Snapshot.ID, two.Snapshot.ID)
+	}
+	other := snapshot("op-1", req.Credentials, "/f")
+	if _, err := agent.Start(w.context(), other); code(err) != api.CodeConflict {
+		t.Errorf("another body: error %v, want a conflict", err)
+	}
+}
+
+// What cannot be backed up is a failure that names it, and saves nothing.
+func TestIntegrationBackupRefused(t *testing.T) {
+	w := newWorld(t)
+	source := w.TempDir()
+	w.must(os.Chmod(source, 0o755))
+	w.must(os.Mkdir(filepath.Join(source, "dir"), 0o755))
+	w.must(os.WriteFile(filepath.Join(source, "dir", "readable"), []byte("x"), 0o644))
+	w.must(os.WriteFile(filepath.Join(source, "dir", "hidden"), []byte("x"), 0o600))
+	w.must(os.Symlink("/etc", filepath.Join(source, "out")))
+	s := w.serve()
+	for parent := source; parent != "/"; parent = filepath.Dir(parent) {
+		if info, err := os.Stat(parent); err == nil && info.Mode().Perm()&0o005 != 0o005 {
+			w.must(os.Chmod(parent, info.Mode().Perm()|0o005))
+		}
+	}
+	agent, _ := w.sidecar(source, func(c *exec.Cmd) {
+		if os.Getuid() == 0 {
+			c.SysProcAttr.Credential = &syscall.Credential{Uid: 65532, Gid: 65532}
+		}
+	})
+	if os.Getuid() != 0 {
+		w.must(os.Chmod(filepath.Join(source, "dir", "hidden"), 0))
+	}
+	for name, c := range map[string]struct {
+		volume, path string
+		want         api.Code
+		text         string
+	}{
+		"unreadable file":  {"data", "/dir", api.CodeUnreadable, "hidden"},
+		"unknown volume":   {"other", "/", api.CodeUnknownVolume, "other"},
+		"no such path":     {"data", "/lost", api.CodePathNotFound, "/lost"},
+		"out of it":        {"data", "/../..", api.CodePathRefused, ".."},
+		"through a link":   {"data", "/out", api.CodePathRefused, "link"},
+		"not absolute":     {"data", "dir", api.CodePathRefused, "dir"},
+		"below a link":     {"data", "/out/ssh", api.CodePathRefused, "link"},
+		"a strange volume": {"../data", "/", api.CodeUnknownVolume, "data"},
+	} {
+		id := "op-" + strings.ReplaceAll(name, " ", "-")
+		req := snapshot(id, w.session(s, id, "pvc.data"), c.path)
+		req.Snapshot.Volume = c.volume
+		_, err := agent.Run(w.context(), req, func(api.Progress) {})
+		if got := code(err); got != c.want && !(c.want == api.CodePathRefused && got == api.CodeBadRequest) && !(c.want == api.CodeUnknownVolume && got == api.CodeBadRequest) {
+			t.Errorf("%s: error %v (%s), want code %s", name, err, got, c.want)
+		} else if !strings.Contains(err.Error(), c.text) {
+			t.Errorf("%s: error %q does not name %q", name, err, c.text)
+		}
+	}
+}
+
+// Only the holder of a session's password gets in, while the session lasts.
+func TestIntegrationSessions(t *testing.T) {
+	w := newWorld(t)
+	source := w.TempDir()
+	w.must(os.WriteFile(filepath.Join(source, "f"), []byte("x"), 0o600))
+	s := w.serve()
+	agent, _ := w.sidecar(source, nil)
+	good := w.session(s, "op-1", "pvc.data")
+	wrong := *good
+	wrong.Password = "not-" + good.Password
+	ended := w.session(s, "op-2", "pvc.data")
+	w.must(s.agent.EndSession(w.context(), "op-2"))
+	another := *good
+	another.Username = "pvc.other"
+	for name, c := range map[string]*api.Credentials{"wrong": &wrong, "ended": ended, "anothers": &another} {
+		_, err := agent.Run(w.context(), snapshot("try-"+name, c, "/"), func(api.Progress) {})
+		if code(err) != api.CodeAccessDenied {
+			t.Errorf("%s: error %v, want %s", name, err, api.CodeAccessDenied)
+		} else if strings.Contains(err.Error(), c.Password) {
+			t.Errorf("%s: the error shows the password: %v", name, err)
+		}
+	}
+	// The end of one session of a user leaves the others alone.
+	if _, err := agent.Run(w.context(), snapshot("op-1", good, "/"), func(api.Progress) {}); err != nil {
+		t.Errorf("the session that goes on: %v", err)
+	}
+	for _, bad := range []api.SessionRequest{
+		{ID: "x", Username: "controller", Hostname: "system"}, {ID: "x", Username: "UPPER", Hostname: host},
+		{ID: "", Username: "a", Hostname: host}, {ID: "x", Username: "a@b", Hostname: host},
+	} {
+		if _, err := s.agent.StartSession(w.context(), bad); code(err) != api.CodeBadRequest {
+			t.Errorf("%+v: error %v, want a refusal", bad, err)
+		}
+	}
+}
+
+// A certificate that is not the control plane's does not make an agent speak.
+func TestIntegrationAgentAuthenticates(t *testing.T) {
+	w := newWorld(t)
+	source := w.TempDir()
+	w.must(os.WriteFile(filepath.Join(source, "f"), []byte("x"), 0o600))
+	_, p := w.sidecar(source, nil)
+	pin, err := client.PinFromLog(strings.NewReader(p.Log()))
+	w.must(err)
+	var address string
+	for _, line := range strings.Split(p.Log(), "\n") {
+		var l struct{ Msg, Listen string }
+		if json.Unmarshal([]byte(line), &l) == nil && l.Msg == "agent serves" {
+			address = l.Listen
+		}
+	}
+	name := []string{"controller.kanister-kopia.svc"}
+	stranger := testenv.NewCA(t)
+	for what, c := range map[string]client.Options{
+		"another CA":   {Pin: pin, Certificate: stranger.Certificate(t, testenv.Leaf{DNS: name, Usage: x509.ExtKeyUsageClientAuth})},
+		"another name": {Pin: pin, Certificate: w.plane.CA.Certificate(t, testenv.Leaf{DNS: []string{"webhook.kanister-kopia.svc"}, Usage: x509.ExtKeyUsageClientAuth})},
+		"a server's":   {Pin: pin, Certificate: w.plane.CA.Certificate(t, testenv.Leaf{DNS: name, Usage: x509.ExtKeyUsageServerAuth})},
+		"another pin":  {Pin: strings.Repeat("0", 64), Certificate: w.plane.Certificate},
+	} {
+		c.Dial = func(ctx context.Context) (net.Conn, error) { return (&net.Dialer{}).DialContext(ctx, "tcp", address) }
+		cl := client.New(c)
+		if info, err := cl.Info(w.context()); err == nil {
+			t.Errorf("%s: answered %+v", what, info)
+		}
+		cl.Close()
+	}
+	good := client.New(client.Options{Pin: pin, Certificate: w.plane.Certificate, Dial: func(ctx context.Context) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "tcp", address)
+	}})
+	defer good.Close()
+	if info, err := good.Info(w.context()); err != nil || len(info.Volumes) != 1 || !info.Volumes[0].Readable {
+		t.Errorf("the controller's certificate: %+v, %v", info, err)
+	}
+}
+
+// A server that cannot serve says why in its last line, without a secret.
+func TestIntegrationServerRefusesToStart(t *testing.T) {
+	w := newWorld(t)
+	first := w.serve()
+	first.Kill()
+	for name, c := range map[string]struct {
+		change func(*repositoryserver.Config)
+		want   string
+	}{
+		"wrong storage key":     {func(c *repositoryserver.Config) { c.Storage.SecretAccessKey = "wrong-secret-key-0123456789" }, "signature"},
+		"unknown key id":        {func(c *repositoryserver.Config) { c.Storage.AccessKeyID = "nobody" }, "ccess"},
+		"wrong password":        {func(c *repositoryserver.Config) { c.Password = "another-password-1b2c" }, "password"},
+		"no bucket":             {func(c *repositoryserver.Config) { c.Storage.Bucket = "lost" }, "lost"},
+		"no repository":         {func(c *repositoryserver.Config) { c.Storage.Prefix, c.AllowCreate = "other/", false }, "repository"},
+		"untrusted certificate": {func(c *repositoryserver.Config) { c.Storage.CABundle = string(testenv.NewCA(t).PEM) }, "certificate"},
+		"nobody there":          {func(c *repositoryserver.Config) { c.Storage.Endpoint = fmt.Sprintf("127.0.0.1:%d", testenv.Port(t)) }, "refused"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := &world{T: t, s3: w.s3, plane: w.plane, config: w.config}
+			c.change(&w.config)
+			p, _, _, _ := w.launch(w.config)
+			select {
+			case <-p.Done:
+			case <-time.After(time.Minute):
+				t.Fatal("it goes on for a minute")
+			}
+			if last := testenv.LastLine(p.Log()); !strings.Contains(last, c.want) {
+				t.Errorf("last line %q, want %q in it", last, c.want)
+			} else {
+				t.Log(last)
+			}
+			w.noSecrets("the log", []byte(p.Log()))
+			for _, secret := range []string{w.config.Storage.SecretAccessKey} {
+				if strings.Contains(p.Log(), secret) {
+					t.Error("the log holds the key that was tried")
+				}
+			}
+		})
+	}
+	if !w.Failed() {
+		// The refusals changed nothing: the right configuration still serves.
+		w.serve()
+	}
+}
