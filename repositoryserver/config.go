@@ -4,6 +4,7 @@ package repositoryserver
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -139,6 +140,14 @@ func (c Config) validate() error {
 		}
 	}
 	return nil
+}
+
+// where names the storage in errors.
+func (s StorageConfig) where() string {
+	if s.Type == "filesystem" {
+		return "folder " + s.Path
+	}
+	return fmt.Sprintf("bucket %s at %s, prefix %q", s.Bucket, cmp.Or(s.Endpoint, "AWS"), s.Prefix)
 }
 
 // secrets are the texts that must never be shown.

@@ -5,7 +5,9 @@ package repositoryserver
 import (
 	"context"
 	"crypto/tls"
+	"encoding/binary"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -53,8 +55,8 @@ func newFront(s *sessions, k *kopiaServer, certificate func(*tls.ClientHelloInfo
 		FlushInterval: -1, // each message at once
 		BufferPool:    &buffers{},
 		ErrorLog:      quiet,
-		ErrorHandler: func(w http.ResponseWriter, _ *http.Request, err error) {
-			refuse(w, grpcUnavailable, "repository server: "+err.Error())
+		ErrorHandler: func(w http.ResponseWriter, r *http.Request, err error) {
+			refuse(w, r, grpcUnavailable, "repository server: "+err.Error())
 		},
 	}
 	f.server = &http.Server{
@@ -88,19 +90,19 @@ func (f *front) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	user, host := r.Header.Get("Kopia-Username"), r.Header.Get("Kopia-Hostname")
 	session, ok := f.sessions.authenticate(user, host, r.Header.Get("Kopia-Password"))
 	if !ok {
-		refuse(w, grpcUnauthenticated, "access denied: no operation is going on with this user and password")
+		refuse(w, r, grpcUnauthenticated, "access denied: no operation is going on with this user and password")
 		return
 	}
 	select {
 	case f.slots <- struct{}{}:
 		defer func() { <-f.slots }()
 	default:
-		refuse(w, grpcResourceExhausted, "too many streams: try again later")
+		refuse(w, r, grpcResourceExhausted, "too many streams: try again later")
 		return
 	}
 	private, err := f.password(r.Context(), user, host)
 	if err != nil {
-		refuse(w, grpcUnavailable, err.Error())
+		refuse(w, r, grpcUnavailable, err.Error())
 		return
 	}
 	ctx, cancel := context.WithCancel(r.Context())
@@ -113,8 +115,22 @@ func (f *front) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	f.proxy.ServeHTTP(w, r)
 }
 
-// refuse answers a gRPC call with an error, without a body.
-func refuse(w http.ResponseWriter, code int, message string) {
+// refuseTimeout and refuseLimit bound what is read of a call that is refused.
+const (
+	refuseTimeout = 5 * time.Second
+	refuseLimit   = 64 << 10
+)
+
+// refuse answers a gRPC call with an error, without a body. It waits for the first
+// message: a client that is answered while it still sends sees a broken stream and
+// never reads why.
+func refuse(w http.ResponseWriter, r *http.Request, code int, message string) {
+	if err := http.NewResponseController(w).SetReadDeadline(time.Now().Add(refuseTimeout)); err == nil {
+		header := make([]byte, 5)
+		if _, err := io.ReadFull(r.Body, header); err == nil {
+			_, _ = io.CopyN(io.Discard, r.Body, min(refuseLimit, int64(binary.BigEndian.Uint32(header[1:]))))
+		}
+	}
 	h := w.Header()
 	h.Set("Content-Type", "application/grpc")
 	h.Set("Grpc-Status", strconv.Itoa(code))

@@ -101,20 +101,26 @@ func (w *world) serve() *server {
 	}
 }
 
-// sidecar starts an agent that sees a folder as its volume "data".
+// sidecar starts an agent that sees a folder named data as its volume.
 func (w *world) sidecar(volume string, setup func(*exec.Cmd)) (*client.Client, *testenv.Process) {
 	w.Helper()
 	dir := w.TempDir()
 	w.must(os.Chmod(dir, 0o777))
 	w.must(os.Mkdir(filepath.Join(dir, "state"), 0o777))
 	w.must(os.Chmod(filepath.Join(dir, "state"), 0o777))
-	w.must(os.Mkdir(filepath.Join(dir, "volumes"), 0o755))
-	w.must(os.Symlink(volume, filepath.Join(dir, "volumes", "data")))
 	port := testenv.Port(w)
 	p := testenv.Start(w, setup, testenv.Program(w, "agent"), "serve",
-		"-state-dir", filepath.Join(dir, "state"), "-ca-dir", w.plane.CADir, "-volumes-dir", filepath.Join(dir, "volumes"),
+		"-state-dir", filepath.Join(dir, "state"), "-ca-dir", w.plane.CADir, "-volumes-dir", filepath.Dir(volume),
 		"-listen", fmt.Sprintf("127.0.0.1:%d", port), "-health-listen", "")
 	return w.plane.Client(w, p, port), p
+}
+
+// volume makes a folder for a sidecar.
+func (w *world) volume() string {
+	w.Helper()
+	dir := filepath.Join(w.TempDir(), "data")
+	w.must(os.Mkdir(dir, 0o755))
+	return dir
 }
 
 func (w *world) must(err error) {
@@ -165,7 +171,7 @@ func (w *world) backup(s *server, agent *client.Client, id, path string) api.Rec
 // restore writes a backup, or what is below it, into an empty folder and returns the folder.
 func (w *world) restore(s *server, id string, record api.Record, subPath, to string) (string, *api.RestoreResult) {
 	w.Helper()
-	volume := w.TempDir()
+	volume := w.volume()
 	agent, _ := w.sidecar(volume, nil)
 	result, err := agent.Run(w.context(), api.StartRequest{ID: id, Kind: api.KindRestore, Credentials: w.session(s, id, "restore"), Restore: &api.RestoreRequest{
 		RootObject: record.Snapshot.RootObject, Root: record.Snapshot.Root, SubPath: subPath, Volume: "data", Path: to,
@@ -210,7 +216,7 @@ func (w *world) same(want, got map[string]testenv.Entry) {
 // restart of the server.
 func TestIntegrationBackupRestore(t *testing.T) {
 	w := newWorld(t)
-	source := w.TempDir()
+	source := w.volume()
 	tree := filepath.Join(source, "tree")
 	w.must(os.Mkdir(tree, 0o700))
 	testenv.MakeTree(w, tree)
@@ -329,7 +335,7 @@ func below(tree map[string]testenv.Entry, dir string) map[string]testenv.Entry {
 // A backup is found and deleted only under its own prefix and key, and then it is gone.
 func TestIntegrationFindDelete(t *testing.T) {
 	w := newWorld(t)
-	source := w.TempDir()
+	source := w.volume()
 	w.must(os.WriteFile(filepath.Join(source, "f"), []byte("x"), 0o600))
 	s := w.serve()
 	agent, _ := w.sidecar(source, nil)
@@ -365,7 +371,7 @@ func TestIntegrationFindDelete(t *testing.T) {
 // A record vouches for a snapshot of the named source only.
 func TestIntegrationRecordChecksSource(t *testing.T) {
 	w := newWorld(t)
-	source := w.TempDir()
+	source := w.volume()
 	w.must(os.WriteFile(filepath.Join(source, "f"), []byte("x"), 0o600))
 	s := w.serve()
 	agent, _ := w.sidecar(source, nil)
@@ -390,7 +396,7 @@ func TestIntegrationRecordChecksSource(t *testing.T) {
 // The same id and body is the same operation, another body a conflict.
 func TestIntegrationSameOperation(t *testing.T) {
 	w := newWorld(t)
-	source := w.TempDir()
+	source := w.volume()
 	w.must(os.WriteFile(filepath.Join(source, "f"), []byte("x"), 0o600))
 	s := w.serve()
 	agent, _ := w.sidecar(source, nil)
@@ -411,7 +417,7 @@ func TestIntegrationSameOperation(t *testing.T) {
 // What cannot be backed up is a failure that names it, and saves nothing.
 func TestIntegrationBackupRefused(t *testing.T) {
 	w := newWorld(t)
-	source := w.TempDir()
+	source := w.volume()
 	w.must(os.Chmod(source, 0o755))
 	w.must(os.Mkdir(filepath.Join(source, "dir"), 0o755))
 	w.must(os.WriteFile(filepath.Join(source, "dir", "readable"), []byte("x"), 0o644))
@@ -460,7 +466,7 @@ func TestIntegrationBackupRefused(t *testing.T) {
 // Only the holder of a session's password gets in, while the session lasts.
 func TestIntegrationSessions(t *testing.T) {
 	w := newWorld(t)
-	source := w.TempDir()
+	source := w.volume()
 	w.must(os.WriteFile(filepath.Join(source, "f"), []byte("x"), 0o600))
 	s := w.serve()
 	agent, _ := w.sidecar(source, nil)
@@ -496,7 +502,7 @@ func TestIntegrationSessions(t *testing.T) {
 // A certificate that is not the control plane's does not make an agent speak.
 func TestIntegrationAgentAuthenticates(t *testing.T) {
 	w := newWorld(t)
-	source := w.TempDir()
+	source := w.volume()
 	w.must(os.WriteFile(filepath.Join(source, "f"), []byte("x"), 0o600))
 	_, p := w.sidecar(source, nil)
 	pin, err := client.PinFromLog(strings.NewReader(p.Log()))
@@ -544,7 +550,7 @@ func TestIntegrationServerRefusesToStart(t *testing.T) {
 		"wrong storage key":     {func(c *repositoryserver.Config) { c.Storage.SecretAccessKey = "wrong-secret-key-0123456789" }, "signature"},
 		"unknown key id":        {func(c *repositoryserver.Config) { c.Storage.AccessKeyID = "nobody" }, "ccess"},
 		"wrong password":        {func(c *repositoryserver.Config) { c.Password = "another-password-1b2c" }, "password"},
-		"no bucket":             {func(c *repositoryserver.Config) { c.Storage.Bucket = "lost" }, "lost"},
+		"no bucket":             {func(c *repositoryserver.Config) { c.Storage.Bucket = "lost" }, "bucket lost"},
 		"no repository":         {func(c *repositoryserver.Config) { c.Storage.Prefix, c.AllowCreate = "other/", false }, "repository"},
 		"untrusted certificate": {func(c *repositoryserver.Config) { c.Storage.CABundle = string(testenv.NewCA(t).PEM) }, "certificate"},
 		"nobody there":          {func(c *repositoryserver.Config) { c.Storage.Endpoint = fmt.Sprintf("127.0.0.1:%d", testenv.Port(t)) }, "refused"},

@@ -61,6 +61,11 @@ func openStorage(ctx context.Context, c StorageConfig) (blob.Storage, error) {
 // prepare makes the repository if it may be made, connects to it and returns the
 // path of Kopia's connection file, which holds the storage keys: dir is memory.
 func prepare(ctx context.Context, c Config, dir, cacheDir string) (configFile string, err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("%s: %w", c.Storage.where(), err)
+		}
+	}()
 	st, err := openStorage(ctx, c.Storage)
 	if err != nil {
 		return "", fmt.Errorf("open storage: %w: %w", ErrStorage, err)
@@ -101,6 +106,10 @@ func initialize(ctx context.Context, c Config, st blob.Storage) error {
 	if there {
 		return nil
 	}
+	// A bucket that is not there looks like an empty one until it is listed.
+	if err := st.ListBlobs(ctx, "", func(blob.Metadata) error { return errEnough }); err != nil && !errors.Is(err, errEnough) {
+		return fmt.Errorf("look for the repository: %w: %w", ErrStorage, err)
+	}
 	if !c.AllowCreate {
 		return fmt.Errorf("open repository: %w", ErrMissing)
 	}
@@ -121,6 +130,8 @@ func initialize(ctx context.Context, c Config, st blob.Storage) error {
 	}
 	return nil
 }
+
+var errEnough = errors.New("enough was listed")
 
 // seed puts into the repository what must be there before anybody may connect.
 func seed(ctx context.Context, configFile, password string, now time.Time) error {

@@ -5,6 +5,7 @@ package engine
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -12,6 +13,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -21,12 +23,14 @@ import (
 	"github.com/kopia/kopia/repo"
 	"github.com/kopia/kopia/repo/object"
 	"github.com/kopia/kopia/snapshot"
-	"github.com/kopia/kopia/snapshot/snapshotfs"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"github.com/kanister-kopia/kanister-kopia/agent/api"
 )
+
+// pathMax is the longest a link may be on Linux, with its end.
+const pathMax = 4096
 
 // defaultParallel files are written at once: small files wait for the server, not for the disk.
 const defaultParallel = 8
@@ -45,7 +49,7 @@ func restoreVolume(ctx context.Context, conn *connection, req api.StartRequest, 
 		return nil, err
 	}
 	defer volume.Close()
-	w := &restorer{volume: volume, progress: p, deleteExtra: r.DeleteExtra}
+	w := &restorer{rep: conn.rep, volume: volume, progress: p, deleteExtra: r.DeleteExtra}
 	w.parallel = r.Parallel
 	if w.parallel <= 0 {
 		w.parallel = defaultParallel
@@ -70,45 +74,61 @@ func restoreVolume(ctx context.Context, conn *connection, req api.StartRequest, 
 }
 
 // rootEntry finds what is to be restored below the root object of the record.
-func rootEntry(ctx context.Context, rep repo.Repository, r api.RestoreRequest) (kopiafs.Entry, error) {
+func rootEntry(ctx context.Context, rep repo.Repository, r api.RestoreRequest) (*snapshot.DirEntry, error) {
 	id, err := object.ParseID(r.RootObject)
 	if err != nil {
 		return nil, &api.Problem{Code: api.CodeBadRequest, Title: fmt.Sprintf("restore: root object %q: %v", r.RootObject, err)}
 	}
-	root := &snapshot.DirEntry{
+	entry := &snapshot.DirEntry{
 		Name: r.Root.Name, Type: snapshot.EntryTypeDirectory, ObjectID: id, FileSize: r.Root.Size,
 		Permissions: snapshot.Permissions(r.Root.Mode), UserID: r.Root.UID, GroupID: r.Root.GID,
 		ModTime: kopiafs.UTCTimestampFromTime(r.Root.ModTime),
 	}
 	if r.Root.File {
-		root.Type = snapshot.EntryTypeFile
-		if r.SubPath != "" {
-			return nil, &api.Problem{Code: api.CodePathNotFound, Title: fmt.Sprintf("restore: the backup is the single file %s; it has no %q below it", r.Root.Name, r.SubPath)}
-		}
-		if err := checkName(r.Root.Name); err != nil {
-			return nil, err
-		}
+		entry.Type = snapshot.EntryTypeFile
 	}
-	entry := snapshotfs.EntryFromDirEntry(rep, root)
 	if r.SubPath == "" {
 		return entry, nil
 	}
-	below := entry
 	for _, name := range strings.Split(r.SubPath, "/") {
 		if err := checkName(name); err != nil {
 			return nil, err
 		}
-		dir, ok := below.(kopiafs.Directory)
-		if !ok {
+		if entry.Type != snapshot.EntryTypeDirectory {
 			return nil, notInBackup(r.SubPath)
 		}
-		if below, err = dir.Child(ctx, name); errors.Is(err, kopiafs.ErrEntryNotFound) {
-			return nil, notInBackup(r.SubPath)
-		} else if err != nil {
+		children, err := readDirectory(ctx, rep, entry)
+		if err != nil {
 			return nil, fmt.Errorf("look for %s in the backup: %w", r.SubPath, err)
 		}
+		i := slices.IndexFunc(children, func(e *snapshot.DirEntry) bool { return e.Name == encodeName(name) })
+		if i < 0 {
+			return nil, notInBackup(r.SubPath)
+		}
+		entry = children[i]
 	}
-	return below, nil
+	return entry, nil
+}
+
+// directoryStream is what Kopia begins the object of a directory with.
+const directoryStream = "kopia:directory"
+
+// readDirectory reads the entries of a directory as they are stored. Kopia's own
+// reader puts the newest time below a directory in the place of the directory's.
+func readDirectory(ctx context.Context, rep repo.Repository, dir *snapshot.DirEntry) ([]*snapshot.DirEntry, error) {
+	reader, err := rep.OpenObject(ctx, dir.ObjectID)
+	if err != nil {
+		return nil, fmt.Errorf("open directory %s: %w", dir.ObjectID, err)
+	}
+	defer reader.Close()
+	var manifest snapshot.DirManifest
+	if err := json.NewDecoder(reader).Decode(&manifest); err != nil {
+		return nil, fmt.Errorf("read directory %s: %w", dir.ObjectID, err)
+	}
+	if manifest.StreamType != directoryStream {
+		return nil, fmt.Errorf("read directory %s: it is %q", dir.ObjectID, manifest.StreamType)
+	}
+	return manifest.Entries, nil
 }
 
 func notInBackup(subPath string) error {
@@ -143,6 +163,7 @@ func checkName(name string) error {
 
 // restorer writes one tree into one volume.
 type restorer struct {
+	rep         repo.Repository
 	volume      *os.Root
 	progress    *progress
 	parallel    int
@@ -158,10 +179,10 @@ type restorer struct {
 
 type madeDir struct {
 	path  string
-	entry kopiafs.Entry
+	entry *snapshot.DirEntry
 }
 
-func (w *restorer) run(ctx context.Context, target string, entry kopiafs.Entry) error {
+func (w *restorer) run(ctx context.Context, target string, entry *snapshot.DirEntry) error {
 	if err := w.makeTarget(target); err != nil {
 		return err
 	}
@@ -172,10 +193,9 @@ func (w *restorer) run(ctx context.Context, target string, entry kopiafs.Entry) 
 	group, walkCtx := errgroup.WithContext(ctx)
 	group.SetLimit(w.parallel)
 	walk := w.entry
-	if dir, ok := entry.(kopiafs.Directory); ok {
-		walk = func(ctx context.Context, group *errgroup.Group, target string, _ kopiafs.Entry) error {
-			return w.directory(ctx, group, target, dir)
-		}
+	if entry.Type == snapshot.EntryTypeDirectory {
+		// What is below it lands in the target itself.
+		walk = w.directory
 	}
 	walkErr := walk(walkCtx, group, target, entry)
 	if err := group.Wait(); err != nil {
@@ -225,21 +245,26 @@ func kindOf(info fs.FileInfo) string {
 	return "a file"
 }
 
-func (w *restorer) directory(ctx context.Context, group *errgroup.Group, dirPath string, dir kopiafs.Directory) error {
+// directory restores what is below a directory that was made already.
+func (w *restorer) directory(ctx context.Context, group *errgroup.Group, dirPath string, dir *snapshot.DirEntry) error {
 	w.dirs.Add(1)
 	w.mu.Lock()
 	w.finished = append(w.finished, madeDir{dirPath, dir})
 	w.mu.Unlock()
-	names := map[string]bool{}
-	err := kopiafs.IterateEntries(ctx, dir, func(ctx context.Context, e kopiafs.Entry) error {
-		if err := checkName(e.Name()); err != nil {
-			return err
-		}
-		names[e.Name()] = true
-		return w.entry(ctx, group, dirPath, e)
-	})
+	entries, err := readDirectory(ctx, w.rep, dir)
 	if err != nil {
 		return fmt.Errorf("restore /%s: %w", dirPath, err)
+	}
+	names := map[string]bool{}
+	for _, e := range entries {
+		name, err := decodeName(e.Name)
+		if err != nil {
+			return fmt.Errorf("restore /%s: %w", dirPath, err)
+		}
+		names[name] = true
+		if err := w.entry(ctx, group, dirPath, e); err != nil {
+			return err
+		}
 	}
 	if w.deleteExtra {
 		return w.removeExtra(dirPath, names)
@@ -248,24 +273,28 @@ func (w *restorer) directory(ctx context.Context, group *errgroup.Group, dirPath
 }
 
 // entry restores one entry of a directory; files are written beside each other.
-func (w *restorer) entry(ctx context.Context, group *errgroup.Group, dirPath string, e kopiafs.Entry) error {
+func (w *restorer) entry(ctx context.Context, group *errgroup.Group, dirPath string, e *snapshot.DirEntry) error {
 	if err := context.Cause(ctx); err != nil {
 		return err
 	}
-	name := path.Join(dirPath, e.Name())
-	switch e := e.(type) {
-	case kopiafs.Directory:
+	name, err := decodeName(e.Name)
+	if err != nil {
+		return err
+	}
+	name = path.Join(dirPath, name)
+	switch e.Type {
+	case snapshot.EntryTypeDirectory:
 		if err := w.makeDirectory(name); err != nil {
 			return err
 		}
 		return w.directory(ctx, group, name, e)
-	case kopiafs.File:
+	case snapshot.EntryTypeFile:
 		group.Go(func() error { return w.file(ctx, dirPath, name, e) })
 		return nil
-	case kopiafs.Symlink:
+	case snapshot.EntryTypeSymlink:
 		return w.symlink(ctx, dirPath, name, e)
 	default:
-		return fmt.Errorf("restore /%s: entry of an unknown kind in the snapshot", name)
+		return fmt.Errorf("restore /%s: entry of unknown kind %q in the snapshot", name, e.Type)
 	}
 }
 
@@ -293,8 +322,8 @@ func (w *restorer) makeDirectory(name string) error {
 
 // file writes a file beside its place and renames it there when complete, so that
 // nobody sees half of one and a link in its place is replaced, not followed.
-func (w *restorer) file(ctx context.Context, dirPath, name string, e kopiafs.File) (err error) {
-	reader, err := e.Open(ctx)
+func (w *restorer) file(ctx context.Context, dirPath, name string, e *snapshot.DirEntry) (err error) {
+	reader, err := w.rep.OpenObject(ctx, e.ObjectID)
 	if err != nil {
 		return fmt.Errorf("read %s from the backup: %w", name, err)
 	}
@@ -309,7 +338,7 @@ func (w *restorer) file(ctx context.Context, dirPath, name string, e kopiafs.Fil
 			_ = w.volume.Remove(temp)
 		}
 	}()
-	err = w.copy(ctx, out, reader, e.Size())
+	err = w.copy(ctx, out, reader, e.FileSize)
 	if closeErr := out.Close(); err == nil {
 		err = closeErr
 	}
@@ -368,13 +397,18 @@ func allZero(b []byte) bool {
 	return true
 }
 
-func (w *restorer) symlink(ctx context.Context, dirPath, name string, e kopiafs.Symlink) error {
-	target, err := e.Readlink(ctx)
+func (w *restorer) symlink(ctx context.Context, dirPath, name string, e *snapshot.DirEntry) error {
+	reader, err := w.rep.OpenObject(ctx, e.ObjectID)
+	if err != nil {
+		return fmt.Errorf("read link %s from the backup: %w", name, err)
+	}
+	defer reader.Close()
+	target, err := io.ReadAll(io.LimitReader(reader, pathMax))
 	if err != nil {
 		return fmt.Errorf("read link %s from the backup: %w", name, err)
 	}
 	temp := w.tempName(dirPath)
-	if err := w.volume.Symlink(target, temp); err != nil {
+	if err := w.volume.Symlink(string(target), temp); err != nil {
 		return fmt.Errorf("make link /%s: %w", name, err)
 	}
 	if err := w.attributes(temp, e); err != nil {
@@ -406,14 +440,14 @@ func (w *restorer) place(temp, name string) error {
 
 // attributes sets owner, mode and time, in this order: a change of owner clears
 // setuid bits, and any change touches the time.
-func (w *restorer) attributes(name string, e kopiafs.Entry) error {
-	owner := e.Owner()
+func (w *restorer) attributes(name string, e *snapshot.DirEntry) error {
+	at := e.ModTime.ToTime()
 	info, err := w.volume.Lstat(name)
 	if err != nil {
 		return fmt.Errorf("set attributes of /%s: %w", name, err)
 	}
-	if uid, gid := ownerOf(info); uid != owner.UserID || gid != owner.GroupID {
-		if err := w.volume.Lchown(name, int(owner.UserID), int(owner.GroupID)); err != nil {
+	if uid, gid := ownerOf(info); uid != e.UserID || gid != e.GroupID {
+		if err := w.volume.Lchown(name, int(e.UserID), int(e.GroupID)); err != nil {
 			if !errors.Is(err, fs.ErrPermission) {
 				return fmt.Errorf("set owner of /%s: %w", name, err)
 			}
@@ -421,16 +455,16 @@ func (w *restorer) attributes(name string, e kopiafs.Entry) error {
 		}
 	}
 	if info.Mode()&fs.ModeSymlink != 0 {
-		return w.linkTime(name, e.ModTime())
+		return w.linkTime(name, at)
 	}
-	mode := e.Mode() & kopiafs.ModBits
+	mode := os.FileMode(e.Permissions) & kopiafs.ModBits
 	if err := w.volume.Chmod(name, mode); err != nil {
 		if !errors.Is(err, fs.ErrPermission) {
 			return fmt.Errorf("set mode of /%s: %w", name, err)
 		}
 		w.notKept.add("mode", name)
 	}
-	if err := w.volume.Chtimes(name, e.ModTime(), e.ModTime()); err != nil {
+	if err := w.volume.Chtimes(name, at, at); err != nil {
 		if !errors.Is(err, fs.ErrPermission) {
 			return fmt.Errorf("set time of /%s: %w", name, err)
 		}

@@ -63,6 +63,7 @@ func Program(t testing.TB, name string) string {
 	if built.dir == "" {
 		dir, err := os.MkdirTemp("", "kanister-kopia-programs-")
 		must(t, err)
+		must(t, os.Chmod(dir, 0o755)) // an agent of a test may run as somebody else
 		built.dir = dir
 	}
 	path := filepath.Join(built.dir, name)
@@ -200,7 +201,7 @@ type ControlPlane struct {
 func NewControlPlane(t testing.TB) *ControlPlane {
 	t.Helper()
 	c := &ControlPlane{CA: NewCA(t), CADir: t.TempDir()}
-	must(t, os.WriteFile(filepath.Join(c.CADir, names.CAKey), c.CA.PEM, 0o600))
+	must(t, os.WriteFile(filepath.Join(c.CADir, names.CAKey), c.CA.PEM, 0o644))
 	c.Certificate = c.CA.Certificate(t, Leaf{DNS: []string{names.ControllerDNSName}, Usage: x509.ExtKeyUsageClientAuth})
 	return c
 }

@@ -83,6 +83,7 @@ func MakeTree(t testing.TB, root string) {
 	write(strings.Repeat("n", 255), "long name", 0o644)
 	write(".kopiaignore", "*\n", 0o644)
 	write("private/secret", "s", 0o400)
+	write("locked", "nobody may", 0)
 	must(t, os.MkdirAll(filepath.Join(root, "empty-dir"), 0o755))
 	must(t, os.Chmod(filepath.Join(root, "empty-dir"), fs.ModeSetgid|0o2770))
 	must(t, os.Chmod(filepath.Join(root, "private"), 0o500))
