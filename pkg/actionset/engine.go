@@ -180,13 +180,13 @@ func conflictIsNews(err error) error {
 // blueprints reads and checks the Blueprint of every action.
 func (e *Engine) blueprints(ctx context.Context, as *crv1alpha1.ActionSet) ([]*crv1alpha1.Blueprint, error) {
 	if as.Spec == nil {
-		return nil, fmt.Errorf("Spec is missing in ActionSet {%s}", as.Name) //nolint:staticcheck // Kanister's manner
+		return nil, fmt.Errorf("Spec is missing in ActionSet {%s}", as.Name) // Kanister's manner
 	}
 	var out []*crv1alpha1.Blueprint
 	for _, a := range as.Spec.Actions {
 		var b crv1alpha1.Blueprint
 		if err := e.Client.Get(ctx, client.ObjectKey{Namespace: as.Namespace, Name: a.Blueprint}, &b); err != nil {
-			return nil, fmt.Errorf("Failed to query blueprint {%s} in namespace %s: %w", a.Blueprint, as.Namespace, err) //nolint:staticcheck // Kanister's text
+			return nil, fmt.Errorf("Failed to query blueprint {%s} in namespace %s: %w", a.Blueprint, as.Namespace, err) // Kanister's text
 		}
 		if err := checkAction(a, &b, e.Functions); err != nil {
 			return nil, err

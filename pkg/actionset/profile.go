@@ -58,7 +58,7 @@ func resolveCredential(ctx context.Context, c client.Reader, in crv1alpha1.Crede
 	switch in.Type {
 	case crv1alpha1.CredentialTypeKeyPair:
 		if in.KeyPair == nil {
-			return out, errors.New("KeyPair cannot be empty") //nolint:staticcheck // Kanister's text
+			return out, errors.New("KeyPair cannot be empty") // Kanister's text
 		}
 		secret, err := readSecret(ctx, c, in.KeyPair.Secret)
 		if err != nil {
@@ -67,7 +67,7 @@ func resolveCredential(ctx context.Context, c client.Reader, in crv1alpha1.Crede
 		get := func(key string) (string, error) {
 			v, ok := secret.Data[key]
 			if !ok {
-				return "", fmt.Errorf("Key '%s' not found in secret '%s:%s'", key, secret.Namespace, secret.Name) //nolint:staticcheck // Kanister's text
+				return "", fmt.Errorf("Key '%s' not found in secret '%s:%s'", key, secret.Namespace, secret.Name) // Kanister's text
 			}
 			return string(v), nil
 		}
@@ -83,13 +83,13 @@ func resolveCredential(ctx context.Context, c client.Reader, in crv1alpha1.Crede
 		return out, nil
 	case crv1alpha1.CredentialTypeSecret:
 		if in.Secret == nil {
-			return out, errors.New("Secret cannot be empty") //nolint:staticcheck // Kanister's text
+			return out, errors.New("Secret cannot be empty") // Kanister's text
 		}
 		secret, err := readSecret(ctx, c, *in.Secret)
 		out.Secret = secret
 		return out, err
 	default:
-		return out, fmt.Errorf("Unsupported type '%s' for credentials", in.Type) //nolint:staticcheck // Kanister's text
+		return out, fmt.Errorf("Unsupported type '%s' for credentials", in.Type) // Kanister's text
 	}
 }
 

@@ -58,9 +58,9 @@ var missingKey = regexp.MustCompile(`map has no entry for key ("[^"]*")`)
 // renderError has Kanister's text for a key that is not there.
 func renderError(err error) error {
 	if m := missingKey.FindStringSubmatch(err.Error()); m != nil {
-		return fmt.Errorf("Failed to render template: %s not found: %w", m[1], err) //nolint:staticcheck // Kanister's text
+		return fmt.Errorf("Failed to render template: %s not found: %w", m[1], err) // Kanister's text
 	}
-	return fmt.Errorf("Failed to render template: %w", err) //nolint:staticcheck // Kanister's text
+	return fmt.Errorf("Failed to render template: %w", err) // Kanister's text
 }
 
 // renderValue renders all text in a value: strings, lists, and maps with their

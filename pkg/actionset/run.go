@@ -176,6 +176,8 @@ type phase struct {
 	in func(*crv1alpha1.ActionSetStatus) *crv1alpha1.Phase
 	// offer makes the phase visible to templates.
 	offer func(*param.Phase)
+	// last is what the function said last of its progress.
+	last api.Progress
 }
 
 func (r *run) phaseOf(action int, spec *crv1alpha1.BlueprintPhase, before crv1alpha1.Phase, in func(*crv1alpha1.ActionSetStatus) *crv1alpha1.Phase) *phase {
@@ -264,6 +266,7 @@ func (p *phase) exec(ctx context.Context, f function.Func, call function.Call) (
 	// Before the end is written: progress must not overtake it.
 	stop()
 	wg.Wait()
+	p.last = latest
 	return output, err
 }
 
@@ -277,13 +280,13 @@ func (p *phase) end(ctx context.Context, output map[string]any, err error) error
 			return err
 		}
 		err = fmt.Errorf("phase %s: %w", p.spec.Name, err)
-		if werr := p.set(ctx, crv1alpha1.StateFailed, nil, api.Progress{}); werr != nil {
+		if werr := p.set(ctx, crv1alpha1.StateFailed, nil, p.last); werr != nil {
 			return werr
 		}
 		return err
 	}
 	p.log.Info("phase ended", "phase", p.spec.Name)
-	if err := p.set(ctx, crv1alpha1.StateComplete, output, api.Progress{}); err != nil {
+	if err := p.set(ctx, crv1alpha1.StateComplete, output, p.last); err != nil {
 		return err
 	}
 	p.event(p.actionSet, corev1.EventTypeNormal, "Ended Phase", "Completed phase %s", p.spec.Name)

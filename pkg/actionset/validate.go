@@ -23,7 +23,7 @@ func checkVersion(preferred string) error {
 		return nil
 	}
 	if _, err := semver.NewVersion(preferred); err != nil {
-		return fmt.Errorf("Failed to parse function version {%s}: %w", preferred, err) //nolint:staticcheck // Kanister's text
+		return fmt.Errorf("Failed to parse function version {%s}: %w", preferred, err) // Kanister's text
 	}
 	return nil
 }
@@ -32,7 +32,7 @@ func checkVersion(preferred string) error {
 func checkAction(spec crv1alpha1.ActionSpec, blueprint *crv1alpha1.Blueprint, functions *function.Registry) error {
 	action := blueprint.Actions[spec.Name]
 	if action == nil {
-		return fmt.Errorf("Action {%s} not found in blueprint {%s}", spec.Name, blueprint.Name) //nolint:staticcheck // Kanister's text
+		return fmt.Errorf("Action {%s} not found in blueprint {%s}", spec.Name, blueprint.Name) // Kanister's text
 	}
 	if err := checkVersion(spec.PreferredVersion); err != nil {
 		return err
@@ -59,11 +59,11 @@ func checkPhaseNames(blueprint *crv1alpha1.Blueprint) error {
 	seen := map[string]bool{}
 	for _, action := range blueprint.Actions {
 		if action == nil {
-			return errors.New("Failed to validate: an action of the blueprint is empty") //nolint:staticcheck // Kanister's manner
+			return errors.New("Failed to validate: an action of the blueprint is empty") // Kanister's manner
 		}
 		for _, p := range phasesOf(action) {
 			if seen[p.Name] {
-				return fmt.Errorf("Failed to validate: Duplicated phase name is not allowed. Violating phase '%s'", p.Name) //nolint:staticcheck // Kanister's text
+				return fmt.Errorf("Failed to validate: Duplicated phase name is not allowed. Violating phase '%s'", p.Name) // Kanister's text
 			}
 			seen[p.Name] = true
 		}
@@ -76,12 +76,12 @@ func checkPhaseNames(blueprint *crv1alpha1.Blueprint) error {
 func checkArgs(f function.Func, args map[string]any) error {
 	for _, name := range f.RequiredArgs() {
 		if _, ok := args[name]; !ok {
-			return fmt.Errorf("Required args missing for function %s: Required arg missing: %s", f.Name(), name) //nolint:staticcheck // Kanister's text
+			return fmt.Errorf("Required args missing for function %s: Required arg missing: %s", f.Name(), name) // Kanister's text
 		}
 	}
 	for name := range args {
 		if !slices.Contains(f.Arguments(), name) {
-			return fmt.Errorf("Checking supported args for function %s.: argument %s is not supported", f.Name(), name) //nolint:staticcheck // Kanister's text
+			return fmt.Errorf("Checking supported args for function %s.: argument %s is not supported", f.Name(), name) // Kanister's text
 		}
 	}
 	return nil

@@ -16,7 +16,7 @@ func decode(args map[string]any, name string, into any) error {
 		return nil
 	}
 	if err := mapstructure.WeakDecode(v, into); err != nil {
-		return fmt.Errorf("Failed to decode arg `%s`: %w", name, err) //nolint:staticcheck // Kanister's text
+		return fmt.Errorf("Failed to decode arg `%s`: %w", name, err) // Kanister's text
 	}
 	return nil
 }

@@ -46,7 +46,7 @@ func (f *backupData) Exec(ctx context.Context, call Call) (map[string]any, error
 		return nil, err
 	}
 	if err := checkProfile(call.Params.Profile); err != nil {
-		return nil, fmt.Errorf("Failed to validate Profile: %w", err) //nolint:staticcheck // Kanister's text
+		return nil, fmt.Errorf("Failed to validate Profile: %w", err) // Kanister's text
 	}
 	source, err := f.resolve(ctx, namespace, pod, container, includePath)
 	if err != nil {

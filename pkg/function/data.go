@@ -69,7 +69,7 @@ func detached(ctx context.Context) bool {
 // checkProfile is Kanister's.
 func checkProfile(p *param.Profile) error {
 	if p == nil {
-		return errors.New("Profile must be non-nil") //nolint:staticcheck // Kanister's text
+		return errors.New("Profile must be non-nil") // Kanister's text
 	}
 	return nil
 }

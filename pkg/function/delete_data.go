@@ -34,7 +34,7 @@ func (f *deleteData) Exec(ctx context.Context, call Call) (map[string]any, error
 		return nil, err
 	}
 	if (ids == "") == (tags == "") {
-		return nil, errors.New("Require one argument: backupID or backupTag") //nolint:staticcheck // Kanister's text
+		return nil, errors.New("Require one argument: backupID or backupTag") // Kanister's text
 	}
 	if err := checkProfile(call.Params.Profile); err != nil {
 		return nil, err
@@ -68,7 +68,7 @@ func (f *deleteData) one(ctx context.Context, call Call, namespace, id, token st
 			f.Log.Warn("backup to delete is not there", "actionset", call.ActionSet, "backupID", token)
 			return nil
 		}
-		return fmt.Errorf("Failed to forget data, could not get snapshotID from tag %s: Snapshot not found", token) //nolint:staticcheck // Kanister's text
+		return fmt.Errorf("Failed to forget data, could not get snapshotID from tag %s: Snapshot not found", token) // Kanister's text
 	}
 	r, err := ref(call, namespace)
 	if err != nil {

@@ -67,7 +67,7 @@ func NewRegistry(funcs ...Func) *Registry {
 func (r *Registry) Get(name string) (Func, error) {
 	f, ok := r.funcs[name]
 	if !ok {
-		return nil, fmt.Errorf("Requested function {%s} has not been registered", name) //nolint:staticcheck // Kanister's text
+		return nil, fmt.Errorf("Requested function {%s} has not been registered", name) // Kanister's text
 	}
 	return f, nil
 }

@@ -55,9 +55,9 @@ func (f *restoreData) Exec(ctx context.Context, call Call) (map[string]any, erro
 	}
 	switch {
 	case (pod == "") == (len(claims) == 0):
-		return nil, errors.New("Require one argument: pod or volumes") //nolint:staticcheck // Kanister's text
+		return nil, errors.New("Require one argument: pod or volumes") // Kanister's text
 	case (by.BackupID == "") == (by.BackupTag == ""):
-		return nil, errors.New("Require one argument: backupTag or backupIdentifier") //nolint:staticcheck // Kanister's text
+		return nil, errors.New("Require one argument: backupTag or backupIdentifier") // Kanister's text
 	}
 	if err := checkProfile(call.Params.Profile); err != nil {
 		return nil, err
@@ -185,7 +185,7 @@ func (f *restoreData) target(ctx context.Context, params param.TemplateParams, n
 		}
 	}
 	if err == nil {
-		err = fmt.Errorf("Failed to find volumes for the Pod: %s", pod) //nolint:staticcheck // Kanister's text
+		err = fmt.Errorf("Failed to find volumes for the Pod: %s", pod) // Kanister's text
 	}
 	return "", "", fmt.Errorf("restore to %s of pod %s: %w", dir, pod, err)
 }
@@ -215,7 +215,7 @@ func (f *restoreData) podOf(ctx context.Context, params param.TemplateParams, na
 		}
 		return mover.PodOfDeployment(&d, name), nil
 	}
-	return nil, errors.New("Invalid Template Params: pod needs a Deployment or a StatefulSet as the object of the action") //nolint:staticcheck // Kanister's text
+	return nil, errors.New("Invalid Template Params: pod needs a Deployment or a StatefulSet as the object of the action") // Kanister's text
 }
 
 // withoutAgent lets a path be resolved on volumes that the agent does not mirror:

@@ -68,7 +68,7 @@ func (m *Movers) Start(ctx context.Context, spec Spec) (*Mover, error) {
 	for _, claim := range spec.Claims {
 		var pvc corev1.PersistentVolumeClaim
 		if err := m.Client.Get(ctx, client.ObjectKey{Namespace: spec.Namespace, Name: claim}, &pvc); err != nil {
-			return nil, fmt.Errorf("Failed to retrieve PVC. Namespace %s, Name %s: %w", spec.Namespace, claim, err) //nolint:staticcheck // Kanister's text
+			return nil, fmt.Errorf("Failed to retrieve PVC. Namespace %s, Name %s: %w", spec.Namespace, claim, err) // Kanister's text
 		}
 	}
 	if spec.Node == "" {

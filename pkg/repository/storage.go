@@ -27,11 +27,11 @@ func s3KeysOf(p *param.Profile) (s3Keys, error) {
 	case param.CredentialTypeKeyPair:
 		switch {
 		case c.KeyPair == nil:
-			return s3Keys{}, errors.New("Empty KeyPair field") //nolint:staticcheck // Kanister's text
+			return s3Keys{}, errors.New("Empty KeyPair field") // Kanister's text
 		case c.KeyPair.ID == "":
-			return s3Keys{}, errors.New("Access key ID is not set") //nolint:staticcheck // Kanister's text
+			return s3Keys{}, errors.New("Access key ID is not set") // Kanister's text
 		case c.KeyPair.Secret == "":
-			return s3Keys{}, errors.New("Secret access key is not set") //nolint:staticcheck // Kanister's text
+			return s3Keys{}, errors.New("Secret access key is not set") // Kanister's text
 		}
 		return s3Keys{c.KeyPair.ID, c.KeyPair.Secret}, nil
 	case param.CredentialTypeSecret:
@@ -42,31 +42,31 @@ func s3KeysOf(p *param.Profile) (s3Keys, error) {
 		keys := s3Keys{string(s.Data["aws_access_key_id"]), string(s.Data["aws_secret_access_key"])}
 		switch {
 		case keys.AccessKeyID == "":
-			return s3Keys{}, errors.New("Access key ID is not set") //nolint:staticcheck // Kanister's text
+			return s3Keys{}, errors.New("Access key ID is not set") // Kanister's text
 		case keys.SecretAccessKey == "":
-			return s3Keys{}, errors.New("Secret access key is not set") //nolint:staticcheck // Kanister's text
+			return s3Keys{}, errors.New("Secret access key is not set") // Kanister's text
 		case len(s.Data["role"]) > 0:
 			return s3Keys{}, errors.New("read the Profile's credentials: key role of the Secret is not supported yet: use keys that may use the bucket themselves")
 		}
 		return keys, nil
 	default:
-		return s3Keys{}, fmt.Errorf("Unsupported type '%s' for credentials", c.Type) //nolint:staticcheck // Kanister's text
+		return s3Keys{}, fmt.Errorf("Unsupported type '%s' for credentials", c.Type) // Kanister's text
 	}
 }
 
 // storageOf is the storage of a tenant's repository at a Profile's location.
 func storageOf(p *param.Profile, t kopiav1alpha1.Tenant, keyID string) (kopiav1alpha1.Storage, error) {
 	if p == nil {
-		return kopiav1alpha1.Storage{}, errors.New("Profile must be non-nil") //nolint:staticcheck // Kanister's text
+		return kopiav1alpha1.Storage{}, errors.New("Profile must be non-nil") // Kanister's text
 	}
 	switch p.Location.Type {
 	case param.LocationTypeS3Compliant:
 	case param.LocationTypeKopia:
-		return kopiav1alpha1.Storage{}, errors.New("Unsupported type 'kopia' for the location") //nolint:staticcheck // Kanister's text
+		return kopiav1alpha1.Storage{}, errors.New("Unsupported type 'kopia' for the location") // Kanister's text
 	case param.LocationTypeGCS, param.LocationTypeAzure:
 		return kopiav1alpha1.Storage{}, fmt.Errorf("read the Profile's location: type %s is not supported yet: use s3Compliant", p.Location.Type)
 	default:
-		return kopiav1alpha1.Storage{}, errors.New("Location type not supported") //nolint:staticcheck // Kanister's text
+		return kopiav1alpha1.Storage{}, errors.New("Location type not supported") // Kanister's text
 	}
 	if p.Location.Bucket == "" {
 		return kopiav1alpha1.Storage{}, errors.New("read the Profile's location: bucket is not set")

@@ -15,6 +15,7 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -26,6 +27,7 @@ import (
 
 	crv1alpha1 "github.com/kanister-kopia/kanister-kopia/pkg/apis/cr/v1alpha1"
 	kopiav1alpha1 "github.com/kanister-kopia/kanister-kopia/pkg/apis/kopia/v1alpha1"
+	"github.com/kanister-kopia/kanister-kopia/pkg/names"
 )
 
 // ContextName is the context that `make cluster` writes. Nothing here touches any
@@ -141,6 +143,48 @@ func (c *Cluster) Put(ctx context.Context, obj client.Object) error {
 	}
 	obj.SetResourceVersion(old.GetResourceVersion())
 	return c.Update(ctx, obj)
+}
+
+// Blueprint puts a Blueprint into the control-plane namespace.
+func (c *Cluster) Blueprint(ctx context.Context, b *crv1alpha1.Blueprint) error {
+	b = b.DeepCopy()
+	b.Namespace = names.ControlPlaneNamespace
+	return c.Put(ctx, b)
+}
+
+// Bind gives the controller one of its per-namespace roles in a namespace.
+func (c *Cluster) Bind(ctx context.Context, namespace, role string) error {
+	return c.Put(ctx, &rbacv1.RoleBinding{
+		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: role},
+		RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: role},
+		Subjects: []rbacv1.Subject{{
+			Kind: rbacv1.ServiceAccountKind, Namespace: names.ControlPlaneNamespace, Name: "kanister-kopia-controller",
+		}},
+	})
+}
+
+// node is the name of the kind cluster's only one, and of its container.
+const node = "kanister-kopia-control-plane"
+
+// OnNode runs a shell script on the node as root.
+func (c *Cluster) OnNode(ctx context.Context, script string) (string, error) {
+	out, err := exec.CommandContext(ctx, "docker", "exec", node, "sh", "-ec", script).CombinedOutput()
+	if err != nil {
+		return string(out), fmt.Errorf("run a script on node %s: %w: %s", node, err, out)
+	}
+	return string(out), nil
+}
+
+// NodeNetwork is the file of the node's network namespace, if the node is a
+// container of this machine.
+func (c *Cluster) NodeNetwork(ctx context.Context) (string, error) {
+	out, err := exec.CommandContext(ctx, "docker", "inspect", "--format", "{{.State.Pid}}", node).Output()
+	if err != nil {
+		return "", fmt.Errorf("find node %s: %w", node, err)
+	}
+	file := "/proc/" + strings.TrimSpace(string(out)) + "/ns/net"
+	_, err = os.Stat(file)
+	return file, err
 }
 
 // DeleteNamespace deletes a namespace with all that is in it and waits for its end.

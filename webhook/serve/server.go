@@ -137,7 +137,7 @@ func checkVersion(config *rest.Config) error {
 		return fmt.Errorf("read the version of Kubernetes: %w", err)
 	}
 	if v.LessThan(minVersion) {
-		return fmt.Errorf("Kubernetes %s is too old: native sidecars need %s or newer", v, minVersion) //nolint:staticcheck // a name
+		return fmt.Errorf("Kubernetes %s is too old: native sidecars need %s or newer", v, minVersion) // a name
 	}
 	return nil
 }

@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build e2e
+
+// Package e2e asserts on a real cluster what the demo shows, and what goes wrong
+// when it should. It runs on the cluster of `make cluster`, with what `make deploy`
+// put there, and touches no other.
+package e2e
+
+import (
+	"testing"
+	"time"
+
+	. "github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
+
+	"github.com/kanister-kopia/kanister-kopia/test/scenario"
+)
+
+func TestE2E(t *testing.T) {
+	RegisterFailHandler(Fail)
+	RunSpecs(t, "kanister-kopia")
+}
+
+var cluster *scenario.Cluster
+
+var _ = BeforeSuite(func() {
+	var err error
+	cluster, err = scenario.Open()
+	Expect(err).NotTo(HaveOccurred())
+})
+
+// How long a step of the story may take on a busy machine.
+const (
+	short = 2 * time.Minute
+	long  = 10 * time.Minute
+)
