@@ -60,9 +60,10 @@ func newWorld(t *testing.T) *world {
 // server is a running repository server.
 type server struct {
 	*testenv.Process
-	agent *client.Client
-	url   string
-	ca    string
+	agent                 *client.Client
+	url                   string
+	ca                    string
+	agentPort, healthPort int
 }
 
 // launch starts a repository server's process and returns without waiting.
@@ -87,18 +88,25 @@ func (w *world) launch(config repositoryserver.Config) (p *testenv.Process, list
 func (w *world) serve() *server {
 	w.Helper()
 	p, listen, agent, health := w.launch(w.config)
+	s := &server{
+		Process: p, url: fmt.Sprintf("https://127.0.0.1:%d", listen), ca: string(w.plane.CA.PEM), agentPort: agent, healthPort: health,
+	}
+	w.ready(s)
+	return s
+}
+
+// ready waits until a server is ready and connects to its agent.
+func (w *world) ready(s *server) {
+	w.Helper()
 	testenv.Eventually(w, time.Minute, "the repository server is ready", func() bool {
 		select {
-		case <-p.Done:
-			w.Fatalf("it ended: %s", testenv.LastLine(p.Log()))
+		case <-s.Done:
+			w.Fatalf("it ended: %s", testenv.LastLine(s.Log()))
 		default:
 		}
-		return testenv.Healthy(fmt.Sprintf("127.0.0.1:%d", health), "/readyz")
+		return testenv.Healthy(fmt.Sprintf("127.0.0.1:%d", s.healthPort), "/readyz")
 	})
-	return &server{
-		Process: p, agent: w.plane.Client(w, p, agent),
-		url: fmt.Sprintf("https://127.0.0.1:%d", listen), ca: string(w.plane.CA.PEM),
-	}
+	s.agent = w.plane.Client(w, s.Process, s.agentPort)
 }
 
 // sidecar starts an agent that sees a folder named data as its volume.
@@ -139,6 +147,11 @@ func (w *world) context() context.Context {
 // session opens one for an operation.
 func (w *world) session(s *server, id, user string) *api.Credentials {
 	w.Helper()
+	return w.sessionAt(s, id, user, host)
+}
+
+func (w *world) sessionAt(s *server, id, user, host string) *api.Credentials {
+	w.Helper()
 	session, err := s.agent.StartSession(w.context(), api.SessionRequest{ID: id, Username: user, Hostname: host})
 	w.must(err)
 	return &api.Credentials{URL: s.url, CA: s.ca, Username: user, Hostname: host, Password: session.Password}
@@ -146,7 +159,7 @@ func (w *world) session(s *server, id, user string) *api.Credentials {
 
 const prefix = "backups/shop/db"
 
-func snapshot(id string, c *api.Credentials, path string) api.StartRequest {
+func snapshotRequest(id string, c *api.Credentials, path string) api.StartRequest {
 	return api.StartRequest{ID: id, Kind: api.KindSnapshot, Credentials: c, Snapshot: &api.SnapshotRequest{Volume: "data", Path: path, SourcePath: path}}
 }
 
@@ -154,7 +167,7 @@ func snapshot(id string, c *api.Credentials, path string) api.StartRequest {
 func (w *world) backup(s *server, agent *client.Client, id, path string) api.Record {
 	w.Helper()
 	ctx := w.context()
-	result, err := agent.Run(ctx, snapshot(id, w.session(s, id, "pvc.data"), path), func(api.Progress) {})
+	result, err := agent.Run(ctx, snapshotRequest(id, w.session(s, id, "pvc.data"), path), func(api.Progress) {})
 	w.must(err)
 	w.must(s.agent.EndSession(ctx, id))
 	recorded, err := s.agent.Run(ctx, api.StartRequest{ID: id + "-record", Kind: api.KindRecord, Record: &api.RecordRequest{
@@ -400,7 +413,7 @@ func TestIntegrationSameOperation(t *testing.T) {
 	w.must(os.WriteFile(filepath.Join(source, "f"), []byte("x"), 0o600))
 	s := w.serve()
 	agent, _ := w.sidecar(source, nil)
-	req := snapshot("op-1", w.session(s, "op-1", "pvc.data"), "/")
+	req := snapshotRequest("op-1", w.session(s, "op-1", "pvc.data"), "/")
 	one, err := agent.Run(w.context(), req, func(api.Progress) {})
 	w.must(err)
 	two, err := agent.Run(w.context(), req, func(api.Progress) {})
@@ -408,7 +421,7 @@ func TestIntegrationSameOperation(t *testing.T) {
 	if one.Snapshot.ID != two.Snapshot.ID {
 		t.Errorf("two snapshots of one operation: %s and %s", one.Snapshot.ID, two.Snapshot.ID)
 	}
-	other := snapshot("op-1", req.Credentials, "/f")
+	other := snapshotRequest("op-1", req.Credentials, "/f")
 	if _, err := agent.Start(w.context(), other); code(err) != api.CodeConflict {
 		t.Errorf("another body: error %v, want a conflict", err)
 	}
@@ -452,7 +465,7 @@ func TestIntegrationBackupRefused(t *testing.T) {
 		"a strange volume": {"../data", "/", api.CodeUnknownVolume, "data"},
 	} {
 		id := "op-" + strings.ReplaceAll(name, " ", "-")
-		req := snapshot(id, w.session(s, id, "pvc.data"), c.path)
+		req := snapshotRequest(id, w.session(s, id, "pvc.data"), c.path)
 		req.Snapshot.Volume = c.volume
 		_, err := agent.Run(w.context(), req, func(api.Progress) {})
 		if got := code(err); got != c.want && !(c.want == api.CodePathRefused && got == api.CodeBadRequest) && !(c.want == api.CodeUnknownVolume && got == api.CodeBadRequest) {
@@ -478,7 +491,7 @@ func TestIntegrationSessions(t *testing.T) {
 	another := *good
 	another.Username = "pvc.other"
 	for name, c := range map[string]*api.Credentials{"wrong": &wrong, "ended": ended, "anothers": &another} {
-		_, err := agent.Run(w.context(), snapshot("try-"+name, c, "/"), func(api.Progress) {})
+		_, err := agent.Run(w.context(), snapshotRequest("try-"+name, c, "/"), func(api.Progress) {})
 		if code(err) != api.CodeAccessDenied {
 			t.Errorf("%s: error %v, want %s", name, err, api.CodeAccessDenied)
 		} else if strings.Contains(err.Error(), c.Password) {
@@ -486,7 +499,7 @@ func TestIntegrationSessions(t *testing.T) {
 		}
 	}
 	// The end of one session of a user leaves the others alone.
-	if _, err := agent.Run(w.context(), snapshot("op-1", good, "/"), func(api.Progress) {}); err != nil {
+	if _, err := agent.Run(w.context(), snapshotRequest("op-1", good, "/"), func(api.Progress) {}); err != nil {
 		t.Errorf("the session that goes on: %v", err)
 	}
 	for _, bad := range []api.SessionRequest{

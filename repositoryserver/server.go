@@ -43,8 +43,6 @@ type Options struct {
 	Child []string
 	Log   *slog.Logger
 	Now   func() time.Time
-	// Ready, if set, is called once when agents may come.
-	Ready func()
 }
 
 // startTimeout bounds Kopia's start, with a repository of many sources.
@@ -119,9 +117,6 @@ func Run(ctx context.Context, o Options) error {
 	go func() { ended <- own.Serve(loopback) }()
 	ready.Store(true)
 	o.Log.Info("repository server serves", "repository", o.Config.RepositoryID, "listen", o.Listen)
-	if o.Ready != nil {
-		o.Ready()
-	}
 
 	select {
 	case <-ctx.Done():
@@ -132,11 +127,10 @@ func Run(ctx context.Context, o Options) error {
 	ready.Store(false)
 	bounded, stop := context.WithTimeout(context.WithoutCancel(ctx), 8*time.Second)
 	defer stop()
-	_ = f.server.Shutdown(bounded)
+	// The controller ends a server only when no operation uses it: nothing is waited for.
+	_ = own.Close()
 	_ = f.server.Close()
-	closeErr := operations.Close(bounded)
-	_ = own.Shutdown(bounded)
-	return errors.Join(o.scrubbed(err), closeErr)
+	return errors.Join(o.scrubbed(err), operations.Close(bounded))
 }
 
 // probe proves that the access control is in force before anybody is let in: only

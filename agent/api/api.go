@@ -6,7 +6,6 @@
 //	POST   /v1/operations              start; the same id and body again is the same operation
 //	GET    /v1/operations              list
 //	GET    /v1/operations/{id}         one
-//	PATCH  /v1/operations/{id}         rate limit
 //	GET    /v1/operations/{id}/events  server-sent events: one Operation per "data:" line
 //	DELETE /v1/operations/{id}         cancel
 //	GET    /v1/info                    versions and volumes
@@ -80,8 +79,6 @@ type StartRequest struct {
 	// Credentials for the repository server. A repository server's own agent
 	// needs none: it works through the running server as its administrator.
 	Credentials *Credentials `json:"credentials,omitempty"`
-	// RateLimit in bytes per second of file data read or written; 0: none.
-	RateLimit int64 `json:"rateLimit,omitempty"`
 }
 
 // Credentials reach one repository server as one user, for one operation. They

@@ -22,21 +22,11 @@ const (
 	CodeServerUnreachable Code = "server-unreachable"
 	CodeServerUntrusted   Code = "server-untrusted"
 	CodeAccessDenied      Code = "access-denied"
-	CodeStorage           Code = "storage"
 	CodeNoSpace           Code = "no-space"
 	CodeStalled           Code = "stalled"
 	CodeOutOfMemory       Code = "out-of-memory"
 	CodeCancelled         Code = "cancelled"
 	CodeInternal          Code = "internal"
-
-	// Why a repository server did not start.
-	CodeWrongPassword      Code = "wrong-password"
-	CodeRepositoryMissing  Code = "repository-missing"
-	CodeStorageNotEmpty    Code = "storage-not-empty"
-	CodeStorageMissing     Code = "storage-missing"
-	CodeStorageDenied      Code = "storage-denied"
-	CodeStorageUntrusted   Code = "storage-untrusted"
-	CodeStorageUnreachable Code = "storage-unreachable"
 )
 
 // Problem is an RFC 9457 problem document, and the failure of an operation.

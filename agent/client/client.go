@@ -55,9 +55,7 @@ var ErrDetached = errors.New("the caller goes away, the operation goes on")
 // final says whether trying again cannot help.
 func final(err error) bool {
 	var p *api.Problem
-	var alert tls.AlertError // the agent refuses our certificate
-	return errors.As(err, &p) && p.Code != api.CodeNotFound ||
-		errors.As(err, &alert) || errors.Is(err, ErrPin) || errors.Is(err, ErrGone)
+	return errors.As(err, &p) && p.Code != api.CodeNotFound || errors.Is(err, ErrPin) || errors.Is(err, ErrGone)
 }
 
 // New returns a client. It dials when it is used.

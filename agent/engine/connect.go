@@ -5,9 +5,13 @@ package engine
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"net"
+	"net/url"
 	"os"
 	"path/filepath"
+	"syscall"
 	"time"
 
 	"github.com/kopia/kopia/repo"
@@ -18,6 +22,46 @@ import (
 
 // openTimeout bounds Kopia's own retries, which know no end.
 const openTimeout = 45 * time.Second
+
+// settleTimeout is how long a server may refuse connections: it is ready, but a new
+// Service takes a moment to reach every node and the cluster's DNS.
+const (
+	settleTimeout = 20 * time.Second
+	settlePause   = 100 * time.Millisecond
+)
+
+// awaitServer waits until somebody listens at the server's address.
+func awaitServer(ctx context.Context, server string) error {
+	u, err := url.Parse(server)
+	if err != nil {
+		return fmt.Errorf("server address %q: %w", server, err)
+	}
+	settled, cancel := context.WithTimeout(ctx, settleTimeout)
+	defer cancel()
+	ticker := time.NewTicker(settlePause)
+	defer ticker.Stop()
+	var last error
+	for {
+		var d net.Dialer
+		conn, err := d.DialContext(settled, "tcp", u.Host)
+		switch {
+		case err == nil:
+			return conn.Close()
+		case settled.Err() != nil && last != nil:
+			return last
+		}
+		var dns *net.DNSError
+		if !errors.Is(err, syscall.ECONNREFUSED) && !(errors.As(err, &dns) && dns.IsNotFound) {
+			return err
+		}
+		last = err
+		select {
+		case <-settled.Done():
+			return last
+		case <-ticker.C:
+		}
+	}
+}
 
 // connection is one open repository, through its server.
 type connection struct {
@@ -36,6 +80,10 @@ func connect(ctx context.Context, creds *api.Credentials, scratch string) (*conn
 		return nil, fmt.Errorf("make scratch folder: %w", err)
 	}
 	c := &connection{scratch: dir, creds: creds}
+	if err := awaitServer(ctx, creds.URL); err != nil {
+		c.close()
+		return nil, &connectError{err}
+	}
 	config, err := json.Marshal(repo.LocalConfig{
 		APIServer:     &repo.APIServerInfo{BaseURL: creds.URL},
 		Caching:       &content.CachingOptions{},

@@ -3,13 +3,10 @@
 package engine
 
 import (
-	"context"
 	"fmt"
 	"net/url"
 	"strings"
 	"unicode/utf8"
-
-	kopiafs "github.com/kopia/kopia/fs"
 )
 
 // escaped begins the stored form of a name that Kopia's directories, which are
@@ -36,84 +33,4 @@ func decodeName(stored string) (string, error) {
 		}
 	}
 	return name, checkName(name)
-}
-
-// storable shows a tree to Kopia with all names in their stored form.
-func storable(e kopiafs.Entry) kopiafs.Entry {
-	name := encodeName(e.Name())
-	switch e := e.(type) {
-	case kopiafs.Directory:
-		return &storedDirectory{e, name}
-	case kopiafs.File:
-		if name != e.Name() {
-			return &storedFile{e, name}
-		}
-	case kopiafs.Symlink:
-		if name != e.Name() {
-			return &storedSymlink{e, name}
-		}
-	case kopiafs.ErrorEntry:
-		if name != e.Name() {
-			return &storedError{e, name}
-		}
-	}
-	return e
-}
-
-type storedFile struct {
-	kopiafs.File
-	name string
-}
-
-func (f *storedFile) Name() string { return f.name }
-
-type storedSymlink struct {
-	kopiafs.Symlink
-	name string
-}
-
-func (s *storedSymlink) Name() string { return s.name }
-
-type storedError struct {
-	kopiafs.ErrorEntry
-	name string
-}
-
-func (e *storedError) Name() string { return e.name }
-
-type storedDirectory struct {
-	kopiafs.Directory
-	name string
-}
-
-func (d *storedDirectory) Name() string { return d.name }
-
-func (d *storedDirectory) Child(ctx context.Context, stored string) (kopiafs.Entry, error) {
-	name, err := decodeName(stored)
-	if err != nil {
-		return nil, err
-	}
-	e, err := d.Directory.Child(ctx, name)
-	if err != nil {
-		return nil, err
-	}
-	return storable(e), nil
-}
-
-func (d *storedDirectory) Iterate(ctx context.Context) (kopiafs.DirectoryIterator, error) {
-	i, err := d.Directory.Iterate(ctx)
-	if err != nil {
-		return nil, err
-	}
-	return &storedIterator{i}, nil
-}
-
-type storedIterator struct{ kopiafs.DirectoryIterator }
-
-func (i *storedIterator) Next(ctx context.Context) (kopiafs.Entry, error) {
-	e, err := i.DirectoryIterator.Next(ctx)
-	if e == nil || err != nil {
-		return nil, err
-	}
-	return storable(e), nil
 }

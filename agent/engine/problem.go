@@ -4,9 +4,10 @@ package engine
 
 import (
 	"context"
-	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
+	"io/fs"
 	"net/url"
 	"os"
 	"strings"
@@ -46,21 +47,25 @@ func classify(ctx context.Context, err error, server string) (api.Code, string) 
 		}
 		return false
 	}
-	var unknown x509.UnknownAuthorityError
 	var connect *connectError
+	var local *fs.PathError
 	switch {
 	case ctx.Err() != nil || errors.Is(err, context.Canceled):
 		return api.CodeCancelled, ""
-	case errors.Is(err, syscall.ENOSPC) || has("no space left"):
+	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
 		return api.CodeNoSpace, "free space on the target, or give the claim more"
-	case errors.As(err, &unknown) || has("x509:", "certificate"):
+	case errors.As(err, &local):
+		// The volume's error, whatever its path reads like.
+		if errors.Is(err, fs.ErrPermission) {
+			return api.CodeUnreadable, fmt.Sprintf("the agent runs as uid %d; annotate the pod with kopia.kanister.io/run-as", os.Getuid())
+		}
+		return api.CodeInternal, ""
+	case has("x509:", "tls: "):
 		return api.CodeServerUntrusted, "the server's certificate must come from the control plane's CA and name " + hostOf(server)
-	case has("permissiondenied", "permission denied", "access denied", "unauthenticated", "invalid password") && !errors.Is(err, os.ErrPermission):
+	case has("permissiondenied", "permission denied", "access denied", "unauthenticated", "invalid password"):
 		return api.CodeAccessDenied, "the operation's password is not, or no longer, valid for this server"
-	case errors.Is(err, os.ErrPermission):
-		return api.CodeUnreadable, fmt.Sprintf("the agent runs as uid %d; annotate the pod with kopia.kanister.io/run-as", os.Getuid())
-	case has("connection refused", "no such host", "i/o timeout", "no route to host", "deadlineexceeded",
-		"deadline exceeded", "unavailable", "connection reset", "eof", "no answer within"):
+	case errors.Is(err, io.EOF) || has("connection refused", "no such host", "i/o timeout", "no route to host", "deadlineexceeded",
+		"deadline exceeded", "unavailable", "connection reset", "rst_stream", "eof", "no answer within", "despite"):
 		return api.CodeServerUnreachable, "the namespace needs egress to " + hostOf(server) + " and to DNS; look at its NetworkPolicies and at the repository server"
 	case errors.As(err, &connect):
 		return api.CodeServerUnreachable, "look at the repository server's log"

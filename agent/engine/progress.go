@@ -21,8 +21,6 @@ type progress struct {
 
 	files, bytes, uploaded, downloaded atomic.Int64
 	cachedFiles, estFiles, estBytes    atomic.Int64
-	mu                                 sync.Mutex
-	excluded                           []string
 }
 
 func newProgress(now func() time.Time, report func(api.Progress)) *progress {
@@ -78,10 +76,4 @@ func (p *progress) EstimatedDataSize(files, bytes int64) {
 
 func (p *progress) EstimationParameters() upload.EstimationParameters {
 	return upload.EstimationParameters{Type: upload.EstimationTypeClassic}
-}
-
-func (p *progress) ExcludedDir(name string) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.excluded = append(p.excluded, name)
 }

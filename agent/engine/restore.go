@@ -12,7 +12,6 @@ import (
 	"io/fs"
 	"os"
 	"path"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -137,17 +136,6 @@ func notInBackup(subPath string) error {
 		Title: fmt.Sprintf("restore: the backup has no %q", subPath),
 		Hint:  "backupPath is the absolute path that was backed up, or one below it",
 	}
-}
-
-func openVolume(volumesDir, volume string) (*os.Root, error) {
-	if _, err := resolveSource(volumesDir, volume, "/"); err != nil {
-		return nil, err
-	}
-	root, err := os.OpenRoot(filepath.Join(volumesDir, volume))
-	if err != nil {
-		return nil, fmt.Errorf("open volume %s: %w", volume, err)
-	}
-	return root, nil
 }
 
 // checkName refuses names that are not one plain component.

@@ -6,16 +6,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
-	"path"
-	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"time"
 
-	"github.com/kopia/kopia/fs/localfs"
 	"github.com/kopia/kopia/repo"
 	"github.com/kopia/kopia/repo/compression"
 	"github.com/kopia/kopia/snapshot"
@@ -32,10 +27,6 @@ const (
 	parallelUploads = 2
 	// defaultCompression is the cheapest that still halves most databases.
 	defaultCompression = "zstd-fastest"
-	// namedPaths is how many paths an error lists.
-	namedPaths = 10
-	// lostAndFound is at the root of every ext4 volume, root's alone, and holds nothing of the application's.
-	lostAndFound = "lost+found"
 )
 
 // compressions that Kopia can both write and read. It lists more than it can
@@ -48,19 +39,20 @@ var compressions = []string{
 
 func snapshotVolume(ctx context.Context, conn *connection, req api.StartRequest, env Env, p *progress) (*api.Result, error) {
 	r := req.Snapshot
-	source, err := resolveSource(env.VolumesDir, r.Volume, r.Path)
+	volume, err := openVolume(env.VolumesDir, r.Volume)
 	if err != nil {
 		return nil, err
 	}
-	pol, err := snapshotPolicy(*r, isLostAndFoundToSkip(source, r.Path))
+	defer volume.Close()
+	src := &source{volume: volume}
+	root, err := src.entry(r.Path)
 	if err != nil {
 		return nil, err
 	}
-	root, err := localfs.NewEntry(source)
+	pol, err := snapshotPolicy(*r)
 	if err != nil {
-		return nil, fmt.Errorf("open %s: %w", r.Path, err)
+		return nil, err
 	}
-	defer root.Close()
 
 	si := snapshot.SourceInfo{UserName: conn.creds.Username, Host: conn.creds.Hostname, Path: r.SourcePath}
 	started := env.Now()
@@ -79,7 +71,7 @@ func snapshotVolume(ctx context.Context, conn *connection, req api.StartRequest,
 		defer stop()
 
 		tree := policy.BuildTree(map[string]*policy.Policy{".": pol}, policy.DefaultPolicy)
-		if man, err = u.Upload(ctx, storable(root), tree, si, previous...); err != nil {
+		if man, err = u.Upload(ctx, root, tree, si, previous...); err != nil {
 			return fmt.Errorf("upload: %w", err)
 		}
 		if err := verdict(ctx, man, *r, previous); err != nil {
@@ -103,70 +95,12 @@ func snapshotVolume(ctx context.Context, conn *connection, req api.StartRequest,
 	if err != nil {
 		return nil, err
 	}
-	return &api.Result{Snapshot: describe(man, p, started, env.Now())}, nil
-}
-
-// resolveSource finds a path of a volume without following a link anywhere: what
-// is backed up is what the path says, and it is inside the volume.
-func resolveSource(volumesDir, volume, inside string) (string, error) {
-	if volume == "" || strings.ContainsAny(volume, "/\x00") || volume == "." || volume == ".." {
-		return "", &api.Problem{Code: api.CodeUnknownVolume, Title: fmt.Sprintf("open volume: %q is not a volume's name", volume)}
-	}
-	if !path.IsAbs(inside) || path.Clean(inside) != inside {
-		return "", &api.Problem{Code: api.CodePathRefused, Title: fmt.Sprintf("open path: %q is not absolute and clean", inside)}
-	}
-	base := filepath.Join(volumesDir, volume)
-	if _, err := os.Lstat(base); errors.Is(err, fs.ErrNotExist) {
-		return "", &api.Problem{
-			Code:  api.CodeUnknownVolume,
-			Title: fmt.Sprintf("open volume: %q is not mirrored into this agent", volume),
-			Hint:  "the pod's annotation kopia.kanister.io/status lists the volumes and why others were skipped",
-		}
-	}
-	root, err := os.OpenRoot(base)
-	if err != nil {
-		return "", fmt.Errorf("open volume %s: %w", volume, err)
-	}
-	defer root.Close()
-	walked := "."
-	for _, name := range strings.Split(strings.Trim(inside, "/"), "/") {
-		if name == "" {
-			continue
-		}
-		walked = path.Join(walked, name)
-		info, err := root.Lstat(walked)
-		switch {
-		case errors.Is(err, fs.ErrNotExist):
-			return "", &api.Problem{Code: api.CodePathNotFound, Title: fmt.Sprintf("open path: /%s does not exist on volume %s", walked, volume)}
-		case err != nil:
-			return "", fmt.Errorf("open /%s of volume %s: %w", walked, volume, err)
-		case info.Mode()&fs.ModeSymlink != 0:
-			return "", &api.Problem{
-				Code:  api.CodePathRefused,
-				Title: fmt.Sprintf("open path: /%s of volume %s is a symbolic link", walked, volume),
-				Hint:  "name the directory it points to",
-			}
-		}
-	}
-	return filepath.Join(base, filepath.FromSlash(inside)), nil
-}
-
-// isLostAndFoundToSkip says whether the source is a volume's root with root's own lost+found in it.
-func isLostAndFoundToSkip(source, inside string) bool {
-	if inside != "/" {
-		return false
-	}
-	info, err := os.Lstat(filepath.Join(source, lostAndFound))
-	if err != nil || !info.IsDir() {
-		return false
-	}
-	stat, ok := info.Sys().(*syscall.Stat_t)
-	return ok && stat.Uid == 0
+	return &api.Result{Snapshot: describe(man, p, src.leftOut(), started, env.Now())}, nil
 }
 
 // snapshotPolicy is the whole policy: nothing is read from the repository or from
-// the data, and nothing but lost+found is ever left out.
-func snapshotPolicy(r api.SnapshotRequest, skipLostAndFound bool) (*policy.Policy, error) {
+// the data, and no rule leaves anything out.
+func snapshotPolicy(r api.SnapshotRequest) (*policy.Policy, error) {
 	name := r.Compression
 	if name == "" {
 		name = defaultCompression
@@ -191,9 +125,6 @@ func snapshotPolicy(r api.SnapshotRequest, skipLostAndFound bool) (*policy.Polic
 		},
 		CompressionPolicy: policy.CompressionPolicy{CompressorName: compression.Name(name)},
 		UploadPolicy:      policy.UploadPolicy{MaxParallelFileReads: &parallel},
-	}
-	if skipLostAndFound {
-		pol.FilesPolicy.IgnoreRules = []string{"/" + lostAndFound}
 	}
 	return pol, nil
 }
@@ -258,7 +189,7 @@ func files(man *snapshot.Manifest) int64 {
 	}
 }
 
-func describe(man *snapshot.Manifest, p *progress, started, ended time.Time) *api.SnapshotResult {
+func describe(man *snapshot.Manifest, p *progress, excluded []string, started, ended time.Time) *api.SnapshotResult {
 	root := man.RootEntry
 	result := &api.SnapshotResult{
 		ID: string(man.ID), RootObject: root.ObjectID.String(),
@@ -267,7 +198,7 @@ func describe(man *snapshot.Manifest, p *progress, started, ended time.Time) *ap
 			UID: root.UserID, GID: root.GroupID, ModTime: root.ModTime.ToTime().UTC(),
 		},
 		Files: files(man), Bytes: root.FileSize,
-		NewBytes: p.uploaded.Load(), CachedFiles: p.cachedFiles.Load(),
+		NewBytes: p.uploaded.Load(), CachedFiles: p.cachedFiles.Load(), Excluded: excluded,
 		Start: started.UTC(), End: ended.UTC(),
 	}
 	if result.Root.File {
@@ -279,8 +210,5 @@ func describe(man *snapshot.Manifest, p *progress, started, ended time.Time) *ap
 			result.Unreadable = append(result.Unreadable, e.EntryPath)
 		}
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	result.Excluded = append(result.Excluded, p.excluded...)
 	return result
 }

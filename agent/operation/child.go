@@ -99,14 +99,14 @@ func (c Child) Run(ctx context.Context, req api.StartRequest, report func(api.Pr
 	}
 	waitErr := p.Wait()
 	switch {
+	case last.Result != nil && waitErr == nil:
+		return last.Result, nil
 	case stalled():
 		return nil, &api.Problem{
 			Code:  api.CodeStalled,
 			Title: fmt.Sprintf("%s: no data moved for %s; the operation was ended", req.Kind, defaulted(c.Stall, 5*time.Minute)),
 			Hint:  "look at the repository server and its storage",
 		}
-	case last.Result != nil && waitErr == nil:
-		return last.Result, nil
 	case ctx.Err() != nil:
 		if last.Problem != nil && last.Problem.Code == api.CodeCancelled {
 			return nil, last.Problem

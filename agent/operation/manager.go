@@ -48,8 +48,9 @@ type Manager struct {
 	slots chan struct{}
 	wg    sync.WaitGroup
 
-	mu  sync.Mutex // protects the following
-	ops map[string]*op
+	mu     sync.Mutex // protects the following
+	ops    map[string]*op
+	closed bool
 }
 
 type op struct {
@@ -119,11 +120,17 @@ func (m *Manager) Start(req api.StartRequest) (api.Operation, error) {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if m.closed {
+		return api.Operation{}, errors.New("start operation: the agent is ending")
+	}
 	o, ok := m.ops[req.ID]
 	if ok && !same(o.request, req) {
 		return api.Operation{}, &api.Problem{Status: 409, Code: api.CodeConflict, Title: fmt.Sprintf("start operation: %s is another operation", req.ID)}
 	}
 	if ok && o.state.State != api.StateNeedsCredentials {
+		if o.state.State == api.StateQueued {
+			o.request.Credentials = req.Credentials
+		}
 		return o.state, nil
 	}
 	if other := m.busyWith(req); other != "" {
@@ -143,7 +150,7 @@ func (m *Manager) Start(req api.StartRequest) (api.Operation, error) {
 	m.set(o, func(s *api.Operation) { s.State, s.Progress = api.StateQueued, api.Progress{} })
 	m.wg.Go(func() {
 		defer cancel()
-		m.run(ctx, o, req)
+		m.run(ctx, o)
 	})
 	return o.state, nil
 }
@@ -174,20 +181,22 @@ func target(req api.StartRequest) string {
 	}
 }
 
-func (m *Manager) run(ctx context.Context, o *op, req api.StartRequest) {
+func (m *Manager) run(ctx context.Context, o *op) {
 	select {
 	case m.slots <- struct{}{}:
 		defer func() { <-m.slots }()
 	case <-ctx.Done():
-		m.finish(o, nil, &api.Problem{Code: api.CodeCancelled, Title: fmt.Sprintf("%s: cancelled before it began", req.Kind)})
-		return
 	}
 	m.mu.Lock()
-	now := m.opt.Now().UTC()
-	if o.state.State == api.StateQueued {
+	req, now := o.request, m.opt.Now().UTC()
+	if ctx.Err() == nil {
 		m.set(o, func(s *api.Operation) { s.State, s.Started = api.StateRunning, &now })
 	}
 	m.mu.Unlock()
+	if ctx.Err() != nil {
+		m.finish(o, nil, &api.Problem{Code: api.CodeCancelled, Title: fmt.Sprintf("%s: cancelled before it began", req.Kind)})
+		return
+	}
 	result, problem := m.opt.Runner.Run(ctx, req, func(p api.Progress) {
 		m.mu.Lock()
 		defer m.mu.Unlock()
@@ -202,6 +211,11 @@ func (m *Manager) finish(o *op, result *api.Result, problem *api.Problem) {
 	defer m.mu.Unlock()
 	now := m.opt.Now().UTC()
 	o.request.Credentials = nil
+	if m.closed && o.state.State != api.StateCancelling && problem != nil && problem.Code == api.CodeCancelled {
+		// Nobody asked for its end: it goes on when somebody asks for it again.
+		m.set(o, func(s *api.Operation) { s.State = api.StateNeedsCredentials })
+		return
+	}
 	m.set(o, func(s *api.Operation) {
 		s.Finished, s.Result, s.Failure = &now, result, problem
 		switch {
@@ -252,9 +266,9 @@ func (m *Manager) forgetOldest() {
 	}
 }
 
-// same compares what makes an operation: all but credentials and rate limit.
+// same compares what makes an operation: all but credentials.
 func same(a, b api.StartRequest) bool {
-	a.Credentials, b.Credentials, a.RateLimit, b.RateLimit = nil, nil, 0, 0
+	a.Credentials, b.Credentials = nil, nil
 	return reflect.DeepEqual(normal(a), normal(b))
 }
 
@@ -368,9 +382,11 @@ func (m *Manager) Cancel(id string) (api.Operation, error) {
 	return o.state, nil
 }
 
-// Close cancels what runs and waits for its end, or for ctx.
+// Close ends what runs and waits for that, or for ctx. What it ends needs
+// credentials when the next manager finds it.
 func (m *Manager) Close(ctx context.Context) error {
 	m.mu.Lock()
+	m.closed = true
 	for _, o := range m.ops {
 		if o.cancel != nil {
 			o.cancel()

@@ -8,6 +8,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"log/slog"
@@ -85,10 +86,11 @@ func serve(ctx context.Context, args []string) error {
 	if err != nil {
 		return fmt.Errorf("listen: %w", err)
 	}
-	ended := make(chan error, 2)
+	ended := make(chan error, 1)
 	go func() { ended <- server.Serve(listener) }()
 	if *health != "" {
-		go func() { ended <- agent.ServeHealth(*health, operations) }()
+		// The port may be the application's: an agent does its work without it.
+		go func() { log.Warn(agent.ServeHealth(*health, operations).Error()) }()
 	}
 	log.Info("agent serves", "listen", *listen, "uid", os.Getuid())
 	select {
@@ -97,12 +99,8 @@ func serve(ctx context.Context, args []string) error {
 	}
 	bounded, cancel := context.WithTimeout(context.WithoutCancel(ctx), 15*time.Second)
 	defer cancel()
-	closeErr := operations.Close(bounded)
-	_ = server.Shutdown(bounded)
-	if err != nil {
-		return err
-	}
-	return closeErr
+	_ = server.Close() // first: nobody starts what would be ended
+	return errors.Join(err, operations.Close(bounded))
 }
 
 func runOperation(ctx context.Context, args []string) error {

@@ -131,6 +131,12 @@ func (p *Process) Log() string {
 	return p.log.String()
 }
 
+// Again starts an ended process anew, with the same arguments and as the same user.
+func (p *Process) Again(t testing.TB) *Process {
+	t.Helper()
+	return Start(t, func(c *exec.Cmd) { c.Env, c.SysProcAttr = p.Cmd.Env, p.Cmd.SysProcAttr }, p.Cmd.Path, p.Cmd.Args[1:]...)
+}
+
 // Kill kills the process and waits for its end.
 func (p *Process) Kill() {
 	_ = p.Cmd.Process.Kill()

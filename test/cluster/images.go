@@ -21,12 +21,13 @@ const inputsLabel = "kanister-kopia.inputs"
 type imageSpec struct {
 	name       string
 	dockerfile string
+	target     string            // a stage of the Dockerfile; empty: the last
 	files      map[string]string // name in the build context -> file or folder
 }
 
 // image builds an image from scratch, unless the same one is there already.
 func (e *env) image(ctx context.Context, spec imageSpec) error {
-	texts := []string{spec.name, spec.dockerfile}
+	texts := []string{spec.name, spec.dockerfile, spec.target}
 	var sources []string
 	for _, name := range slices.Sorted(mapKeys(spec.files)) {
 		texts = append(texts, name)
@@ -53,7 +54,11 @@ func (e *env) image(ctx context.Context, spec imageSpec) error {
 	if err := os.WriteFile(filepath.Join(dir, "Dockerfile"), []byte(spec.dockerfile), 0o644); err != nil {
 		return err
 	}
-	_, err = e.docker(ctx, cmd{}, "build", "--label", inputsLabel+"="+key, "-t", spec.name, dir)
+	args := []string{"build", "--label", inputsLabel + "=" + key, "-t", spec.name}
+	if spec.target != "" {
+		args = append(args, "--target", spec.target)
+	}
+	_, err = e.docker(ctx, cmd{}, append(args, dir)...)
 	return err
 }
 
@@ -154,13 +159,13 @@ func (e *env) extraImages(ctx context.Context) ([]string, error) {
 		return nil, err
 	}
 	specs := []imageSpec{
-		{registry + "versitygw:dev", scratch("versitygw", "65532"), map[string]string{"versitygw": s3}},
-		{registry + "certmanager:dev", scratch("certmanager", "65532"), map[string]string{"certmanager": manager}},
-		{registry + "local-path-provisioner:dev", scratch("local-path-provisioner", "65532"), map[string]string{"local-path-provisioner": provisioner}},
+		{name: registry + "versitygw:dev", dockerfile: scratch("versitygw", "65532"), files: map[string]string{"versitygw": s3}},
+		{name: registry + "certmanager:dev", dockerfile: scratch("certmanager", "65532"), files: map[string]string{"certmanager": manager}},
+		{name: registry + "local-path-provisioner:dev", dockerfile: scratch("local-path-provisioner", "65532"), files: map[string]string{"local-path-provisioner": provisioner}},
 		{
-			registry + "busybox:dev",
-			"FROM scratch\nENV PATH=/bin\nCOPY busybox /bin/busybox\nRUN [\"/bin/busybox\", \"--install\", \"-s\", \"/bin\"]\nUSER 65532\nCMD [\"sh\"]\n",
-			map[string]string{"busybox": "/bin/busybox"},
+			name:       registry + "busybox:dev",
+			dockerfile: "FROM scratch\nENV PATH=/bin\nCOPY busybox /bin/busybox\nRUN [\"/bin/busybox\", \"--install\", \"-s\", \"/bin\"]\nUSER 65532\nCMD [\"sh\"]\n",
+			files:      map[string]string{"busybox": "/bin/busybox"},
 		},
 	}
 	var names []string
@@ -204,19 +209,23 @@ func (e *env) productImages(ctx context.Context) error {
 	if _, err := e.log.run(ctx, cmd{dir: e.root, env: []string{"CGO_ENABLED=0"}}, "go", args...); err != nil {
 		return err
 	}
+	dockerfile, err := os.ReadFile(filepath.Join(e.root, "Dockerfile"))
+	if err != nil {
+		return err
+	}
 	// Public roots, for the one program that speaks to storage elsewhere.
 	roots := "/etc/ssl/certs/ca-certificates.crt"
+	if err := e.packages(ctx, map[string]string{"/usr/sbin/update-ca-certificates": "ca-certificates"}); err != nil {
+		return err
+	}
 	var names []string
 	for _, p := range programs {
 		spec := imageSpec{
-			name: registry + p + ":dev", dockerfile: scratch(p, "65532"),
+			name: registry + p + ":dev", dockerfile: string(dockerfile), target: p + "-prebuilt",
 			files: map[string]string{p: filepath.Join(out, p)},
 		}
 		if p == "repository-server" {
-			if _, err := os.Stat(roots); err == nil {
-				spec.files["ca-certificates.crt"] = roots
-				spec.dockerfile += "COPY ca-certificates.crt /etc/ssl/certs/ca-certificates.crt\n"
-			}
+			spec.files["ca-certificates.crt"] = roots
 		}
 		if err := e.image(ctx, spec); err != nil {
 			return err

@@ -157,7 +157,7 @@ var restoreOnly = &crv1alpha1.Blueprint{
 	Actions: map[string]*crv1alpha1.BlueprintAction{"restore": {Phases: []crv1alpha1.BlueprintPhase{{
 		Func: "RestoreData", Name: "restoreOnly", Args: crv1alpha1.JSONMap{
 			"namespace": "{{ .StatefulSet.Namespace }}", "image": "ignored",
-			"volumes":              map[string]any{"data-db-0": "/var/lib/postgresql"},
+			"pod":                  "{{ index .StatefulSet.Pods 0 }}",
 			"backupArtifactPrefix": "{{ .Profile.Location.Bucket }}/postgresql/{{ .StatefulSet.Namespace }}/{{ .StatefulSet.Name }}",
 			"backupIdentifier":     "{{ .ArtifactsIn.base.KeyValue.backupID }}",
 		},

@@ -113,6 +113,10 @@ func (s *sniffer) packet(p []byte) {
 	if len(p) < 20 || p[0]>>4 != 4 || p[9] != unix.IPPROTO_TCP {
 		return
 	}
+	if p[12] == 127 {
+		// The node's own loopback, where the kubelet hands on what `kubectl exec` types.
+		return
+	}
 	header := int(p[0]&15) * 4
 	if total := int(binary.BigEndian.Uint16(p[2:])); total > 0 && total < len(p) {
 		p = p[:total]

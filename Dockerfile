@@ -1,0 +1,59 @@
+# The product's images: one static program each, on nothing.
+#
+# docker build --target agent -t …/agent .          compiles inside
+# make images                                       where no image can be pulled:
+#                                                   compiles outside, targets *-prebuilt
+#
+# The prebuilt targets come first: the classic builder builds every stage before the
+# one that is asked for, and must not meet a FROM that it would have to pull.
+
+FROM scratch AS agent-prebuilt
+COPY agent /agent
+USER 65532
+ENTRYPOINT ["/agent"]
+
+FROM scratch AS controller-prebuilt
+COPY controller /controller
+USER 65532
+ENTRYPOINT ["/controller"]
+
+FROM scratch AS webhook-prebuilt
+COPY webhook /webhook
+USER 65532
+ENTRYPOINT ["/webhook"]
+
+FROM scratch AS repository-server-prebuilt
+COPY ca-certificates.crt /etc/ssl/certs/ca-certificates.crt
+COPY repository-server /repository-server
+USER 65532
+ENTRYPOINT ["/repository-server"]
+
+FROM golang:1.26 AS build
+WORKDIR /src
+COPY go.mod go.sum ./
+RUN go mod download
+COPY . .
+ARG VERSION=dev
+RUN CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags "-s -w -X main.version=${VERSION}" \
+    -o /out/ ./cmd/agent ./cmd/controller ./cmd/webhook ./cmd/repository-server
+
+FROM scratch AS agent
+COPY --from=build /out/agent /agent
+USER 65532
+ENTRYPOINT ["/agent"]
+
+FROM scratch AS controller
+COPY --from=build /out/controller /controller
+USER 65532
+ENTRYPOINT ["/controller"]
+
+FROM scratch AS webhook
+COPY --from=build /out/webhook /webhook
+USER 65532
+ENTRYPOINT ["/webhook"]
+
+FROM scratch AS repository-server
+COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/ca-certificates.crt
+COPY --from=build /out/repository-server /repository-server
+USER 65532
+ENTRYPOINT ["/repository-server"]

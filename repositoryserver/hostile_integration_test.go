@@ -1,0 +1,257 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build integration
+
+package repositoryserver_test
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"maps"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/kopia/kopia/fs"
+	"github.com/kopia/kopia/repo"
+	"github.com/kopia/kopia/repo/blob/s3"
+	"github.com/kopia/kopia/repo/content"
+	"github.com/kopia/kopia/repo/manifest"
+	"github.com/kopia/kopia/repo/object"
+	"github.com/kopia/kopia/snapshot"
+
+	"github.com/kanister-kopia/kanister-kopia/agent/api"
+)
+
+// kopia opens the repository through the server with Kopia's own library: what an
+// application could do that holds its own session.
+func (w *world) kopia(c *api.Credentials) repo.Repository {
+	w.Helper()
+	conn, err := tls.Dial("tcp", strings.TrimPrefix(c.URL, "https://"), &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}})
+	w.must(err)
+	sum := sha256.Sum256(conn.ConnectionState().PeerCertificates[0].Raw)
+	w.must(conn.Close())
+	raw, err := json.Marshal(repo.LocalConfig{
+		APIServer:     &repo.APIServerInfo{BaseURL: c.URL, TrustedServerCertificateFingerprint: hex.EncodeToString(sum[:])},
+		Caching:       &content.CachingOptions{},
+		ClientOptions: repo.ClientOptions{Hostname: c.Hostname, Username: c.Username},
+	})
+	w.must(err)
+	file := filepath.Join(w.TempDir(), "repository.config")
+	w.must(os.WriteFile(file, raw, 0o600))
+	rep, err := repo.Open(w.context(), file, c.Password, &repo.Options{DisableRepositoryLog: true, OnFatalError: func(error) {}})
+	w.must(err)
+	w.Cleanup(func() { _ = rep.Close(context.Background()) })
+	return rep
+}
+
+// manifests are all that the repository holds, read from the storage itself.
+func (w *world) manifests() map[manifest.ID]string {
+	w.Helper()
+	ctx := w.context()
+	c := w.config.Storage
+	st, err := s3.New(ctx, &s3.Options{
+		BucketName: c.Bucket, Prefix: c.Prefix, Endpoint: c.Endpoint, Region: c.Region,
+		AccessKeyID: c.AccessKeyID, SecretAccessKey: c.SecretAccessKey, RootCA: []byte(c.CABundle),
+	}, false)
+	w.must(err)
+	defer st.Close(ctx)
+	file := filepath.Join(w.TempDir(), "repository.config")
+	w.must(repo.Connect(ctx, file, st, w.config.Password, &repo.ConnectOptions{}))
+	rep, err := repo.Open(ctx, file, w.config.Password, &repo.Options{DisableRepositoryLog: true, OnFatalError: func(error) {}})
+	w.must(err)
+	defer rep.Close(ctx)
+	found, err := rep.FindManifests(ctx, nil)
+	w.must(err)
+	all := map[manifest.ID]string{}
+	for _, m := range found {
+		all[m.ID] = m.Labels[manifest.TypeLabelKey]
+	}
+	return all
+}
+
+// write runs one write session.
+func write(ctx context.Context, rep repo.Repository, fn func(context.Context, repo.RepositoryWriter) error) error {
+	ctx, w, err := rep.NewWriter(ctx, repo.WriteSessionOptions{Purpose: "test"})
+	if err != nil {
+		return err
+	}
+	defer w.Close(ctx)
+	if err := fn(ctx, w); err != nil {
+		return err
+	}
+	return w.Flush(ctx)
+}
+
+// saveSnapshot saves a snapshot of nothing much.
+func saveSnapshot(ctx context.Context, w repo.RepositoryWriter, source snapshot.SourceInfo) (manifest.ID, error) {
+	ow := w.NewObjectWriter(ctx, object.WriterOptions{})
+	defer ow.Close()
+	if _, err := ow.Write([]byte("mine")); err != nil {
+		return "", err
+	}
+	id, err := ow.Result()
+	if err != nil {
+		return "", err
+	}
+	at := fs.UTCTimestampFromTime(time.Now())
+	return snapshot.SaveSnapshot(ctx, w, &snapshot.Manifest{
+		Source: source, StartTime: at, EndTime: at,
+		RootEntry: &snapshot.DirEntry{Name: "f", Type: snapshot.EntryTypeFile, ObjectID: id, FileSize: 4},
+	})
+}
+
+// A client with a session of its own adds and reads its own snapshots, and that is all.
+func TestIntegrationUsersAreConfined(t *testing.T) {
+	w := newWorld(t)
+	source := w.volume()
+	w.must(os.WriteFile(filepath.Join(source, "f"), []byte("x"), 0o600))
+	s := w.serve()
+	agent, _ := w.sidecar(source, nil)
+	record := w.backup(s, agent, "op-1", "/")
+	theirs := manifest.ID(record.Snapshot.ID)
+
+	credentials := w.sessionAt(s, "other", "pvc.other", "ns-uid-2")
+	rep, ctx := w.kopia(credentials), w.context()
+	self := snapshot.SourceInfo{UserName: credentials.Username, Host: credentials.Hostname, Path: "/"}
+
+	var mine manifest.ID
+	for range 3 {
+		w.must(write(ctx, rep, func(ctx context.Context, rw repo.RepositoryWriter) (err error) {
+			mine, err = saveSnapshot(ctx, rw, self)
+			return err
+		}))
+	}
+	if own, err := snapshot.ListSnapshots(ctx, rep, self); err != nil || len(own) != 3 {
+		t.Errorf("its own snapshots: %d, %v, want 3", len(own), err)
+	}
+	before := w.manifests()
+
+	sources, err := snapshot.ListSources(ctx, rep)
+	if err != nil || len(sources) != 1 || sources[0] != self {
+		t.Errorf("it sees sources %v, %v", sources, err)
+	}
+	if _, err := snapshot.LoadSnapshot(ctx, rep, theirs); err == nil {
+		t.Error("it reads another user's snapshot")
+	}
+	readable := map[string]bool{"snapshot": true}
+	for id, kind := range before {
+		var any map[string]any
+		if _, err := rep.GetManifest(ctx, id, &any); err == nil && !readable[kind] {
+			t.Errorf("it reads a manifest of type %s", kind)
+		}
+	}
+	victim := map[string]string{"username": "pvc.data", "hostname": host, "path": "/"}
+	for name, labels := range map[string]map[string]string{
+		"rule": {"type": "acl"}, "policy": {"type": "policy", "policyType": "global"}, "account": {"type": "user", "username": "pvc.data@" + host},
+		"maintenance": {"type": "maintenance"}, "record": {"type": "kanister-backup", "id": "x"}, "unknown": {"type": "other"},
+		"snapshot of another user": {"type": "snapshot"},
+		"own rule":                 {"type": "acl", "username": self.UserName, "hostname": self.Host},
+		"own policy":               {"type": "policy", "policyType": "global", "username": self.UserName, "hostname": self.Host},
+		"own account":              {"type": "user", "username": self.UserName + "@" + self.Host, "hostname": self.Host},
+	} {
+		if labels["type"] == "snapshot" {
+			maps.Copy(labels, victim)
+		}
+		if err := write(ctx, rep, func(ctx context.Context, rw repo.RepositoryWriter) error {
+			_, err := rw.PutManifest(ctx, labels, map[string]string{})
+			return err
+		}); err == nil {
+			t.Errorf("it writes a %s", name)
+		}
+	}
+	for id, kind := range before {
+		if err := write(ctx, rep, func(ctx context.Context, rw repo.RepositoryWriter) error { return rw.DeleteManifest(ctx, id) }); err == nil && kind != "" {
+			t.Errorf("it deletes a manifest of type %s (its own: %t)", kind, id == mine)
+		}
+	}
+	if retention, ok := rep.(repo.RemoteRetentionPolicy); !ok {
+		t.Error("the connection knows no retention: nothing was tested")
+	} else if gone, err := retention.ApplyRetentionPolicy(ctx, self.Path, true); err == nil && len(gone) > 0 {
+		t.Errorf("retention deletes %v", gone)
+	}
+	if after := w.manifests(); !maps.Equal(before, after) {
+		t.Errorf("the repository's manifests changed:\n had %v\nhave %v", slices.Sorted(maps.Values(before)), slices.Sorted(maps.Values(after)))
+	}
+}
+
+// What a session opened ends with it, also in the middle of its work.
+func TestIntegrationSessionEnds(t *testing.T) {
+	w := newWorld(t)
+	s := w.serve()
+	ctx := w.context()
+	credentials := w.session(s, "one", "pvc.data")
+	rep := w.kopia(credentials)
+	other := w.kopia(w.session(s, "two", "pvc.data"))
+	self := snapshot.SourceInfo{UserName: credentials.Username, Host: credentials.Hostname, Path: "/"}
+
+	wctx, writer, err := rep.NewWriter(ctx, repo.WriteSessionOptions{Purpose: "test"})
+	w.must(err)
+	_, err = saveSnapshot(wctx, writer, self)
+	w.must(err)
+	// Only a writer's calls are not tried again, for minutes.
+	rctx, reader, err := rep.NewWriter(ctx, repo.WriteSessionOptions{Purpose: "test"})
+	w.must(err)
+	_, err = snapshot.ListSnapshots(rctx, reader, self)
+	w.must(err)
+	w.must(s.agent.EndSession(ctx, "one"))
+	for what, call := range map[string]func() error{
+		"write": func() error {
+			_, err := saveSnapshot(wctx, writer, self)
+			return errors.Join(err, writer.Flush(wctx))
+		},
+		"read": func() error {
+			_, err := snapshot.ListSnapshots(rctx, reader, self)
+			return err
+		},
+	} {
+		outcome := make(chan error, 1)
+		go func() { outcome <- call() }()
+		select {
+		case err := <-outcome:
+			if err == nil {
+				t.Errorf("the ended session goes on: %s", what)
+			}
+		case <-ctx.Done():
+			t.Fatalf("the ended session waits: %s", what)
+		}
+	}
+	if found, err := snapshot.ListSnapshots(ctx, other, self); err != nil {
+		t.Errorf("the same user's other session: %v", err)
+	} else if len(found) > 0 {
+		t.Errorf("a snapshot that was never flushed is there: %v", found)
+	}
+	// The same id again is a new session, with a password of its own.
+	if again := w.session(s, "one", "pvc.data"); again.Password == credentials.Password {
+		t.Error("an ended session's password came back")
+	}
+}
+
+// Nothing but the repository is served to the pod network.
+func TestIntegrationServerServesTheRepositoryOnly(t *testing.T) {
+	w := newWorld(t)
+	s := w.serve()
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM([]byte(s.ca))
+	transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots}, ForceAttemptHTTP2: true}
+	defer transport.CloseIdleConnections()
+	for _, path := range []string{"/", "/metrics", "/api/v1/control/status", "/api/v1/repo/status", "/kopia_repository.KopiaRepository/Session"} {
+		req, err := http.NewRequestWithContext(w.context(), http.MethodGet, s.url+path, nil)
+		w.must(err)
+		resp, err := transport.RoundTrip(req)
+		w.must(err)
+		resp.Body.Close()
+		if resp.StatusCode != http.StatusNotFound {
+			t.Errorf("%s is answered with %s", path, resp.Status)
+		}
+	}
+}
