@@ -44,11 +44,12 @@ func awaitServer(ctx context.Context, server string) error {
 	for {
 		var d net.Dialer
 		conn, err := d.DialContext(settled, "tcp", u.Host)
-		switch {
-		case err == nil:
+		if err == nil {
 			return conn.Close()
-		case settled.Err() != nil && last != nil:
-			return last
+		}
+		var timeout net.Error
+		if last != nil && errors.As(err, &timeout) && timeout.Timeout() {
+			return last // the dial's deadline is the wait's, and may come an instant before it
 		}
 		var dns *net.DNSError
 		if !errors.Is(err, syscall.ECONNREFUSED) && !(errors.As(err, &dns) && dns.IsNotFound) {

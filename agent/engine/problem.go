@@ -48,14 +48,13 @@ func classify(ctx context.Context, err error, server string) (api.Code, string) 
 		return false
 	}
 	var connect *connectError
-	var local *fs.PathError
 	switch {
 	case ctx.Err() != nil || errors.Is(err, context.Canceled):
 		return api.CodeCancelled, ""
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
 		return api.CodeNoSpace, "free space on the target, or give the claim more"
-	case errors.As(err, &local):
-		// The volume's error, whatever its path reads like.
+	case isLocal(err):
+		// Whatever its path reads like.
 		if errors.Is(err, fs.ErrPermission) {
 			return api.CodeUnreadable, fmt.Sprintf("the agent runs as uid %d; annotate the pod with kopia.kanister.io/run-as", os.Getuid())
 		}
@@ -72,6 +71,13 @@ func classify(ctx context.Context, err error, server string) (api.Code, string) 
 	default:
 		return api.CodeInternal, ""
 	}
+}
+
+// isLocal says whether an error is of the volume, not of the connection.
+func isLocal(err error) bool {
+	var path *fs.PathError
+	var link *os.LinkError
+	return errors.As(err, &path) || errors.As(err, &link)
 }
 
 func hostOf(server string) string {

@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/kanister-kopia/kanister-kopia/agent/api"
+)
+
+func TestClassify(t *testing.T) {
+	cancelled, cancel := context.WithCancel(t.Context())
+	cancel()
+	onVolume := func(path string, err error) error {
+		return fmt.Errorf("restore: %w", &fs.PathError{Op: "openat", Path: path, Err: err})
+	}
+	for name, c := range map[string]struct {
+		ctx  context.Context
+		err  error
+		want api.Code
+	}{
+		"cancelled":                     {cancelled, io.EOF, api.CodeCancelled},
+		"no space":                      {nil, onVolume("f", syscall.ENOSPC), api.CodeNoSpace},
+		"quota":                         {nil, onVolume("f", syscall.EDQUOT), api.CodeNoSpace},
+		"unreadable":                    {nil, onVolume("f", syscall.EACCES), api.CodeUnreadable},
+		"not renamed":                   {nil, &os.LinkError{Op: "renameat", Old: "a", New: "b", Err: syscall.EPERM}, api.CodeUnreadable},
+		"a path like a certificate's":   {nil, onVolume("x509: certificate", syscall.EACCES), api.CodeUnreadable},
+		"a path like a lost connection": {nil, onVolume("eof/connection refused", syscall.EIO), api.CodeInternal},
+		"unknown authority":             {nil, &connectError{errors.New("tls: failed to verify certificate: x509: certificate signed by unknown authority")}, api.CodeServerUntrusted},
+		"password":                      {nil, &connectError{errors.New("rpc error: code = Unauthenticated desc = access denied")}, api.CodeAccessDenied},
+		"right":                         {nil, errors.New("rpc error: code = PermissionDenied desc = access denied"), api.CodeAccessDenied},
+		"refused":                       {nil, &connectError{errors.New("dial tcp: connect: connection refused")}, api.CodeServerUnreachable},
+		"no name":                       {nil, &connectError{errors.New("dial tcp: lookup repo: no such host")}, api.CodeServerUnreachable},
+		"lost":                          {nil, errors.New("unable to complete invoking GRPC API despite 10 retries: should retry"), api.CodeServerUnreachable},
+		"cut":                           {nil, errors.New("rpc error: code = Internal desc = stream terminated by RST_STREAM with error code: INTERNAL_ERROR: EOF"), api.CodeServerUnreachable},
+		"any other on the way":          {nil, &connectError{errors.New("what")}, api.CodeServerUnreachable},
+		"any other":                     {nil, errors.New("what"), api.CodeInternal},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if c.ctx == nil {
+				c.ctx = t.Context()
+			}
+			code, hint := classify(c.ctx, c.err, "https://repo.example:51515")
+			if code != c.want {
+				t.Errorf("code %s, want %s", code, c.want)
+			}
+			if code == api.CodeServerUntrusted && !strings.Contains(hint, "repo.example:51515") {
+				t.Errorf("hint %q does not name the server", hint)
+			}
+		})
+	}
+}
+
+func TestProblemHidesSecrets(t *testing.T) {
+	logs := newLogTail("s3cret")
+	_, _ = logs.Write([]byte("kopia said password s3cret twice\n"))
+	req := api.StartRequest{Kind: api.KindSnapshot, Credentials: &api.Credentials{URL: "https://r", Password: "s3cret"}}
+	p := problemOf(t.Context(), req, errors.New("log in with s3cret: refused"), logs)
+	if text := p.Error(); strings.Contains(text, "s3cret") || !strings.Contains(text, "kopia said") || !strings.HasPrefix(text, "snapshot: log in") {
+		t.Errorf("problem %q", text)
+	}
+}
+
+func TestScrub(t *testing.T) {
+	for in, want := range map[string]string{
+		"nothing to hide":                    "nothing to hide",
+		"open with pw-1 and pw-1":            "open with [hidden] and [hidden]",
+		"https://me:pw@host/x":               "https://[hidden]@host/x",
+		"password=abc, user=me":              "password=[hidden], user=me",
+		`{"secret":"abc","n":1}`:             `{"secret":[hidden]","n":1}`,
+		"Token: abc":                         "Token: [hidden]",
+		"mail to a@b":                        "mail to a@b",
+		"x" + strings.Repeat("long ", 1000): "x" + strings.Repeat("long ", 199) + "long…",
+	} {
+		if got := scrub(in, "pw-1", ""); got != want {
+			t.Errorf("scrub(%q) = %q, want %q", in, got, want)
+		}
+	}
+}
+
+func TestLogTailKeepsTheLast(t *testing.T) {
+	logs := newLogTail()
+	for i := range 20 {
+		for range 2 { // a line said again at once is one line
+			_, _ = fmt.Fprintf(logs, "line %d\n", i)
+		}
+	}
+	if got := strings.Join(logs.tail(), ","); got != "line 15,line 16,line 17,line 18,line 19" {
+		t.Errorf("tail %s", got)
+	}
+}
