@@ -71,13 +71,13 @@ func TestProblemHidesSecrets(t *testing.T) {
 
 func TestScrub(t *testing.T) {
 	for in, want := range map[string]string{
-		"nothing to hide":                    "nothing to hide",
-		"open with pw-1 and pw-1":            "open with [hidden] and [hidden]",
-		"https://me:pw@host/x":               "https://[hidden]@host/x",
-		"password=abc, user=me":              "password=[hidden], user=me",
-		`{"secret":"abc","n":1}`:             `{"secret":[hidden]","n":1}`,
-		"Token: abc":                         "Token: [hidden]",
-		"mail to a@b":                        "mail to a@b",
+		"nothing to hide":                   "nothing to hide",
+		"open with pw-1 and pw-1":           "open with [hidden] and [hidden]",
+		"https://me:pw@host/x":              "https://[hidden]@host/x",
+		"password=abc, user=me":             "password=[hidden], user=me",
+		`{"secret":"abc","n":1}`:            `{"secret":[hidden]","n":1}`,
+		"Token: abc":                        "Token: [hidden]",
+		"mail to a@b":                       "mail to a@b",
 		"x" + strings.Repeat("long ", 1000): "x" + strings.Repeat("long ", 199) + "long…",
 	} {
 		if got := scrub(in, "pw-1", ""); got != want {

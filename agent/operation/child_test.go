@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package operation
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/kanister-kopia/kanister-kopia/agent/api"
+)
+
+func TestChild(t *testing.T) {
+	for name, c := range map[string]struct {
+		script string
+		want   api.Code
+		text   string
+	}{
+		"succeeds":            {`echo '{"progress":{"files":3}}'; echo '{"result":{"snapshot":{"id":"x"}}}'`, "", ""},
+		"noise":               {`echo noise; echo '{"result":{"snapshot":{"id":"x"}}}'; echo more >&2`, "", ""},
+		"fails":               {`echo '{"problem":{"code":"unreadable","title":"no"}}'`, api.CodeUnreadable, "no"},
+		"dies":                {`echo boom >&2; exit 3`, api.CodeInternal, "boom"},
+		"dies after a result": {`echo '{"result":{"snapshot":{"id":"x"}}}'; exit 3`, api.CodeInternal, "exit status 3"},
+		"says nothing":        {`true`, api.CodeInternal, "child ended"},
+		"is killed":           {`kill -9 $$`, api.CodeOutOfMemory, "memory"},
+		"stalls":              {`echo '{"progress":{"files":3}}'; exec sleep 60`, api.CodeStalled, "no data moved"},
+		"stalls and is deaf":  {`trap '' TERM; while :; do sleep 0.05; done`, api.CodeStalled, "no data moved"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			child := Child{Command: []string{"/bin/sh", "-c", c.script}, StateDir: dir, Env: []string{"PATH=" + os.Getenv("PATH")}, Grace: 200 * time.Millisecond, Stall: time.Second}
+			var files int64
+			result, problem := child.Run(t.Context(), backup("a", "/", "p"), func(p api.Progress) { files = p.Files })
+			switch {
+			case c.want == "":
+				if problem != nil || result == nil || result.Snapshot.ID != "x" {
+					t.Errorf("result %+v, problem %v", result, problem)
+				}
+			case problem == nil || problem.Code != c.want || !strings.Contains(problem.Error(), c.text):
+				t.Errorf("problem %v, want %s with %q", problem, c.want, c.text)
+			}
+			if strings.Contains(c.script, "progress") && files != 3 {
+				t.Errorf("progress of %d files, want 3", files)
+			}
+			if left, _ := os.ReadDir(dir); len(left) != 0 {
+				t.Errorf("it leaves %v", left)
+			}
+		})
+	}
+}
+
+func TestChildIsCancelled(t *testing.T) {
+	for name, script := range map[string]string{
+		"obeys":    `trap 'exit 0' TERM; echo '{"progress":{"files":1}}'; while :; do sleep 0.05; done`,
+		"says so":  `trap 'echo "{\"problem\":{\"code\":\"cancelled\",\"title\":\"cancelled, half done\"}}"; exit 0' TERM; echo '{"progress":{"files":1}}'; while :; do sleep 0.05; done`,
+		"does not": `trap '' TERM; echo '{"progress":{"files":1}}'; while :; do sleep 0.05; done`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			ctx, cancel := context.WithCancel(t.Context())
+			child := Child{Command: []string{"/bin/sh", "-c", script}, StateDir: t.TempDir(), Env: []string{"PATH=" + os.Getenv("PATH")}, Grace: 200 * time.Millisecond}
+			begun := time.Now()
+			_, problem := child.Run(ctx, backup("a", "/", "p"), func(api.Progress) { cancel() })
+			if problem == nil || problem.Code != api.CodeCancelled {
+				t.Errorf("problem %v, want cancelled", problem)
+			}
+			if name == "says so" && !strings.Contains(problem.Title, "half done") {
+				t.Errorf("problem %v does not say what the child said", problem)
+			}
+			if took := time.Since(begun); took > 30*time.Second {
+				t.Errorf("it took %s", took)
+			}
+		})
+	}
+}
+
+// The child sees its request on standard input only, and trusts the operation's CA only.
+func TestChildEnvironment(t *testing.T) {
+	t.Setenv("PARENT_SECRET", "parent-secret")
+	dir := t.TempDir()
+	seen := filepath.Join(t.TempDir(), "seen")
+	script := fmt.Sprintf(`{ env; cat "$SSL_CERT_FILE"; ls "$SSL_CERT_DIR" 2>&1; tr '\0' ' ' </proc/$$/cmdline; } >%s; cat >/dev/null; echo '{"result":{}}'`, seen)
+	child := Child{Command: []string{"/bin/sh", "-c", script}, StateDir: dir, Env: []string{"PATH=" + os.Getenv("PATH")}}
+	req := backup("a", "/", "operation-password")
+	req.Credentials.CA = "the CA"
+	if _, problem := child.Run(t.Context(), req, func(api.Progress) {}); problem != nil {
+		t.Fatal(problem)
+	}
+	raw, err := os.ReadFile(seen)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, secret := range []string{"parent-secret", "operation-password"} {
+		if strings.Contains(string(raw), secret) {
+			t.Errorf("the child's environment holds %s", secret)
+		}
+	}
+	if !strings.Contains(string(raw), "the CA") || !strings.Contains(string(raw), "SSL_CERT_DIR="+filepath.Join(dir, "none")) {
+		t.Errorf("the child does not trust the operation's CA alone: %s", raw)
+	}
+}

@@ -1,0 +1,267 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package operation
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/kanister-kopia/kanister-kopia/agent/api"
+)
+
+// fakeRunner runs what it is told to, and remembers the passwords it was given.
+type fakeRunner struct {
+	release chan struct{} // an operation ends when it can receive from here
+
+	mu        sync.Mutex
+	passwords []string
+}
+
+func (r *fakeRunner) Run(ctx context.Context, req api.StartRequest, report func(api.Progress)) (*api.Result, *api.Problem) {
+	r.mu.Lock()
+	r.passwords = append(r.passwords, req.Credentials.Password)
+	r.mu.Unlock()
+	report(api.Progress{Files: 1})
+	select {
+	case <-r.release:
+		return &api.Result{Snapshot: &api.SnapshotResult{ID: req.ID}}, nil
+	case <-ctx.Done():
+		return nil, &api.Problem{Code: api.CodeCancelled, Title: "cancelled"}
+	}
+}
+
+func (r *fakeRunner) started() []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return append([]string(nil), r.passwords...)
+}
+
+func newManager(t *testing.T, dir string, r Runner) *Manager {
+	t.Helper()
+	m, err := New(Options{Runner: r, Kinds: []api.Kind{api.KindSnapshot, api.KindRestore}, StateDir: dir, Parallel: 1, Keep: 3, Now: time.Now})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		if err := m.Close(ctx); err != nil {
+			t.Error(err)
+		}
+	})
+	return m
+}
+
+func backup(id, path, password string) api.StartRequest {
+	return api.StartRequest{
+		ID: id, Kind: api.KindSnapshot, Snapshot: &api.SnapshotRequest{Volume: "data", Path: path, SourcePath: path},
+		Credentials: &api.Credentials{Password: password},
+	}
+}
+
+// await watches an operation until it is in a state.
+func await(t *testing.T, m *Manager, id string, want api.State) api.Operation {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	reached := errors.New("reached")
+	var last api.Operation
+	err := m.Watch(ctx, id, func(op api.Operation) error {
+		if last = op; op.State == want {
+			return reached
+		}
+		return nil
+	})
+	if !errors.Is(err, reached) {
+		t.Fatalf("operation %s is %s (%v), want %s", id, last.State, err, want)
+	}
+	return last
+}
+
+func code(err error) api.Code {
+	var p *api.Problem
+	if errors.As(err, &p) {
+		return p.Code
+	}
+	return ""
+}
+
+func start(t *testing.T, m *Manager, req api.StartRequest) api.Operation {
+	t.Helper()
+	op, err := m.Start(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return op
+}
+
+func TestStartTwiceIsOnce(t *testing.T) {
+	r := &fakeRunner{release: make(chan struct{})}
+	m := newManager(t, t.TempDir(), r)
+	start(t, m, backup("a", "/a", "one"))
+	await(t, m, "a", api.StateRunning)
+	start(t, m, backup("a", "/a", "two"))
+	if _, err := m.Start(backup("a", "/other", "one")); code(err) != api.CodeConflict {
+		t.Errorf("another body: %v, want a conflict", err)
+	}
+	if _, err := m.Start(backup("b", "/a", "one")); code(err) != api.CodeBusy {
+		t.Errorf("the same source: %v, want busy", err)
+	}
+	// Queued behind a: it runs with the credentials that it was given last.
+	start(t, m, backup("c", "/c", "old"))
+	if op := start(t, m, backup("c", "/c", "new")); op.State != api.StateQueued {
+		t.Errorf("state %s, want queued", op.State)
+	}
+	r.release <- struct{}{}
+	r.release <- struct{}{}
+	if op := await(t, m, "a", api.StateSucceeded); op.Result.Snapshot.ID != "a" || op.Started == nil || op.Finished == nil {
+		t.Errorf("operation %+v", op)
+	}
+	await(t, m, "c", api.StateSucceeded)
+	if op := start(t, m, backup("a", "/a", "three")); op.State != api.StateSucceeded {
+		t.Errorf("state %s, want succeeded: it is over", op.State)
+	}
+	if got := fmt.Sprint(r.started()); got != "[one new]" {
+		t.Errorf("ran with %s, want [one new]", got)
+	}
+}
+
+func TestRefusedRequests(t *testing.T) {
+	m := newManager(t, t.TempDir(), &fakeRunner{})
+	good := backup("a", "/", "p")
+	for name, c := range map[string]struct {
+		change func(*api.StartRequest)
+		want   api.Code
+	}{
+		"no id":          {func(r *api.StartRequest) { r.ID = "" }, api.CodeBadRequest},
+		"a path":         {func(r *api.StartRequest) { r.ID = "../a" }, api.CodeBadRequest},
+		"long":           {func(r *api.StartRequest) { r.ID = strings.Repeat("a", 129) }, api.CodeBadRequest},
+		"not served":     {func(r *api.StartRequest) { r.Kind = api.KindFind }, api.CodeUnsupported},
+		"no kind":        {func(r *api.StartRequest) { r.Kind = "" }, api.CodeUnsupported},
+		"another's body": {func(r *api.StartRequest) { r.Kind = api.KindRestore }, api.CodeBadRequest},
+		"two bodies":     {func(r *api.StartRequest) { r.Restore = &api.RestoreRequest{} }, api.CodeBadRequest},
+		"no body":        {func(r *api.StartRequest) { r.Snapshot = nil }, api.CodeBadRequest},
+		"no credentials": {func(r *api.StartRequest) { r.Credentials = nil }, api.CodeBadRequest},
+	} {
+		req := good
+		c.change(&req)
+		if _, err := m.Start(req); code(err) != c.want {
+			t.Errorf("%s: %v, want code %s", name, err, c.want)
+		}
+	}
+	if len(m.List()) != 0 {
+		t.Errorf("operations %+v, want none", m.List())
+	}
+	for what, err := range map[string]error{
+		"get":    func() error { _, err := m.Get("x"); return err }(),
+		"cancel": func() error { _, err := m.Cancel("x"); return err }(),
+		"watch":  m.Watch(t.Context(), "x", func(api.Operation) error { return nil }),
+	} {
+		if code(err) != api.CodeNotFound {
+			t.Errorf("%s: %v, want not found", what, err)
+		}
+	}
+}
+
+func TestCancel(t *testing.T) {
+	r := &fakeRunner{release: make(chan struct{})}
+	m := newManager(t, t.TempDir(), r)
+	start(t, m, backup("a", "/a", "p"))
+	await(t, m, "a", api.StateRunning)
+	start(t, m, backup("b", "/b", "p"))
+	for _, id := range []string{"b", "a", "a"} {
+		if _, err := m.Cancel(id); err != nil {
+			t.Errorf("cancel %s: %v", id, err)
+		}
+	}
+	for _, id := range []string{"a", "b"} {
+		if op := await(t, m, id, api.StateCancelled); op.Failure == nil || op.Failure.Code != api.CodeCancelled {
+			t.Errorf("operation %+v", op)
+		}
+	}
+	if n := len(r.started()); n != 1 {
+		t.Errorf("%d operations ran, want the first only", n)
+	}
+}
+
+// An operation outlives its agent: it is asked for again, not lost and not cancelled.
+func TestRestart(t *testing.T) {
+	dir := t.TempDir()
+	r := &fakeRunner{release: make(chan struct{}, 1)}
+	m := newManager(t, dir, r)
+	r.release <- struct{}{}
+	start(t, m, backup("done", "/done", "first-password"))
+	await(t, m, "done", api.StateSucceeded)
+	start(t, m, backup("a", "/a", "first-password"))
+	await(t, m, "a", api.StateRunning)
+	start(t, m, backup("queued", "/b", "first-password"))
+	if err := m.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := m.Start(backup("late", "/late", "p")); err == nil || code(err) != "" {
+		t.Errorf("start after the end: %v, want an error that is worth a retry", err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "operations", "half.json"), []byte(`{"requ`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+
+	again := newManager(t, dir, r)
+	if op, err := again.Get("done"); err != nil || op.State != api.StateSucceeded || op.Result == nil {
+		t.Errorf("what was done: %+v, %v", op, err)
+	}
+	for _, id := range []string{"a", "queued"} {
+		await(t, again, id, api.StateNeedsCredentials)
+	}
+	if _, err := again.Start(backup("a", "/other", "p")); code(err) != api.CodeConflict {
+		t.Errorf("another body after the restart: %v, want a conflict", err)
+	}
+	start(t, again, backup("a", "/a", "second-password"))
+	r.release <- struct{}{}
+	await(t, again, "a", api.StateSucceeded)
+	if _, err := again.Cancel("queued"); err != nil {
+		t.Error(err)
+	}
+	await(t, again, "queued", api.StateCancelled)
+	if got := fmt.Sprint(r.started()); got != "[first-password first-password second-password]" {
+		t.Errorf("ran with %s", got)
+	}
+	files, err := filepath.Glob(filepath.Join(dir, "operations", "*"))
+	if err != nil || len(files) != 3 {
+		t.Errorf("kept files %v, %v, want 3", files, err)
+	}
+	for _, file := range files {
+		if raw, err := os.ReadFile(file); err != nil || strings.Contains(string(raw), "password") {
+			t.Errorf("%s holds a password, or is not read: %v", filepath.Base(file), err)
+		}
+	}
+}
+
+func TestForgetsTheOldest(t *testing.T) {
+	dir := t.TempDir()
+	r := &fakeRunner{release: make(chan struct{})}
+	m := newManager(t, dir, r)
+	for i := range 6 {
+		id := fmt.Sprintf("op-%d", i)
+		start(t, m, backup(id, "/", "p"))
+		r.release <- struct{}{}
+		await(t, m, id, api.StateSucceeded)
+	}
+	var ids []string
+	for _, op := range m.List() {
+		ids = append(ids, op.ID)
+	}
+	// Three that were done when the last one began.
+	if got := fmt.Sprint(ids); got != "[op-2 op-3 op-4 op-5]" {
+		t.Errorf("remembers %s", got)
+	}
+	if files, _ := filepath.Glob(filepath.Join(dir, "operations", "*")); len(files) != len(ids) {
+		t.Errorf("keeps %d files of %d operations", len(files), len(ids))
+	}
+}

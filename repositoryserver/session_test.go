@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package repositoryserver
+
+import (
+	"errors"
+	"strings"
+	"testing"
+
+	"github.com/kanister-kopia/kanister-kopia/agent/api"
+)
+
+func codeOf(err error) api.Code {
+	var p *api.Problem
+	if errors.As(err, &p) {
+		return p.Code
+	}
+	return ""
+}
+
+func TestSessionNames(t *testing.T) {
+	for name, c := range map[string]struct {
+		req  api.SessionRequest
+		want api.Code
+	}{
+		"good":                {api.SessionRequest{ID: "op-1", Username: "pvc.data", Hostname: "ns-1"}, ""},
+		"no id":               {api.SessionRequest{Username: "u", Hostname: "h"}, api.CodeBadRequest},
+		"odd id":              {api.SessionRequest{ID: "Op 1", Username: "u", Hostname: "h"}, api.CodeBadRequest},
+		"long id":             {api.SessionRequest{ID: strings.Repeat("x", 129), Username: "u", Hostname: "h"}, api.CodeBadRequest},
+		"no user":             {api.SessionRequest{ID: "op-1", Hostname: "h"}, api.CodeBadRequest},
+		"no host":             {api.SessionRequest{ID: "op-1", Username: "u"}, api.CodeBadRequest},
+		"upper case":          {api.SessionRequest{ID: "op-1", Username: "U", Hostname: "h"}, api.CodeBadRequest},
+		"two users":           {api.SessionRequest{ID: "op-1", Username: "u@h", Hostname: "h"}, api.CodeBadRequest},
+		"a line of its own":   {api.SessionRequest{ID: "op-1", Username: "u", Hostname: "h\nv@h"}, api.CodeBadRequest},
+		"a password with it":  {api.SessionRequest{ID: "op-1", Username: "u", Hostname: "h:x"}, api.CodeBadRequest},
+		"everybody":           {api.SessionRequest{ID: "op-1", Username: "*", Hostname: "*"}, api.CodeBadRequest},
+		"the administrator":   {api.SessionRequest{ID: "op-1", Username: adminUser, Hostname: adminHost}, api.CodeBadRequest},
+		"the canary":          {api.SessionRequest{ID: "op-1", Username: canaryUser, Hostname: canaryHost}, api.CodeBadRequest},
+		"the server":          {api.SessionRequest{ID: "op-1", Username: serverUser, Hostname: serverHost}, api.CodeBadRequest},
+		"the maintenance":     {api.SessionRequest{ID: "op-1", Username: "maintenance", Hostname: serverHost}, api.CodeBadRequest},
+		"an admin's namesake": {api.SessionRequest{ID: "op-1", Username: adminUser, Hostname: "ns-1"}, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s, err := newSessions().start(c.req)
+			if codeOf(err) != c.want || (err == nil) != (c.want == "") {
+				t.Errorf("error %v, want code %q", err, c.want)
+			}
+			if err == nil && len(s.Password) < 40 {
+				t.Errorf("password of %d characters", len(s.Password))
+			}
+		})
+	}
+}
+
+func TestSessionsOfOneUser(t *testing.T) {
+	all := newSessions()
+	one, err := all.start(api.SessionRequest{ID: "1", Username: "u", Hostname: "h"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	two, err := all.start(api.SessionRequest{ID: "2", Username: "u", Hostname: "h"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if again, err := all.start(api.SessionRequest{ID: "1", Username: "u", Hostname: "h"}); err != nil || again != one {
+		t.Errorf("the same request again: %v, want the same password", err)
+	}
+	if _, err := all.start(api.SessionRequest{ID: "1", Username: "v", Hostname: "h"}); codeOf(err) != api.CodeConflict {
+		t.Errorf("another user with the same id: %v, want a conflict", err)
+	}
+	if one.Password == two.Password {
+		t.Error("two sessions have one password")
+	}
+
+	first, ok := all.authenticate("u", "h", one.Password)
+	if !ok || first.ID != "1" {
+		t.Fatal("the first password is not known")
+	}
+	second, ok := all.authenticate("u", "h", two.Password)
+	if !ok || second.ID != "2" {
+		t.Fatal("the second password is not known")
+	}
+	for _, c := range [][3]string{{"v", "h", one.Password}, {"u", "i", one.Password}, {"u", "h", ""}, {"u", "h", one.Password + " "}, {"", "", ""}} {
+		if _, ok := all.authenticate(c[0], c[1], c[2]); ok {
+			t.Errorf("%s@%s is let in with the wrong password", c[0], c[1])
+		}
+	}
+
+	all.end("1")
+	all.end("1") // again is fine
+	all.end("unknown")
+	if first.ctx.Err() == nil {
+		t.Error("the ended session's streams are not cut")
+	}
+	if second.ctx.Err() != nil {
+		t.Error("the other session's streams are cut")
+	}
+	if _, ok := all.authenticate("u", "h", one.Password); ok {
+		t.Error("the ended session's password works")
+	}
+	if _, ok := all.authenticate("u", "h", two.Password); !ok {
+		t.Error("the other session's password does not work")
+	}
+	if again, err := all.start(api.SessionRequest{ID: "1", Username: "u", Hostname: "h"}); err != nil || again.Password == one.Password {
+		t.Errorf("a new session of the same id: %v, want a new password", err)
+	}
+}
