@@ -1,11 +1,8 @@
 # The product's images: one static program each, on nothing.
 #
-# docker build --target agent -t …/agent .          compiles inside
-# make images                                       where no image can be pulled:
-#                                                   compiles outside, targets *-prebuilt
-#
-# The prebuilt targets come first: the classic builder builds every stage before the
-# one that is asked for, and must not meet a FROM that it would have to pull.
+# docker build --target agent -t …/agent .     compiles inside
+# make images                                  where no image can be pulled: compiles
+#                                              outside and builds the stages *-prebuilt
 
 FROM scratch AS agent-prebuilt
 COPY agent /agent

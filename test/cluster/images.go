@@ -21,13 +21,12 @@ const inputsLabel = "kanister-kopia.inputs"
 type imageSpec struct {
 	name       string
 	dockerfile string
-	target     string            // a stage of the Dockerfile; empty: the last
 	files      map[string]string // name in the build context -> file or folder
 }
 
 // image builds an image from scratch, unless the same one is there already.
 func (e *env) image(ctx context.Context, spec imageSpec) error {
-	texts := []string{spec.name, spec.dockerfile, spec.target}
+	texts := []string{spec.name, spec.dockerfile}
 	var sources []string
 	for _, name := range slices.Sorted(mapKeys(spec.files)) {
 		texts = append(texts, name)
@@ -54,11 +53,7 @@ func (e *env) image(ctx context.Context, spec imageSpec) error {
 	if err := os.WriteFile(filepath.Join(dir, "Dockerfile"), []byte(spec.dockerfile), 0o644); err != nil {
 		return err
 	}
-	args := []string{"build", "--label", inputsLabel + "=" + key, "-t", spec.name}
-	if spec.target != "" {
-		args = append(args, "--target", spec.target)
-	}
-	_, err = e.docker(ctx, cmd{}, append(args, dir)...)
+	_, err = e.docker(ctx, cmd{}, "build", "--label", inputsLabel+"="+key, "-t", spec.name, dir)
 	return err
 }
 
@@ -191,6 +186,14 @@ ENTRYPOINT ["/usr/local/bin/entrypoint.sh"]
 	return append(names, postgres), nil
 }
 
+// stage cuts one stage out of a Dockerfile: the classic builder would build all
+// that stand before it, and these want files that are not in the context.
+func stage(dockerfile, name string) string {
+	_, rest, _ := strings.Cut(dockerfile, "FROM scratch AS "+name+"\n")
+	body, _, _ := strings.Cut(rest, "\nFROM ")
+	return "FROM scratch\n" + body
+}
+
 // productImages builds the product's images and puts them on the node.
 func (e *env) productImages(ctx context.Context) error {
 	if err := e.engine(ctx); err != nil {
@@ -221,7 +224,7 @@ func (e *env) productImages(ctx context.Context) error {
 	var names []string
 	for _, p := range programs {
 		spec := imageSpec{
-			name: registry + p + ":dev", dockerfile: string(dockerfile), target: p + "-prebuilt",
+			name: registry + p + ":dev", dockerfile: stage(string(dockerfile), p+"-prebuilt"),
 			files: map[string]string{p: filepath.Join(out, p)},
 		}
 		if p == "repository-server" {
