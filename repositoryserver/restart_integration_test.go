@@ -24,17 +24,13 @@ import (
 // children are the processes that another one started.
 func children(w *world, parent int) []int {
 	w.Helper()
-	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", parent, parent))
-	if err != nil {
-		return nil // it has ended
-	}
 	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", parent))
 	w.must(err)
 	var pids []int
 	for _, task := range tasks {
-		raw, err = os.ReadFile(task)
+		raw, err := os.ReadFile(task)
 		if err != nil {
-			continue
+			continue // the thread has ended
 		}
 		for _, field := range strings.Fields(string(raw)) {
 			pid, err := strconv.Atoi(field)
