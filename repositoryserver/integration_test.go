@@ -7,6 +7,7 @@ package repositoryserver_test
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
 	"errors"
@@ -435,6 +436,8 @@ func TestIntegrationBackupRefused(t *testing.T) {
 	w.must(os.Mkdir(filepath.Join(source, "dir"), 0o755))
 	w.must(os.WriteFile(filepath.Join(source, "dir", "readable"), []byte("x"), 0o644))
 	w.must(os.WriteFile(filepath.Join(source, "dir", "hidden"), []byte("x"), 0o600))
+	w.must(os.MkdirAll(filepath.Join(source, "parent", "closed"), 0o755))
+	w.must(os.Chmod(filepath.Join(source, "parent", "closed"), 0o700))
 	w.must(os.Symlink("/etc", filepath.Join(source, "out")))
 	s := w.serve()
 	for parent := source; parent != "/"; parent = filepath.Dir(parent) {
@@ -449,6 +452,7 @@ func TestIntegrationBackupRefused(t *testing.T) {
 	})
 	if os.Getuid() != 0 {
 		w.must(os.Chmod(filepath.Join(source, "dir", "hidden"), 0))
+		w.must(os.Chmod(filepath.Join(source, "parent", "closed"), 0))
 	}
 	for name, c := range map[string]struct {
 		volume, path string
@@ -456,6 +460,9 @@ func TestIntegrationBackupRefused(t *testing.T) {
 		text         string
 	}{
 		"unreadable file":  {"data", "/dir", api.CodeUnreadable, "hidden"},
+		"just that file":   {"data", "/dir/hidden", api.CodeUnreadable, "hidden"},
+		"closed directory": {"data", "/parent", api.CodeUnreadable, "closed"},
+		"just that one":    {"data", "/parent/closed", api.CodeUnreadable, "closed"},
 		"unknown volume":   {"other", "/", api.CodeUnknownVolume, "other"},
 		"no such path":     {"data", "/lost", api.CodePathNotFound, "/lost"},
 		"out of it":        {"data", "/../..", api.CodePathRefused, ".."},
@@ -530,6 +537,7 @@ func TestIntegrationAgentAuthenticates(t *testing.T) {
 	name := []string{"controller.kanister-kopia.svc"}
 	stranger := testenv.NewCA(t)
 	for what, c := range map[string]client.Options{
+		"nobody":       {Pin: pin, Certificate: func() (*tls.Certificate, error) { return &tls.Certificate{}, nil }},
 		"another CA":   {Pin: pin, Certificate: stranger.Certificate(t, testenv.Leaf{DNS: name, Usage: x509.ExtKeyUsageClientAuth})},
 		"another name": {Pin: pin, Certificate: w.plane.CA.Certificate(t, testenv.Leaf{DNS: []string{"webhook.kanister-kopia.svc"}, Usage: x509.ExtKeyUsageClientAuth})},
 		"a server's":   {Pin: pin, Certificate: w.plane.CA.Certificate(t, testenv.Leaf{DNS: name, Usage: x509.ExtKeyUsageServerAuth})},

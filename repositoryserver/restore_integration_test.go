@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build integration
+
+package repositoryserver_test
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"syscall"
+	"testing"
+
+	"github.com/kopia/kopia/repo"
+	"github.com/kopia/kopia/repo/content"
+	"github.com/kopia/kopia/repo/object"
+	"github.com/kopia/kopia/snapshot"
+
+	"github.com/kanister-kopia/kanister-kopia/agent/api"
+	"github.com/kanister-kopia/kanister-kopia/internal/testenv"
+)
+
+// A restore over data that is there gives the backup, whatever is in its place, and
+// touches nothing outside of its target.
+func TestIntegrationRestoreOver(t *testing.T) {
+	w := newWorld(t)
+	source := w.volume()
+	tree := filepath.Join(source, "tree")
+	w.must(os.Mkdir(tree, 0o755))
+	testenv.MakeTree(w, tree)
+	want := testenv.Tree(w, tree)
+	w.must(syscall.Mkfifo(filepath.Join(tree, "dir", "pipe"), 0o644))
+	w.must(os.Chtimes(filepath.Join(tree, "dir"), want["dir"].ModTime, want["dir"].ModTime))
+	s := w.serve()
+	agent, _ := w.sidecar(source, nil)
+	record := w.backup(s, agent, "op-1", "/tree")
+	if got := record.Snapshot.Excluded; !slices.Equal(got, []string{"/tree/dir/pipe"}) {
+		t.Errorf("left out %q, want the pipe", got)
+	}
+
+	target := w.volume()
+	outside := filepath.Join(filepath.Dir(target), "outside")
+	inTarget := func(name string) string { return filepath.Join(target, "over", name) }
+	w.must(os.MkdirAll(filepath.Join(outside, "many"), 0o755))
+	for _, name := range []string{"victim", "script.sh", "many/00"} {
+		w.must(os.WriteFile(filepath.Join(outside, name), []byte("outside"), 0o600))
+	}
+	w.must(os.MkdirAll(inTarget("empty"), 0o755))                        // a file's place
+	w.must(os.WriteFile(inTarget("empty/full"), nil, 0o644))             // not quite empty
+	w.must(os.WriteFile(inTarget("empty-dir"), nil, 0o644))              // a directory's place
+	w.must(os.Symlink("../../outside", inTarget("dir")))                 // a directory's place
+	w.must(os.Symlink(filepath.Join(outside, "many"), inTarget("many"))) // the same, absolute
+	w.must(os.Symlink("../../outside/victim", inTarget("plain.txt")))    // a file's place
+	w.must(os.Symlink("stale", inTarget("link")))                        // a link's place
+	w.must(os.WriteFile(inTarget("locked"), []byte("right, not its mode"), 0o666))
+	w.must(os.MkdirAll(inTarget("extra/below"), 0o755))
+	w.must(os.WriteFile(inTarget("extra/below/f"), nil, 0o644))
+	w.must(os.WriteFile(filepath.Join(target, "beside"), []byte("beside"), 0o644))
+	w.must(os.Symlink("over", filepath.Join(target, "detour")))
+	untouched := testenv.Tree(w, outside)
+
+	to, _ := w.sidecar(target, nil)
+	restore := func(id string, r api.RestoreRequest) (*api.Result, error) {
+		r.Volume = "data"
+		return to.Run(w.context(), api.StartRequest{ID: id, Kind: api.KindRestore, Credentials: w.session(s, id, "restore"), Restore: &r}, func(api.Progress) {})
+	}
+	result, err := restore("op-2", api.RestoreRequest{
+		RootObject: record.Snapshot.RootObject, Root: record.Snapshot.Root, Path: "/over", DeleteExtra: true,
+	})
+	w.must(err)
+	w.same(want, testenv.Tree(w, filepath.Join(target, "over")))
+	if result.Restore.Deleted != 1 {
+		t.Errorf("%d extra entries deleted, want 1", result.Restore.Deleted)
+	}
+	if _, err := os.Stat(filepath.Join(target, "beside")); err != nil {
+		t.Errorf("what lies beside the target: %v", err)
+	}
+
+	// A tree that no file system makes, of a client with a session of its own.
+	rep := w.kopia(w.session(s, "odd", "pvc.odd"))
+	for name, odd := range map[string]string{"up": "../up", "deep-up": "dir/../../up", "dots": "..", "absolute": "/up", "empty": ""} {
+		var root object.ID
+		w.must(write(w.context(), rep, func(ctx context.Context, rw repo.RepositoryWriter) (err error) {
+			root, err = saveDirectory(ctx, rw, snapshot.DirEntry{Name: odd, Type: snapshot.EntryTypeFile, FileSize: 4, Permissions: 0o644})
+			return err
+		}))
+		_, err := restore("odd-"+name, api.RestoreRequest{RootObject: root.String(), Root: api.RootEntry{Mode: 0o755}, Path: "/odd"})
+		if code(err) != api.CodePathRefused {
+			t.Errorf("the name %q: %v, want %s", odd, err, api.CodePathRefused)
+		}
+	}
+	for i, path := range []string{"/detour", "/detour/x", "/..", "x", "", "/beside"} {
+		_, err := restore(fmt.Sprintf("to-%d", i), api.RestoreRequest{RootObject: record.Snapshot.RootObject, Root: record.Snapshot.Root, Path: path})
+		if code(err) != api.CodePathRefused {
+			t.Errorf("restore to %q: %v, want %s", path, err, api.CodePathRefused)
+		}
+	}
+	for _, c := range []struct {
+		id, sub string
+		want    api.Code
+	}{{"sub-lost", "lost", api.CodePathNotFound}, {"sub-file", "plain.txt/x", api.CodePathNotFound}, {"sub-up", "../x", api.CodePathRefused}} {
+		_, err := restore(c.id, api.RestoreRequest{RootObject: record.Snapshot.RootObject, Root: record.Snapshot.Root, SubPath: c.sub, Path: "/sub"})
+		if code(err) != c.want {
+			t.Errorf("restore of %q: %v, want %s", c.sub, err, c.want)
+		}
+	}
+	if now := testenv.Tree(w, outside); !maps.Equal(untouched, now) {
+		t.Errorf("what lies outside the volume changed:\n had %v\nhave %v", untouched, now)
+	}
+	if entries, err := os.ReadDir(filepath.Dir(target)); err != nil || len(entries) != 2 {
+		t.Errorf("beside the volume: %v, %v, want nothing new", entries, err)
+	}
+	w.same(want, testenv.Tree(w, filepath.Join(target, "over")))
+}
+
+// saveDirectory stores a directory with one entry, whose content is four bytes.
+func saveDirectory(ctx context.Context, w repo.RepositoryWriter, e snapshot.DirEntry) (object.ID, error) {
+	store := func(prefix content.IDPrefix, data []byte) (object.ID, error) {
+		ow := w.NewObjectWriter(ctx, object.WriterOptions{Prefix: prefix})
+		defer ow.Close()
+		if _, err := ow.Write(data); err != nil {
+			return object.EmptyID, err
+		}
+		return ow.Result()
+	}
+	var err error
+	if e.ObjectID, err = store("", []byte("evil")); err != nil {
+		return object.EmptyID, err
+	}
+	raw, err := json.Marshal(snapshot.DirManifest{StreamType: "kopia:directory", Entries: []*snapshot.DirEntry{&e}})
+	if err != nil {
+		return object.EmptyID, err
+	}
+	return store("k", raw)
+}
