@@ -1,0 +1,373 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build integration
+
+package actionset_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/events"
+	"k8s.io/utils/clock"
+	"k8s.io/utils/ptr"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/config"
+	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
+
+	"github.com/kanister-kopia/kanister-kopia/agent/api"
+	"github.com/kanister-kopia/kanister-kopia/internal/testenv"
+	"github.com/kanister-kopia/kanister-kopia/pkg/actionset"
+	crv1alpha1 "github.com/kanister-kopia/kanister-kopia/pkg/apis/cr/v1alpha1"
+	"github.com/kanister-kopia/kanister-kopia/pkg/function"
+)
+
+const namespace = "control"
+
+// scripted is a function whose behaviour a test writes.
+type scripted struct {
+	name      string
+	resumable bool
+	required  []string
+	exec      func(ctx context.Context, call function.Call) (map[string]any, error)
+}
+
+func (s *scripted) Name() string           { return s.name }
+func (s *scripted) RequiredArgs() []string { return s.required }
+func (s *scripted) Arguments() []string    { return append(slices.Clone(s.required), "value", "step") }
+func (s *scripted) Resumable() bool        { return s.resumable }
+func (s *scripted) Exec(ctx context.Context, call function.Call) (map[string]any, error) {
+	return s.exec(ctx, call)
+}
+
+// world is an API server with one namespace.
+type world struct {
+	*testing.T
+	client.WithWatch
+	config *rest.Config
+	scheme *runtime.Scheme
+	mu     sync.Mutex
+	steps  []string
+}
+
+func newWorld(t *testing.T) *world {
+	t.Helper()
+	w := &world{T: t, config: testenv.StartAPIServer(t), scheme: runtime.NewScheme()}
+	w.must(clientgoscheme.AddToScheme(w.scheme))
+	w.must(crv1alpha1.AddToScheme(w.scheme))
+	var err error
+	w.WithWatch, err = client.NewWithWatch(w.config, client.Options{Scheme: w.scheme})
+	w.must(err)
+	w.must(w.Create(w.context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: namespace}}))
+	return w
+}
+
+func (w *world) must(err error) {
+	w.Helper()
+	if err != nil {
+		w.Fatal(err)
+	}
+}
+
+func (w *world) context() context.Context {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	w.Cleanup(cancel)
+	return ctx
+}
+
+// did writes down that a step happened.
+func (w *world) did(format string, args ...any) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.steps = append(w.steps, fmt.Sprintf(format, args...))
+}
+
+func (w *world) done() []string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.Clone(w.steps)
+}
+
+// functions: Echo returns its value, Fail fails, Block waits for its end.
+func (w *world) functions(extra ...function.Func) *function.Registry {
+	return function.NewRegistry(append(extra,
+		&scripted{name: "Echo", required: []string{"value"}, exec: func(_ context.Context, call function.Call) (map[string]any, error) {
+			w.did("echo %v", call.Args["value"])
+			call.Progress(api.Progress{Bytes: 7, EstimatedBytes: 7, UploadedBytes: 5})
+			return map[string]any{"value": call.Args["value"]}, nil
+		}},
+		&scripted{name: "Fail", exec: func(context.Context, function.Call) (map[string]any, error) {
+			w.did("fail")
+			return nil, errors.New("the disk is on fire")
+		}},
+	)...)
+}
+
+// controller runs the engine until stop is called, which waits for its end.
+func (w *world) controller(functions *function.Registry) (stop func()) {
+	w.Helper()
+	mgr, err := ctrl.NewManager(w.config, ctrl.Options{
+		Scheme: w.scheme, Metrics: metricsserver.Options{BindAddress: "0"},
+		Controller: config.Controller{SkipNameValidation: ptr.To(true)},
+	})
+	w.must(err)
+	engine := &actionset.Engine{
+		Client: w.WithWatch, Namespace: namespace, Functions: functions, Clock: clock.RealClock{},
+		Events: events.NewFakeRecorder(1000), Log: slog.New(slog.DiscardHandler), Resolutions: actionset.NewResolutions(),
+	}
+	w.must(engine.SetupWithManager(mgr))
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- mgr.Start(ctx) }()
+	var once sync.Once
+	stop = func() {
+		once.Do(func() {
+			cancel()
+			if err := <-ended; err != nil {
+				w.Error(err)
+			}
+		})
+	}
+	w.Cleanup(stop)
+	return stop
+}
+
+func phase(name, fn string, args crv1alpha1.JSONMap) crv1alpha1.BlueprintPhase {
+	return crv1alpha1.BlueprintPhase{Name: name, Func: fn, Args: args}
+}
+
+func (w *world) blueprint(name string, action *crv1alpha1.BlueprintAction) {
+	w.Helper()
+	w.must(w.Create(w.context(), &crv1alpha1.Blueprint{
+		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name},
+		Actions:    map[string]*crv1alpha1.BlueprintAction{"act": action},
+	}))
+}
+
+// start creates an ActionSet that runs action "act" of the Blueprints, side by side.
+func (w *world) start(name string, blueprints ...string) client.ObjectKey {
+	w.Helper()
+	as := &crv1alpha1.ActionSet{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name}, Spec: &crv1alpha1.ActionSetSpec{}}
+	for _, b := range blueprints {
+		as.Spec.Actions = append(as.Spec.Actions, crv1alpha1.ActionSpec{
+			Name: "act", Blueprint: b, Options: map[string]string{"option": "o"},
+			Object: crv1alpha1.ObjectReference{Kind: "Namespace", Name: namespace, Namespace: namespace},
+		})
+	}
+	w.must(w.Create(w.context(), as))
+	return client.ObjectKeyFromObject(as)
+}
+
+// wait waits until the ActionSet is as it should be.
+func (w *world) wait(key client.ObjectKey, what string, is func(*crv1alpha1.ActionSetStatus) bool) *crv1alpha1.ActionSetStatus {
+	w.Helper()
+	var as crv1alpha1.ActionSet
+	testenv.Eventually(w, 30*time.Second, what, func() bool {
+		w.must(w.Get(w.context(), key, &as))
+		return as.Status != nil && is(as.Status)
+	})
+	return as.Status
+}
+
+func finished(s *crv1alpha1.ActionSetStatus) bool {
+	for _, a := range s.Actions {
+		if a.DeferPhase.State != "" && !a.DeferPhase.State.Done() {
+			return false
+		}
+	}
+	return s.State.Done()
+}
+
+func TestIntegrationEngine(t *testing.T) {
+	w := newWorld(t)
+	release := make(chan struct{})
+	var calls sync.Map
+	block := func(name string, resumable bool) function.Func {
+		return &scripted{name: name, resumable: resumable, exec: func(ctx context.Context, call function.Call) (map[string]any, error) {
+			n, _ := calls.LoadOrStore(call.OperationID, new(int))
+			w.did("%s begins", name)
+			*n.(*int)++
+			select {
+			case <-ctx.Done():
+				w.did("%s ends: %v", name, context.Cause(ctx))
+				return nil, context.Cause(ctx)
+			case <-release:
+				return map[string]any{"operation": call.OperationID}, nil
+			}
+		}}
+	}
+	functions := w.functions(block("Block", false), block("Resume", true))
+	stop := w.controller(functions)
+
+	t.Run("outputs reach later phases and artifacts", func(t *testing.T) {
+		w := &world{T: t, WithWatch: w.WithWatch}
+		w.blueprint("flow", &crv1alpha1.BlueprintAction{
+			OutputArtifacts: map[string]crv1alpha1.Artifact{"a": {KeyValue: map[string]string{
+				"second": "{{ .Phases.second.Output.value }}", "last": "{{ .DeferPhase.Output.value }}",
+			}}},
+			Phases: []crv1alpha1.BlueprintPhase{
+				phase("first", "Echo", crv1alpha1.JSONMap{"value": "{{ .Options.option }}1"}),
+				phase("second", "Echo", crv1alpha1.JSONMap{"value": "{{ .Phases.first.Output.value }}2"}),
+			},
+			DeferPhase: &crv1alpha1.BlueprintPhase{Name: "third", Func: "Echo", Args: crv1alpha1.JSONMap{"value": "{{ .Phases.second.Output.value }}3"}},
+		})
+		s := w.wait(w.start("flow", "flow"), "complete", finished)
+		if s.State != crv1alpha1.StateComplete || s.Error.Message != "" {
+			t.Fatalf("state %s: %s", s.State, s.Error.Message)
+		}
+		a := s.Actions[0]
+		if got := a.Artifacts["a"].KeyValue; got["second"] != "o12" || got["last"] != "o123" {
+			t.Errorf("artifacts %v", got)
+		}
+		if a.Phases[0].Output["value"] != "o1" || a.Phases[1].State != crv1alpha1.StateComplete || a.DeferPhase.State != crv1alpha1.StateComplete {
+			t.Errorf("phases %+v, deferPhase %+v", a.Phases, a.DeferPhase)
+		}
+		if p := s.Progress; p.PercentCompleted != "100" || p.SizeUploadedB != 15 || p.RunningPhase != "" {
+			t.Errorf("progress %+v, want 100%% and 3 times 5 bytes", p)
+		}
+	})
+
+	t.Run("a failure is loud, stops the phases and still runs the deferPhase", func(t *testing.T) {
+		w := &world{T: t, WithWatch: w.WithWatch}
+		w.blueprint("fails", &crv1alpha1.BlueprintAction{
+			OutputArtifacts: map[string]crv1alpha1.Artifact{"a": {KeyValue: map[string]string{"k": "{{ .Phases.never.Output.value }}"}}},
+			Phases: []crv1alpha1.BlueprintPhase{
+				phase("breaks", "Fail", nil), phase("never", "Echo", crv1alpha1.JSONMap{"value": "never"}),
+			},
+			DeferPhase: &crv1alpha1.BlueprintPhase{Name: "cleans", Func: "Echo", Args: crv1alpha1.JSONMap{"value": "cleaned"}},
+		})
+		s := w.wait(w.start("fails", "fails"), "failed", finished)
+		a := s.Actions[0]
+		if s.State != crv1alpha1.StateFailed || s.Error.Message != "phase breaks: the disk is on fire" {
+			t.Errorf("state %s, error %q", s.State, s.Error.Message)
+		}
+		if a.Phases[0].State != crv1alpha1.StateFailed || a.Phases[1].State != crv1alpha1.StatePending || a.DeferPhase.State != crv1alpha1.StateComplete {
+			t.Errorf("phases %+v, deferPhase %+v", a.Phases, a.DeferPhase)
+		}
+		if a.Artifacts["a"].KeyValue["k"] != "{{ .Phases.never.Output.value }}" {
+			t.Errorf("artifacts of a failed action were rendered: %v", a.Artifacts)
+		}
+	})
+
+	t.Run("what cannot run fails at once with a reason", func(t *testing.T) {
+		w := &world{T: t, WithWatch: w.WithWatch}
+		w.blueprint("unknown-function", &crv1alpha1.BlueprintAction{Phases: []crv1alpha1.BlueprintPhase{phase("p", "NoSuch", nil)}})
+		w.blueprint("missing-arg", &crv1alpha1.BlueprintAction{Phases: []crv1alpha1.BlueprintPhase{phase("p", "Echo", nil)}})
+		w.blueprint("extra-arg", &crv1alpha1.BlueprintAction{Phases: []crv1alpha1.BlueprintPhase{phase("p", "Fail", crv1alpha1.JSONMap{"lost": "x"})}})
+		w.blueprint("bad-template", &crv1alpha1.BlueprintAction{Phases: []crv1alpha1.BlueprintPhase{phase("p", "Echo", crv1alpha1.JSONMap{"value": "{{ .Options.lost }}"})}})
+		w.blueprint("bad-artifact", &crv1alpha1.BlueprintAction{
+			OutputArtifacts: map[string]crv1alpha1.Artifact{"a": {KeyValue: map[string]string{"k": "{{ .Phases.lost.Output.x }}"}}},
+			Phases:          []crv1alpha1.BlueprintPhase{phase("p", "Echo", crv1alpha1.JSONMap{"value": "x"})},
+		})
+		for blueprint, want := range map[string]string{
+			"no-such-blueprint": "Failed to query blueprint {no-such-blueprint}",
+			"unknown-function":  "Requested function {NoSuch} has not been registered",
+			"missing-arg":       "Required arg missing: value",
+			"extra-arg":         "argument lost is not supported",
+			"bad-template":      `Failed to render template: "lost" not found`,
+			"bad-artifact":      "render artifact a",
+		} {
+			s := w.wait(w.start("refused-"+blueprint, blueprint), "failed", finished)
+			if s.State != crv1alpha1.StateFailed || !strings.Contains(s.Error.Message, want) {
+				t.Errorf("%s: state %s, error %q, want %q in it", blueprint, s.State, s.Error.Message, want)
+			}
+		}
+	})
+
+	t.Run("actions of one ActionSet run side by side, and one failure fails it", func(t *testing.T) {
+		w := &world{T: t, WithWatch: w.WithWatch}
+		s := w.wait(w.start("both", "flow", "fails"), "failed", func(s *crv1alpha1.ActionSetStatus) bool {
+			return finished(s) && s.Actions[0].Phases[1].State.Done()
+		})
+		if s.State != crv1alpha1.StateFailed || s.Actions[0].Phases[1].State != crv1alpha1.StateComplete {
+			t.Errorf("state %s, the good action %+v", s.State, s.Actions[0].Phases)
+		}
+	})
+
+	t.Run("an empty ActionSet is complete, one elsewhere is left alone", func(t *testing.T) {
+		elsewhere := &crv1alpha1.ActionSet{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "other"}, Spec: &crv1alpha1.ActionSetSpec{}}
+		w.must(w.Create(w.context(), elsewhere))
+		s := w.wait(w.start("empty"), "complete", finished)
+		if s.State != crv1alpha1.StateComplete {
+			t.Errorf("state %s: %s", s.State, s.Error.Message)
+		}
+		w.must(w.Get(w.context(), client.ObjectKeyFromObject(elsewhere), elsewhere))
+		if elsewhere.Status != nil {
+			t.Errorf("status %+v", elsewhere.Status)
+		}
+	})
+
+	t.Run("deleting an ActionSet cancels what it does", func(t *testing.T) {
+		w.blueprint("blocks", &crv1alpha1.BlueprintAction{Phases: []crv1alpha1.BlueprintPhase{phase("p", "Block", nil)}})
+		key := w.start("deleted", "blocks")
+		w.wait(key, "running", func(s *crv1alpha1.ActionSetStatus) bool {
+			return s.Actions[0].Phases[0].State == crv1alpha1.StateRunning
+		})
+		testenv.Eventually(t, 10*time.Second, "the function runs", func() bool { return slices.Contains(w.done(), "Block begins") })
+		w.must(w.Delete(w.context(), &crv1alpha1.ActionSet{ObjectMeta: metav1.ObjectMeta{Namespace: key.Namespace, Name: key.Name}}))
+		testenv.Eventually(t, 10*time.Second, "the function is told", func() bool {
+			return slices.Contains(w.done(), "Block ends: the ActionSet was deleted")
+		})
+	})
+
+	t.Run("a restart resumes what can be, and fails what cannot", func(t *testing.T) {
+		w.blueprint("resumes", &crv1alpha1.BlueprintAction{
+			OutputArtifacts: map[string]crv1alpha1.Artifact{"a": {KeyValue: map[string]string{"k": "{{ .Phases.before.Output.value }}"}}},
+			Phases: []crv1alpha1.BlueprintPhase{
+				phase("before", "Echo", crv1alpha1.JSONMap{"value": "{{ .Time }}"}), phase("during", "Resume", nil),
+			},
+		})
+		good, bad := w.start("resumed", "resumes"), w.start("not-resumed", "blocks")
+		running := func(i int) func(*crv1alpha1.ActionSetStatus) bool {
+			return func(s *crv1alpha1.ActionSetStatus) bool {
+				return s.Actions[0].Phases[i].State == crv1alpha1.StateRunning
+			}
+		}
+		before := w.wait(good, "running", running(1))
+		w.wait(bad, "running", running(0))
+		testenv.Eventually(t, 10*time.Second, "both functions run", func() bool {
+			return slices.Contains(w.done(), "Resume begins") && slices.Contains(w.done(), "Block begins")
+		})
+		stop()
+		w.wait(good, "still running without a controller", running(1))
+		w.controller(functions)
+		failed := w.wait(bad, "failed", finished)
+		if failed.State != crv1alpha1.StateFailed || !strings.Contains(failed.Error.Message, "the controller was restarted") {
+			t.Errorf("state %s, error %q", failed.State, failed.Error.Message)
+		}
+		testenv.Eventually(t, 20*time.Second, "the phase is picked up", func() bool {
+			return len(slices.DeleteFunc(w.done(), func(s string) bool { return s != "Resume begins" })) == 2
+		})
+		close(release)
+		after := w.wait(good, "complete", finished)
+		if after.State != crv1alpha1.StateComplete {
+			t.Fatalf("state %s: %s", after.State, after.Error.Message)
+		}
+		if got, want := after.Actions[0].Artifacts["a"].KeyValue["k"], before.Actions[0].Phases[0].Output["value"]; got != want || got == "" {
+			t.Errorf("the finished phase's output is %q, was %q", got, want)
+		}
+		operations := 0
+		calls.Range(func(id, n any) bool {
+			if id == after.Actions[0].Phases[1].Output["operation"] {
+				operations = *n.(*int)
+			}
+			return true
+		})
+		if operations != 2 {
+			t.Errorf("the operation's id was used %d times, want the same one before and after", operations)
+		}
+	})
+}
