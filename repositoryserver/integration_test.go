@@ -505,6 +505,14 @@ func TestIntegrationSessions(t *testing.T) {
 			t.Errorf("%s: the error shows the password: %v", name, err)
 		}
 	}
+	impostor, misnamed := *good, *good
+	impostor.CA = string(testenv.NewCA(t).PEM)
+	misnamed.URL = strings.Replace(good.URL, "127.0.0.1", "localhost", 1)
+	for name, c := range map[string]*api.Credentials{"impostor": &impostor, "misnamed": &misnamed} {
+		if _, err := agent.Run(w.context(), snapshotRequest("try-"+name, c, "/"), func(api.Progress) {}); code(err) != api.CodeServerUntrusted {
+			t.Errorf("%s: error %v, want %s", name, err, api.CodeServerUntrusted)
+		}
+	}
 	// The end of one session of a user leaves the others alone.
 	if _, err := agent.Run(w.context(), snapshotRequest("op-1", good, "/"), func(api.Progress) {}); err != nil {
 		t.Errorf("the session that goes on: %v", err)

@@ -4,6 +4,7 @@ package engine
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -30,7 +31,8 @@ const (
 	settlePause   = 100 * time.Millisecond
 )
 
-// awaitServer waits until somebody listens at the server's address.
+// awaitServer waits until somebody listens at the server's address, and shows a
+// certificate that is trusted: Kopia would try a wrong one again and again.
 func awaitServer(ctx context.Context, server string) error {
 	u, err := url.Parse(server)
 	if err != nil {
@@ -42,7 +44,7 @@ func awaitServer(ctx context.Context, server string) error {
 	defer ticker.Stop()
 	var last error
 	for {
-		var d net.Dialer
+		d := tls.Dialer{Config: &tls.Config{MinVersion: tls.VersionTLS12}}
 		conn, err := d.DialContext(settled, "tcp", u.Host)
 		if err == nil {
 			return conn.Close()

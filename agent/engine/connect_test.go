@@ -4,38 +4,44 @@ package engine
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"net"
+	"net/http/httptest"
 	"syscall"
 	"testing"
 	"time"
 )
 
-// A server that begins to listen a little later is waited for.
+// A server that begins to listen a little later is waited for; one that is not
+// trusted is not.
 func TestAwaitServer(t *testing.T) {
 	probe, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	address := probe.Addr().String()
-	if err := probe.Close(); err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), 10*settlePause)
+	must(t, probe.Close())
+	ctx, cancel := context.WithTimeout(t.Context(), 10*settlePause)
 	defer cancel()
 	if err := awaitServer(ctx, "https://"+address); !errors.Is(err, syscall.ECONNREFUSED) {
 		t.Errorf("nobody listens: error %v", err)
 	}
 
-	time.AfterFunc(2*settlePause, func() {
+	server := httptest.NewUnstartedServer(nil)
+	listening := make(chan error, 1)
+	timer := time.AfterFunc(2*settlePause, func() {
 		l, err := net.Listen("tcp", address)
-		if err != nil {
-			t.Error(err)
-			return
+		if err == nil {
+			server.Listener.Close()
+			server.Listener = l
+			server.StartTLS()
 		}
-		t.Cleanup(func() { l.Close() })
+		listening <- err
 	})
-	if err := awaitServer(context.Background(), "https://"+address); err != nil {
-		t.Errorf("a server that comes later: %v", err)
+	defer timer.Stop()
+	var untrusted *tls.CertificateVerificationError
+	if err := awaitServer(t.Context(), "https://"+address); !errors.As(err, &untrusted) {
+		t.Errorf("a server that comes later, of nobody's CA: %v", err)
 	}
+	must(t, <-listening)
+	server.Close()
 }

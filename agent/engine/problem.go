@@ -53,12 +53,10 @@ func classify(ctx context.Context, err error, server string) (api.Code, string) 
 		return api.CodeCancelled, ""
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
 		return api.CodeNoSpace, "free space on the target, or give the claim more"
+	case errors.Is(err, fs.ErrPermission) && !errors.As(err, &connect):
+		return api.CodeUnreadable, fmt.Sprintf("the agent runs as uid %d; annotate the pod with kopia.kanister.io/run-as", os.Getuid())
 	case isLocal(err):
-		// Whatever its path reads like.
-		if errors.Is(err, fs.ErrPermission) {
-			return api.CodeUnreadable, fmt.Sprintf("the agent runs as uid %d; annotate the pod with kopia.kanister.io/run-as", os.Getuid())
-		}
-		return api.CodeInternal, ""
+		return api.CodeInternal, "" // whatever its path reads like
 	case has("x509:", "tls: "):
 		return api.CodeServerUntrusted, "the server's certificate must come from the control plane's CA and name " + hostOf(server)
 	case has("permissiondenied", "permission denied", "access denied", "unauthenticated", "invalid password"):

@@ -31,6 +31,7 @@ func TestClassify(t *testing.T) {
 		"no space":                      {nil, onVolume("f", syscall.ENOSPC), api.CodeNoSpace},
 		"quota":                         {nil, onVolume("f", syscall.EDQUOT), api.CodeNoSpace},
 		"unreadable":                    {nil, onVolume("f", syscall.EACCES), api.CodeUnreadable},
+		"unreadable, Kopia says":        {nil, fmt.Errorf("upload: %w", syscall.EACCES), api.CodeUnreadable},
 		"not renamed":                   {nil, &os.LinkError{Op: "renameat", Old: "a", New: "b", Err: syscall.EPERM}, api.CodeUnreadable},
 		"a path like a certificate's":   {nil, onVolume("x509: certificate", syscall.EACCES), api.CodeUnreadable},
 		"a path like a lost connection": {nil, onVolume("eof/connection refused", syscall.EIO), api.CodeInternal},

@@ -49,6 +49,10 @@ func snapshotVolume(ctx context.Context, conn *connection, req api.StartRequest,
 	if err != nil {
 		return nil, err
 	}
+	// Of what cannot be read at its very root, Kopia tells no name.
+	if err := readable(ctx, root); err != nil {
+		return nil, fmt.Errorf("open %s: %w", r.Path, err)
+	}
 	pol, err := snapshotPolicy(*r)
 	if err != nil {
 		return nil, err

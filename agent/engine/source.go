@@ -96,6 +96,26 @@ func (s *source) entry(inside string) (kopiafs.Entry, error) {
 	return e, nil
 }
 
+// readable opens an entry and closes it again.
+func readable(ctx context.Context, e kopiafs.Entry) error {
+	switch e := e.(type) {
+	case kopiafs.Directory:
+		i, err := e.Iterate(ctx)
+		if err == nil {
+			i.Close()
+		}
+		return err
+	case kopiafs.File:
+		r, err := e.Open(ctx)
+		if err == nil {
+			err = r.Close()
+		}
+		return err
+	default:
+		return nil
+	}
+}
+
 // make returns the entry of a path, or nil if it is left out: sockets, pipes and
 // devices, which have no content, and the volume's own lost+found.
 func (s *source) make(where string, info fs.FileInfo) kopiafs.Entry {
