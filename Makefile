@@ -50,6 +50,10 @@ integration: need-cc tools ## Against a real API server, Kopia server and S3 gat
 e2e: need-cc cluster images deploy ## The demo's flow and its failures, asserted on a real kind cluster.
 	@$(GO_TEST) -timeout 40m -tags e2e -count 1 ./test/e2e -args -ginkgo.v=$(or $(V),0)
 
+.PHONY: bench
+bench: ## Speed and memory; compare figures of one run only.
+	@go test -run '^$$' -bench . -benchtime 3x -benchmem ./repositoryserver ./webhook/...
+
 .PHONY: need-cc
 need-cc:
 	@command -v $${CC:-cc} >/dev/null || { echo "no C compiler: the race detector needs one (apt-get install gcc)" >&2; exit 1; }
