@@ -569,6 +569,7 @@ func TestIntegrationAgentAuthenticates(t *testing.T) {
 
 // A server that cannot serve says why in its last line, without a secret.
 func TestIntegrationServerRefusesToStart(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	first := w.serve()
 	first.Kill()

@@ -65,6 +65,7 @@ func (w *world) running(agent *client.Client, p *testenv.Process, req api.StartR
 // An operation survives the end of its agent, ends when it is cancelled even if
 // nothing answers any more, and shows no secret meanwhile.
 func TestIntegrationAgentRestart(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	source := w.volume()
 	for _, dir := range []string{"a", "b", "c"} {
@@ -138,6 +139,7 @@ func (w *world) await(agent *client.Client, id string, want api.State) {
 // A server that comes back, with what it left behind or without, serves as before;
 // passwords of before its end do not.
 func TestIntegrationServerRestart(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	source := w.volume()
 	w.must(os.WriteFile(filepath.Join(source, "f"), []byte("x"), 0o600))

@@ -15,10 +15,12 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/go-logr/logr"
 	"github.com/kopia/kopia/repo/logging"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 	"sigs.k8s.io/controller-runtime/pkg/certwatcher"
+	crlog "sigs.k8s.io/controller-runtime/pkg/log"
 
 	"github.com/kanister-kopia/kanister-kopia/agent"
 	"github.com/kanister-kopia/kanister-kopia/agent/api"
@@ -79,6 +81,7 @@ func Run(ctx context.Context, o Options) error {
 		return o.scrubbed(err)
 	}
 
+	crlog.SetLogger(logr.FromSlogHandler(o.Log.Handler())) // the watcher's log
 	watcher, err := certwatcher.New(filepath.Join(o.TLSDir, "tls.crt"), filepath.Join(o.TLSDir, "tls.key"))
 	if err != nil {
 		return fmt.Errorf("load certificate: %w", err)

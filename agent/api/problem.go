@@ -22,6 +22,7 @@ const (
 	CodeServerUnreachable Code = "server-unreachable"
 	CodeServerUntrusted   Code = "server-untrusted"
 	CodeAccessDenied      Code = "access-denied"
+	CodeStorage           Code = "storage"
 	CodeNoSpace           Code = "no-space"
 	CodeStalled           Code = "stalled"
 	CodeOutOfMemory       Code = "out-of-memory"

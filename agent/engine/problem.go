@@ -57,6 +57,9 @@ func classify(ctx context.Context, err error, server string) (api.Code, string) 
 		return api.CodeUnreadable, fmt.Sprintf("the agent runs as uid %d; annotate the pod with kopia.kanister.io/run-as", os.Getuid())
 	case isLocal(err):
 		return api.CodeInternal, "" // whatever its path reads like
+	case has("blob"):
+		// The server's own trouble, told through it: a client knows no blobs.
+		return api.CodeStorage, "look at the storage of the repository: is it there, has it space, are its keys still valid"
 	case has("x509:", "tls: "):
 		return api.CodeServerUntrusted, "the server's certificate must come from the control plane's CA and name " + hostOf(server)
 	case has("permissiondenied", "permission denied", "access denied", "unauthenticated", "invalid password"):

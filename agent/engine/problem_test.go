@@ -42,6 +42,9 @@ func TestClassify(t *testing.T) {
 		"no name":                       {nil, &connectError{errors.New("dial tcp: lookup repo: no such host")}, api.CodeServerUnreachable},
 		"lost":                          {nil, errors.New("unable to complete invoking GRPC API despite 10 retries: should retry"), api.CodeServerUnreachable},
 		"cut":                           {nil, errors.New("rpc error: code = Internal desc = stream terminated by RST_STREAM with error code: INTERNAL_ERROR: EOF"), api.CodeServerUnreachable},
+		"storage":                       {nil, errors.New("failed to get blob with ID q1: unable to complete GetBlob(q1,0,-1) despite 10 retries: dial tcp: connect: connection refused"), api.CodeStorage},
+		"storage is full":               {nil, errors.New("flush data: unable to write pack blob: no space left on device"), api.CodeStorage},
+		"a path like a storage's":       {nil, onVolume("blob", syscall.EIO), api.CodeInternal},
 		"any other on the way":          {nil, &connectError{errors.New("what")}, api.CodeServerUnreachable},
 		"any other":                     {nil, errors.New("what"), api.CodeInternal},
 	} {

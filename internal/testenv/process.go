@@ -165,6 +165,8 @@ type S3 struct {
 	CA                                     *CA
 	// Dir holds the bucket's objects as files.
 	Dir string
+	// Gateway is the running gateway.
+	Gateway *Process
 }
 
 // StartS3 starts a real S3 gateway with TLS over a folder.
@@ -180,7 +182,7 @@ func StartS3(t testing.TB) *S3 {
 	}
 	must(t, os.MkdirAll(s.Dir, 0o755))
 	s.CA.IssueTo(t, filepath.Join(dir, "tls"), Leaf{IPs: []net.IP{net.IPv4(127, 0, 0, 1)}, Usage: x509.ExtKeyUsageServerAuth})
-	Start(t, func(c *exec.Cmd) {
+	s.Gateway = Start(t, func(c *exec.Cmd) {
 		c.Env = append(os.Environ(), "ROOT_ACCESS_KEY="+s.AccessKey, "ROOT_SECRET_KEY="+s.SecretKey)
 	}, Tool(t, "versitygw"), "--port", s.Endpoint, "--cert", filepath.Join(dir, "tls", "tls.crt"),
 		"--key", filepath.Join(dir, "tls", "tls.key"), "--quiet", "posix", filepath.Join(dir, "data"))
