@@ -481,6 +481,24 @@ func TestIntegrationBackupRefused(t *testing.T) {
 			t.Errorf("%s: error %q does not name %q", name, err, c.text)
 		}
 	}
+
+	allowed := snapshotRequest("allowed", w.session(s, "allowed", "pvc.data"), "/dir")
+	allowed.Snapshot.AllowUnreadable = true
+	result, err := agent.Run(w.context(), allowed, func(api.Progress) {})
+	w.must(err)
+	if got := result.Snapshot; got.Files != 1 || !slices.Equal(got.Unreadable, []string{"hidden"}) {
+		t.Errorf("allowed to leave it out: %+v, want one file, and the other named", got)
+	}
+	w.must(os.Remove(filepath.Join(source, "dir", "readable")))
+	w.must(os.Remove(filepath.Join(source, "dir", "hidden")))
+	empty := snapshotRequest("empty", w.session(s, "empty", "pvc.data"), "/dir")
+	if _, err := agent.Run(w.context(), empty, func(api.Progress) {}); code(err) != api.CodeEmpty {
+		t.Errorf("nothing left: error %v, want %s", err, api.CodeEmpty)
+	}
+	empty.ID, empty.Snapshot.AllowEmpty = "empty-allowed", true
+	if _, err := agent.Run(w.context(), empty, func(api.Progress) {}); err != nil {
+		t.Errorf("nothing left, and allowed: %v", err)
+	}
 }
 
 // Only the holder of a session's password gets in, while the session lasts.

@@ -1,0 +1,243 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/x509"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/kanister-kopia/kanister-kopia/agent"
+	"github.com/kanister-kopia/kanister-kopia/agent/api"
+	"github.com/kanister-kopia/kanister-kopia/agent/client"
+	"github.com/kanister-kopia/kanister-kopia/agent/operation"
+	"github.com/kanister-kopia/kanister-kopia/internal/testenv"
+	"github.com/kanister-kopia/kanister-kopia/pkg/names"
+)
+
+// stepRunner reports a file each time it is told to, and ends after the last.
+type stepRunner struct {
+	steps chan struct{}
+	runs  atomic.Int64
+}
+
+func (r *stepRunner) Run(ctx context.Context, _ api.StartRequest, report func(api.Progress)) (*api.Result, *api.Problem) {
+	r.runs.Add(1)
+	files := int64(0)
+	report(api.Progress{})
+	for {
+		select {
+		case _, more := <-r.steps:
+			if !more {
+				return &api.Result{Snapshot: &api.SnapshotResult{ID: "saved", Files: files}}, nil
+			}
+			files++
+			report(api.Progress{Files: files})
+		case <-ctx.Done():
+			return nil, &api.Problem{Code: api.CodeCancelled, Title: "cancelled"}
+		}
+	}
+}
+
+type running struct {
+	*client.Client
+	ca     *testenv.CA
+	caFile string
+	runner *stepRunner
+	pin    string
+
+	mu    sync.Mutex
+	conns []net.Conn
+	dial  func(context.Context) (net.Conn, error)
+}
+
+// cut breaks every connection that was made.
+func (r *running) cut() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, c := range r.conns {
+		c.Close()
+	}
+	r.conns = nil
+}
+
+func (r *running) client(t *testing.T, cert testenv.Leaf) *client.Client {
+	c := client.New(client.Options{Dial: r.dial, Pin: r.pin, Certificate: r.ca.Certificate(t, cert)})
+	t.Cleanup(c.Close)
+	return c
+}
+
+var controller = testenv.Leaf{DNS: []string{names.ControllerDNSName}, Usage: x509.ExtKeyUsageClientAuth}
+
+func serve(t *testing.T) *running {
+	t.Helper()
+	must := func(err error) {
+		if err != nil {
+			t.Helper()
+			t.Fatal(err)
+		}
+	}
+	r := &running{ca: testenv.NewCA(t), caFile: filepath.Join(t.TempDir(), names.CAKey), runner: &stepRunner{steps: make(chan struct{})}}
+	must(os.WriteFile(r.caFile, r.ca.PEM, 0o600))
+	state := t.TempDir()
+	operations, err := operation.New(operation.Options{Runner: r.runner, Kinds: []api.Kind{api.KindSnapshot}, StateDir: state, Now: time.Now})
+	must(err)
+	var log bytes.Buffer
+	server, err := agent.NewServer(agent.Config{
+		Operations: operations, Info: func() api.Info { return api.Info{Version: "test"} },
+		StateDir: state, CADir: filepath.Dir(r.caFile), Log: slog.New(slog.NewJSONHandler(&log, nil)), Now: time.Now,
+	})
+	must(err)
+	r.pin, err = client.PinFromLog(&log)
+	must(err)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	must(err)
+	ended := make(chan error, 1)
+	go func() { ended <- server.Serve(l) }()
+	t.Cleanup(func() {
+		if err := errors.Join(server.Close(), <-ended, operations.Close(context.Background())); err != nil {
+			t.Error(err)
+		}
+	})
+	r.dial = func(ctx context.Context) (net.Conn, error) {
+		c, err := (&net.Dialer{}).DialContext(ctx, "tcp", l.Addr().String())
+		if err == nil {
+			r.mu.Lock()
+			defer r.mu.Unlock()
+			r.conns = append(r.conns, c)
+		}
+		return c, err
+	}
+	r.Client = r.client(t, controller)
+	return r
+}
+
+var request = api.StartRequest{
+	ID: "op", Kind: api.KindSnapshot, Snapshot: &api.SnapshotRequest{Volume: "data", Path: "/", SourcePath: "/"},
+	Credentials: &api.Credentials{Password: "p"},
+}
+
+// A connection that breaks is not an outcome.
+func TestRunSurvivesBrokenConnections(t *testing.T) {
+	r := serve(t)
+	seen := int64(0)
+	result, err := r.Run(t.Context(), request, func(p api.Progress) {
+		if p.Files < seen {
+			return
+		}
+		seen = p.Files + 1
+		switch p.Files {
+		case 0, 1, 2:
+			r.cut()
+			go func() { r.runner.steps <- struct{}{} }()
+		case 3:
+			close(r.runner.steps)
+		}
+	})
+	if err != nil || result.Snapshot.ID != "saved" || result.Snapshot.Files != 3 {
+		t.Errorf("result %+v, %v", result, err)
+	}
+	if n := r.runner.runs.Load(); n != 1 {
+		t.Errorf("%d runs, want 1", n)
+	}
+}
+
+func TestRunEndsWithItsContext(t *testing.T) {
+	for name, c := range map[string]struct {
+		cause error
+		want  api.State
+	}{
+		"cancelled": {errors.New("the user said so"), api.StateCancelled},
+		"detached":  {client.ErrDetached, api.StateRunning},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := serve(t)
+			ctx, cancel := context.WithCancelCause(t.Context())
+			defer cancel(nil)
+			_, err := r.Run(ctx, request, func(api.Progress) { cancel(c.cause) })
+			if !errors.Is(err, c.cause) {
+				t.Errorf("error %v, want %v", err, c.cause)
+			}
+			if op, err := r.Get(t.Context(), "op"); err != nil || op.State != c.want {
+				t.Errorf("operation is %s (%v), want %s", op.State, err, c.want)
+			}
+		})
+	}
+}
+
+// The CA is read again when it changes; without one nobody is let in.
+func TestClientCertificates(t *testing.T) {
+	r := serve(t)
+	next := testenv.NewCA(t)
+	ask := func(c *client.Client) error {
+		c.Close() // a new connection
+		_, err := c.Info(t.Context())
+		return err
+	}
+	expired := controller
+	expired.Expiry = time.Now().Add(-time.Minute)
+	for name, leaf := range map[string]testenv.Leaf{
+		"expired": expired, "no name": {Usage: x509.ExtKeyUsageClientAuth}, "a server's": {DNS: controller.DNS, Usage: x509.ExtKeyUsageServerAuth},
+	} {
+		if ask(r.client(t, leaf)) == nil {
+			t.Errorf("%s: it is let in", name)
+		}
+	}
+	for _, step := range []struct {
+		name   string
+		bundle []byte
+		want   bool
+	}{
+		{"its CA", r.ca.PEM, true},
+		{"two CAs", append(bytes.Clone(next.PEM), r.ca.PEM...), true},
+		{"another CA", next.PEM, false},
+		{"nonsense", []byte("nonsense"), false},
+		{"its CA again", r.ca.PEM, true},
+		{"none", nil, false},
+	} {
+		var err error
+		if step.bundle == nil {
+			err = os.Remove(r.caFile)
+		} else {
+			err = os.WriteFile(r.caFile, step.bundle, 0o600)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := ask(r.Client); (err == nil) != step.want {
+			t.Errorf("%s: %v, want it let in: %t", step.name, err, step.want)
+		}
+	}
+}
+
+func TestPinFromLog(t *testing.T) {
+	good := `{"msg":"agent identity","spkiSHA256":"` + string(bytes.Repeat([]byte("a"), 64)) + `"}`
+	later := `{"msg":"agent identity","spkiSHA256":"` + string(bytes.Repeat([]byte("b"), 64)) + `"}`
+	for name, c := range map[string]struct{ log, want string }{
+		"one":               {"noise\n" + good + "\nmore", "a"},
+		"the last counts":   {good + "\n" + later + "\n", "b"},
+		"none":              {"noise\n", ""},
+		"cut off":           {good[:60], ""},
+		"another's message": {`{"msg":"hello","spkiSHA256":"` + string(bytes.Repeat([]byte("a"), 64)) + `"}`, ""},
+		"too short":         {`{"msg":"agent identity","spkiSHA256":"aa"}`, ""},
+	} {
+		pin, err := client.PinFromLog(bytes.NewReader([]byte(c.log)))
+		if c.want == "" {
+			if !errors.Is(err, io.ErrUnexpectedEOF) {
+				t.Errorf("%s: %q, %v, want io.ErrUnexpectedEOF", name, pin, err)
+			}
+		} else if err != nil || len(pin) != 64 || pin[:1] != c.want {
+			t.Errorf("%s: %q, %v", name, pin, err)
+		}
+	}
+}
