@@ -150,6 +150,8 @@ func (e *env) stopEngine(ctx context.Context) error {
 		case <-time.After(200 * time.Millisecond):
 		}
 	}
+	// The engine leaves its default bridge behind.
+	_, _ = e.log.run(ctx, cmd{}, "ip", "link", "delete", "docker0")
 	e.log.say("docker engine: stopped")
 	return nil
 }
