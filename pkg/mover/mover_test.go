@@ -1,0 +1,149 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package mover
+
+import (
+	"reflect"
+	"strings"
+	"testing"
+
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/kanister-kopia/kanister-kopia/pkg/names"
+)
+
+func statefulSet() *appsv1.StatefulSet {
+	return &appsv1.StatefulSet{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "db"},
+		Spec: appsv1.StatefulSetSpec{
+			Template: corev1.PodTemplateSpec{Spec: corev1.PodSpec{
+				SecurityContext: &corev1.PodSecurityContext{RunAsUser: ptr(int64(999)), FSGroup: ptr(int64(998))},
+				Containers: []corev1.Container{
+					{Name: "proxy", SecurityContext: &corev1.SecurityContext{RunAsUser: ptr(int64(1))}},
+					{Name: "db", SecurityContext: &corev1.SecurityContext{RunAsGroup: ptr(int64(5))},
+						VolumeMounts: []corev1.VolumeMount{{Name: "data", MountPath: "/data"}}},
+				},
+			}},
+			VolumeClaimTemplates: []corev1.PersistentVolumeClaim{{ObjectMeta: metav1.ObjectMeta{Name: "data"}}},
+		},
+	}
+}
+
+func TestIdentity(t *testing.T) {
+	set := statefulSet()
+	name, ok := podOfClaim(set, "data-db-3")
+	if !ok || name != "db-3" {
+		t.Fatalf("pod of the claim: %s, %v", name, ok)
+	}
+	for _, other := range []string{"data-db-x", "data-db", "data-dbb-0", "logs-db-0", "data-db--1"} {
+		if name, ok := podOfClaim(set, other); ok {
+			t.Errorf("claim %s is taken for that of %s", other, name)
+		}
+	}
+	id := identityOf([]*corev1.Pod{PodOfStatefulSet(set, "db-3")}, "data-db-3")
+	if *id.UID != 999 || *id.GID != 5 || *id.FSGroup != 998 {
+		t.Errorf("identity %d:%d fsGroup %d, want the pod's user, the mounting container's group, the pod's fsGroup", *id.UID, *id.GID, *id.FSGroup)
+	}
+	// Root is never inherited, neither from a template nor from the data.
+	set.Spec.Template.Spec.SecurityContext.RunAsUser = ptr(int64(0))
+	if id := identityOf([]*corev1.Pod{PodOfStatefulSet(set, "db-3")}, "data-db-3"); id.UID != nil {
+		t.Errorf("uid %d is inherited from a root template", *id.UID)
+	}
+	if id := FromOwner(0, 0); id.UID != nil || id.GID != nil {
+		t.Errorf("identity %+v is inherited from root's data", id)
+	}
+	if id := FromOwner(70, 71); *id.UID != 70 || *id.FSGroup != 71 {
+		t.Errorf("identity %+v of data of 70:71", id)
+	}
+}
+
+func TestBuild(t *testing.T) {
+	spec := Spec{
+		Prefix: "restore-data-", OperationID: "op-1", Namespace: "shop", ActionSet: "restore-x",
+		Claims: []string{"data-db-0"}, Identity: Identity{UID: ptr(int64(999)), FSGroup: ptr(int64(998))},
+		Labels: map[string]string{"team": "a", "createdBy": "me", names.ManagedByLabel: "mine", names.InjectLabel: "true"},
+	}
+	pod, err := Build(spec, "agent:1", corev1.PullIfNotPresent)
+	if err != nil {
+		t.Fatal(err)
+	}
+	again, err := Build(spec, "agent:1", corev1.PullIfNotPresent)
+	if err != nil || !reflect.DeepEqual(pod, again) {
+		t.Error("the same operation has two pods")
+	}
+	other := spec
+	other.OperationID = "op-2"
+	if other.Name() == spec.Name() {
+		t.Error("two operations have one pod")
+	}
+	c, p := pod.Spec.Containers[0], pod.Spec
+	switch {
+	case c.Name != names.MoverContainer || len(p.Containers) != 1:
+		t.Errorf("containers %+v: podOverride finds %q", p.Containers, names.MoverContainer)
+	case *p.SecurityContext.RunAsUser != 999 || *p.SecurityContext.RunAsGroup != 998 || *p.SecurityContext.FSGroup != 998:
+		t.Errorf("security context %+v", p.SecurityContext)
+	case !*p.SecurityContext.RunAsNonRoot || p.SecurityContext.SeccompProfile.Type != corev1.SeccompProfileTypeRuntimeDefault:
+		t.Errorf("security context %+v is not restricted", p.SecurityContext)
+	case *c.SecurityContext.AllowPrivilegeEscalation || !*c.SecurityContext.ReadOnlyRootFilesystem || c.SecurityContext.Capabilities.Drop[0] != "ALL":
+		t.Errorf("the container's security context %+v is not restricted", c.SecurityContext)
+	case *p.AutomountServiceAccountToken:
+		t.Error("it gets a token")
+	case p.RestartPolicy != corev1.RestartPolicyNever:
+		t.Errorf("restart policy %s", p.RestartPolicy)
+	case pod.Labels["team"] != "a" || pod.Labels["createdBy"] != "me":
+		t.Errorf("labels %v: the Blueprint's are kept", pod.Labels)
+	case pod.Labels[names.ManagedByLabel] != names.ManagedByValue || pod.Labels[names.InjectLabel] != "false":
+		t.Errorf("labels %v: those that the system goes by are the system's", pod.Labels)
+	}
+	mounted := false
+	for _, m := range c.VolumeMounts {
+		if m.MountPath == "/volumes/"+spec.VolumeOf("data-db-0") {
+			mounted = !m.ReadOnly
+		}
+	}
+	if !mounted {
+		t.Errorf("mounts %+v: the claim is not there, or not writable", c.VolumeMounts)
+	}
+
+	unknown := Spec{Prefix: "restore-data-", OperationID: "op", Claims: []string{"c"}}
+	pod, err = Build(unknown, "agent:1", corev1.PullIfNotPresent)
+	if err != nil || *pod.Spec.SecurityContext.RunAsUser != NonRoot || *pod.Spec.SecurityContext.FSGroup != NonRoot {
+		t.Errorf("nothing known: %+v, %v, want uid and groups %d", pod.Spec.SecurityContext, err, NonRoot)
+	}
+	overridden := spec
+	overridden.Override = func(p corev1.PodSpec) (corev1.PodSpec, error) {
+		p.SecurityContext.RunAsUser = ptr(int64(7))
+		return p, nil
+	}
+	pod, err = Build(overridden, "agent:1", corev1.PullIfNotPresent)
+	if err != nil || *pod.Spec.SecurityContext.RunAsUser != 7 {
+		t.Errorf("podOverride has not the last word: %+v, %v", pod.Spec.SecurityContext, err)
+	}
+	long := spec
+	long.ActionSet = strings.Repeat("a", 70) + "."
+	if pod, err = Build(long, "agent:1", corev1.PullIfNotPresent); err != nil || len(pod.Labels[names.ActionSetLabel]) > 63 {
+		t.Errorf("label %q, %v", pod.Labels[names.ActionSetLabel], err)
+	}
+}
+
+func TestNodeOf(t *testing.T) {
+	pod := func(node, claim string, phase corev1.PodPhase) corev1.Pod {
+		return corev1.Pod{
+			Spec: corev1.PodSpec{NodeName: node, Volumes: []corev1.Volume{{VolumeSource: corev1.VolumeSource{
+				PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: claim},
+			}}}},
+			Status: corev1.PodStatus{Phase: phase},
+		}
+	}
+	pods := []corev1.Pod{
+		pod("a", "other", corev1.PodRunning), pod("b", "data", corev1.PodSucceeded), pod("", "data", corev1.PodPending), pod("c", "data", corev1.PodRunning),
+	}
+	if got := nodeOf(pods, []string{"data"}); got != "c" {
+		t.Errorf("node %q, want where a pod that has not ended uses the claim", got)
+	}
+	if got := nodeOf(pods[:3], []string{"data"}); got != "" {
+		t.Errorf("node %q, want none", got)
+	}
+}
