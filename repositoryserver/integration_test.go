@@ -132,6 +132,23 @@ func (w *world) volume() string {
 	return dir
 }
 
+// reachable lets everybody walk to a folder.
+func (w *world) reachable(dir string) {
+	w.Helper()
+	for ; dir != "/"; dir = filepath.Dir(dir) {
+		if info, err := os.Stat(dir); err == nil && info.Mode().Perm()&0o005 != 0o005 {
+			w.must(os.Chmod(dir, info.Mode().Perm()|0o005))
+		}
+	}
+}
+
+// asNobody starts a process as a user that owns nothing, if there is a choice.
+func asNobody(c *exec.Cmd) {
+	if os.Getuid() == 0 {
+		c.SysProcAttr.Credential = &syscall.Credential{Uid: 65532, Gid: 65532}
+	}
+}
+
 func (w *world) must(err error) {
 	w.Helper()
 	if err != nil {
@@ -440,16 +457,8 @@ func TestIntegrationBackupRefused(t *testing.T) {
 	w.must(os.Chmod(filepath.Join(source, "parent", "closed"), 0o700))
 	w.must(os.Symlink("/etc", filepath.Join(source, "out")))
 	s := w.serve()
-	for parent := source; parent != "/"; parent = filepath.Dir(parent) {
-		if info, err := os.Stat(parent); err == nil && info.Mode().Perm()&0o005 != 0o005 {
-			w.must(os.Chmod(parent, info.Mode().Perm()|0o005))
-		}
-	}
-	agent, _ := w.sidecar(source, func(c *exec.Cmd) {
-		if os.Getuid() == 0 {
-			c.SysProcAttr.Credential = &syscall.Credential{Uid: 65532, Gid: 65532}
-		}
-	})
+	w.reachable(source)
+	agent, _ := w.sidecar(source, asNobody)
 	if os.Getuid() != 0 {
 		w.must(os.Chmod(filepath.Join(source, "dir", "hidden"), 0))
 		w.must(os.Chmod(filepath.Join(source, "parent", "closed"), 0))

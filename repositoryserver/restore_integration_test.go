@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"syscall"
 	"testing"
 
@@ -59,6 +60,7 @@ func TestIntegrationRestoreOver(t *testing.T) {
 	w.must(os.WriteFile(inTarget("locked"), []byte("right, not its mode"), 0o666))
 	w.must(os.MkdirAll(inTarget("extra/below"), 0o755))
 	w.must(os.WriteFile(inTarget("extra/below/f"), nil, 0o644))
+	w.must(os.WriteFile(inTarget(".kopia-restore-of-before-1"), nil, 0o644))
 	w.must(os.WriteFile(filepath.Join(target, "beside"), []byte("beside"), 0o644))
 	w.must(os.Symlink("over", filepath.Join(target, "detour")))
 	untouched := testenv.Tree(w, outside)
@@ -115,6 +117,43 @@ func TestIntegrationRestoreOver(t *testing.T) {
 		t.Errorf("beside the volume: %v, %v, want nothing new", entries, err)
 	}
 	w.same(want, testenv.Tree(w, filepath.Join(target, "over")))
+}
+
+// Who may not set an owner restores all the rest, and says so.
+func TestIntegrationRestoreUnprivileged(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("needs root, to give a file to somebody else")
+	}
+	w := newWorld(t)
+	source := w.volume()
+	w.must(os.WriteFile(filepath.Join(source, "mine"), []byte("m"), 0o640))
+	w.must(os.Mkdir(filepath.Join(source, "dir"), 0o750))
+	w.must(os.WriteFile(filepath.Join(source, "dir", "theirs"), []byte("t"), 0o600))
+	w.must(os.Chmod(filepath.Join(source, "dir", "theirs"), os.ModeSetuid|0o755))
+	for _, name := range []string{".", "mine", "dir"} {
+		w.must(os.Lchown(filepath.Join(source, name), 65532, 65532))
+	}
+	want := testenv.Tree(w, source)
+	s := w.serve()
+	agent, _ := w.sidecar(source, nil)
+	record := w.backup(s, agent, "op-1", "/")
+
+	target := w.volume()
+	w.must(os.Lchown(target, 65532, 65532))
+	w.reachable(target)
+	to, _ := w.sidecar(target, asNobody)
+	result, err := to.Run(w.context(), api.StartRequest{ID: "op-2", Kind: api.KindRestore, Credentials: w.session(s, "op-2", "restore"), Restore: &api.RestoreRequest{
+		RootObject: record.Snapshot.RootObject, Root: record.Snapshot.Root, Volume: "data", Path: "/",
+	}}, func(api.Progress) {})
+	w.must(err)
+	if got := result.Restore.NotKept; len(got) != 2 || !strings.Contains(got[0], "owner of 1 entries") || !strings.Contains(got[1], "mode of 1 entries") ||
+		!strings.Contains(got[0], "/dir/theirs") || !strings.Contains(got[1], "/dir/theirs") {
+		t.Errorf("not kept: %q, want owner and mode of one file", got)
+	}
+	theirs := want["dir/theirs"]
+	theirs.UID, theirs.GID, theirs.Mode = 65532, 65532, 0o755 // nobody's rights are lent
+	want["dir/theirs"] = theirs
+	w.same(want, testenv.Tree(w, target))
 }
 
 // saveDirectory stores a directory with one entry, whose content is four bytes.

@@ -5,6 +5,7 @@ package engine
 import (
 	"cmp"
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -48,7 +49,7 @@ func restoreVolume(ctx context.Context, conn *connection, req api.StartRequest, 
 		return nil, err
 	}
 	defer volume.Close()
-	w := &restorer{rep: conn.rep, volume: volume, progress: p, deleteExtra: r.DeleteExtra}
+	w := &restorer{rep: conn.rep, volume: volume, progress: p, deleteExtra: r.DeleteExtra, token: rand.Text()}
 	w.parallel = r.Parallel
 	if w.parallel <= 0 {
 		w.parallel = defaultParallel
@@ -156,6 +157,7 @@ type restorer struct {
 	progress    *progress
 	parallel    int
 	deleteExtra bool
+	token       string // in the names of this restore's files under way
 
 	files, dirs, symlinks, deleted atomic.Int64
 	temp                           atomic.Int64
@@ -195,7 +197,7 @@ func (w *restorer) run(ctx context.Context, target string, entry *snapshot.DirEn
 	// Children change their parent's time, so directories come last, deepest first.
 	for i := len(w.finished) - 1; i >= 0; i-- {
 		d := w.finished[i]
-		if err := w.attributes(d.path, d.entry); err != nil {
+		if err := w.attributes(d.path, d.path, d.entry); err != nil {
 			return err
 		}
 	}
@@ -254,10 +256,7 @@ func (w *restorer) directory(ctx context.Context, group *errgroup.Group, dirPath
 			return err
 		}
 	}
-	if w.deleteExtra {
-		return w.removeExtra(dirPath, names)
-	}
-	return nil
+	return w.tidy(dirPath, names)
 }
 
 // entry restores one entry of a directory; files are written beside each other.
@@ -333,7 +332,7 @@ func (w *restorer) file(ctx context.Context, dirPath, name string, e *snapshot.D
 	if err != nil {
 		return fmt.Errorf("write /%s: %w", name, err)
 	}
-	if err := w.attributes(temp, e); err != nil {
+	if err := w.attributes(temp, name, e); err != nil {
 		return err
 	}
 	if err := w.place(temp, name); err != nil {
@@ -399,7 +398,7 @@ func (w *restorer) symlink(ctx context.Context, dirPath, name string, e *snapsho
 	if err := w.volume.Symlink(string(target), temp); err != nil {
 		return fmt.Errorf("make link /%s: %w", name, err)
 	}
-	if err := w.attributes(temp, e); err != nil {
+	if err := w.attributes(temp, name, e); err != nil {
 		return err
 	}
 	if err := w.place(temp, name); err != nil {
@@ -409,8 +408,11 @@ func (w *restorer) symlink(ctx context.Context, dirPath, name string, e *snapsho
 	return nil
 }
 
+// tempPrefix begins the names of files under way.
+const tempPrefix = ".kopia-restore-"
+
 func (w *restorer) tempName(dirPath string) string {
-	return path.Join(dirPath, fmt.Sprintf(".kopia-restore-%d-%d", os.Getpid(), w.temp.Add(1)))
+	return path.Join(dirPath, fmt.Sprintf("%s%s-%d", tempPrefix, w.token, w.temp.Add(1)))
 }
 
 // place puts what was made as temp in the place of name.
@@ -427,32 +429,37 @@ func (w *restorer) place(temp, name string) error {
 }
 
 // attributes sets owner, mode and time, in this order: a change of owner clears
-// setuid bits, and any change touches the time.
-func (w *restorer) attributes(name string, e *snapshot.DirEntry) error {
-	at := e.ModTime.ToTime()
-	info, err := w.volume.Lstat(name)
+// setuid bits, and any change touches the time. name is what is at the path for now.
+func (w *restorer) attributes(at, name string, e *snapshot.DirEntry) error {
+	modTime := e.ModTime.ToTime()
+	info, err := w.volume.Lstat(at)
 	if err != nil {
 		return fmt.Errorf("set attributes of /%s: %w", name, err)
 	}
+	mode := os.FileMode(e.Permissions) & kopiafs.ModBits
 	if uid, gid := ownerOf(info); uid != e.UserID || gid != e.GroupID {
-		if err := w.volume.Lchown(name, int(e.UserID), int(e.GroupID)); err != nil {
+		if err := w.volume.Lchown(at, int(e.UserID), int(e.GroupID)); err != nil {
 			if !errors.Is(err, fs.ErrPermission) {
 				return fmt.Errorf("set owner of /%s: %w", name, err)
 			}
 			w.notKept.add("owner", name)
+			// These bits lend the owner's rights: never those of another one.
+			if lent := mode & (fs.ModeSetuid | fs.ModeSetgid); lent != 0 {
+				mode &^= lent
+				w.notKept.add("mode", name)
+			}
 		}
 	}
 	if info.Mode()&fs.ModeSymlink != 0 {
-		return w.linkTime(name, at)
+		return w.linkTime(at, name, modTime)
 	}
-	mode := os.FileMode(e.Permissions) & kopiafs.ModBits
-	if err := w.volume.Chmod(name, mode); err != nil {
+	if err := w.volume.Chmod(at, mode); err != nil {
 		if !errors.Is(err, fs.ErrPermission) {
 			return fmt.Errorf("set mode of /%s: %w", name, err)
 		}
 		w.notKept.add("mode", name)
 	}
-	if err := w.volume.Chtimes(name, at, at); err != nil {
+	if err := w.volume.Chtimes(at, modTime, modTime); err != nil {
 		if !errors.Is(err, fs.ErrPermission) {
 			return fmt.Errorf("set time of /%s: %w", name, err)
 		}
@@ -462,8 +469,8 @@ func (w *restorer) attributes(name string, e *snapshot.DirEntry) error {
 }
 
 // linkTime sets the time of a link itself, which os.Root cannot.
-func (w *restorer) linkTime(name string, at time.Time) error {
-	dir, err := w.volume.OpenRoot(path.Dir(name))
+func (w *restorer) linkTime(at, name string, modTime time.Time) error {
+	dir, err := w.volume.OpenRoot(path.Dir(at))
 	if err != nil {
 		return fmt.Errorf("set time of /%s: %w", name, err)
 	}
@@ -473,17 +480,19 @@ func (w *restorer) linkTime(name string, at time.Time) error {
 		return fmt.Errorf("set time of /%s: %w", name, err)
 	}
 	defer self.Close()
-	spec, err := unix.TimeToTimespec(at)
+	spec, err := unix.TimeToTimespec(modTime)
 	if err != nil {
 		return fmt.Errorf("set time of /%s: %w", name, err)
 	}
-	if err := unix.UtimesNanoAt(int(self.Fd()), path.Base(name), []unix.Timespec{spec, spec}, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+	if err := unix.UtimesNanoAt(int(self.Fd()), path.Base(at), []unix.Timespec{spec, spec}, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 		w.notKept.add("time", name)
 	}
 	return nil
 }
 
-func (w *restorer) removeExtra(dirPath string, keep map[string]bool) error {
+// tidy removes what an earlier restore left when it was killed and, if it is to be,
+// what the snapshot does not have.
+func (w *restorer) tidy(dirPath string, keep map[string]bool) error {
 	dir, err := w.volume.Open(dirPath)
 	if err != nil {
 		return fmt.Errorf("list /%s: %w", dirPath, err)
@@ -494,14 +503,17 @@ func (w *restorer) removeExtra(dirPath string, keep map[string]bool) error {
 		return fmt.Errorf("list /%s: %w", dirPath, err)
 	}
 	for _, name := range names {
-		// Files of this very restore may still be under way.
-		if keep[name] || strings.HasPrefix(name, fmt.Sprintf(".kopia-restore-%d-", os.Getpid())) || dirPath == "." && name == lostAndFound {
+		left := strings.HasPrefix(name, tempPrefix)
+		switch {
+		case keep[name], strings.HasPrefix(name, tempPrefix+w.token), dirPath == "." && name == lostAndFound, !left && !w.deleteExtra:
 			continue
 		}
 		if err := w.volume.RemoveAll(path.Join(dirPath, name)); err != nil {
 			return fmt.Errorf("remove /%s: %w", path.Join(dirPath, name), err)
 		}
-		w.deleted.Add(1)
+		if !left {
+			w.deleted.Add(1)
+		}
 	}
 	return nil
 }

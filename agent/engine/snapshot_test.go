@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package engine
+
+import (
+	"context"
+	"strings"
+	"testing"
+
+	kopiafs "github.com/kopia/kopia/fs"
+	"github.com/kopia/kopia/snapshot"
+	"github.com/kopia/kopia/snapshot/upload"
+
+	"github.com/kanister-kopia/kanister-kopia/agent/api"
+)
+
+// An upload that returned no error is a backup only if nothing speaks against it.
+func TestVerdict(t *testing.T) {
+	directory := func(files int64, failed ...*kopiafs.EntryWithError) *snapshot.DirEntry {
+		return &snapshot.DirEntry{Type: snapshot.EntryTypeDirectory, DirSummary: &kopiafs.DirectorySummary{
+			TotalFileCount: files, FatalErrorCount: len(failed), FailedEntries: failed,
+		}}
+	}
+	broken := &kopiafs.EntryWithError{EntryPath: "dir/f", Error: "permission denied"}
+	full := []*snapshot.Manifest{{RootEntry: directory(7)}}
+	cancelled, cancel := context.WithCancel(t.Context())
+	cancel()
+	for name, c := range map[string]struct {
+		ctx      context.Context
+		man      snapshot.Manifest
+		req      api.SnapshotRequest
+		previous []*snapshot.Manifest
+		fails    bool
+		want     api.Code
+		text     string
+	}{
+		"good":                  {man: snapshot.Manifest{RootEntry: directory(3)}, previous: full},
+		"a file":                {man: snapshot.Manifest{RootEntry: &snapshot.DirEntry{Type: snapshot.EntryTypeFile}}, previous: full},
+		"empty, and never full": {man: snapshot.Manifest{RootEntry: directory(0)}},
+		"empty, and was full":   {man: snapshot.Manifest{RootEntry: directory(0)}, previous: full, fails: true, want: api.CodeEmpty, text: "had 7"},
+		"empty, and may be":     {man: snapshot.Manifest{RootEntry: directory(0)}, previous: full, req: api.SnapshotRequest{AllowEmpty: true}},
+		"empty after a checkpoint": {
+			man: snapshot.Manifest{RootEntry: directory(0)}, previous: []*snapshot.Manifest{{RootEntry: directory(7), IncompleteReason: "checkpoint"}},
+		},
+		"context ended": {ctx: cancelled, man: snapshot.Manifest{RootEntry: directory(3)}, fails: true, want: api.CodeCancelled},
+		"cancelled": {
+			man:   snapshot.Manifest{RootEntry: directory(3), IncompleteReason: upload.IncompleteReasonCanceled},
+			fails: true, want: api.CodeCancelled, text: "nothing was saved",
+		},
+		"incomplete":  {man: snapshot.Manifest{RootEntry: directory(3), IncompleteReason: "limit"}, fails: true, text: "limit"},
+		"no root":     {man: snapshot.Manifest{}, fails: true, text: "no root"},
+		"failed":      {man: snapshot.Manifest{RootEntry: directory(3, broken)}, fails: true, want: api.CodeUnreadable, text: "dir/f: permission denied"},
+		"only stats":  {man: snapshot.Manifest{RootEntry: directory(3), Stats: snapshot.Stats{ErrorCount: 2}}, fails: true, want: api.CodeUnreadable, text: "2 entries"},
+		"ignored":     {man: snapshot.Manifest{RootEntry: directory(3), Stats: snapshot.Stats{IgnoredErrorCount: 1}}, fails: true, want: api.CodeUnreadable},
+		"ignored, ok": {man: snapshot.Manifest{RootEntry: directory(3), Stats: snapshot.Stats{IgnoredErrorCount: 1}}, req: api.SnapshotRequest{AllowUnreadable: true}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if c.ctx == nil {
+				c.ctx = t.Context()
+			}
+			c.req.Path = "/"
+			err := verdict(c.ctx, &c.man, c.req, c.previous)
+			switch {
+			case (err != nil) != c.fails || code(err) != c.want:
+				t.Errorf("verdict %v, want failure %t with code %q", err, c.fails, c.want)
+			case err != nil && !strings.Contains(err.Error(), c.text):
+				t.Errorf("verdict %q, want %q in it", err, c.text)
+			}
+		})
+	}
+}
+
+func TestSnapshotPolicy(t *testing.T) {
+	for name, want := range map[string]string{"": defaultCompression, "none": "none", "zstd": "zstd"} {
+		pol, err := snapshotPolicy(api.SnapshotRequest{Compression: name})
+		if err != nil || string(pol.CompressionPolicy.CompressorName) != want {
+			t.Errorf("compression %q: %v, want %s", name, err, want)
+		}
+	}
+	for _, name := range []string{"lz4", "ZSTD", "made-up"} {
+		if _, err := snapshotPolicy(api.SnapshotRequest{Compression: name}); code(err) != api.CodeBadRequest {
+			t.Errorf("compression %q: %v, want a refusal", name, err)
+		}
+	}
+}
