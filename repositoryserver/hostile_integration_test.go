@@ -13,6 +13,7 @@ import (
 	"encoding/json"
 	"errors"
 	"maps"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -30,6 +31,7 @@ import (
 	"github.com/kopia/kopia/snapshot"
 
 	"github.com/kanister-kopia/kanister-kopia/agent/api"
+	"github.com/kanister-kopia/kanister-kopia/internal/testenv"
 )
 
 // kopia opens the repository through the server with Kopia's own library: what an
@@ -253,5 +255,37 @@ func TestIntegrationServerServesTheRepositoryOnly(t *testing.T) {
 		if resp.StatusCode != http.StatusNotFound {
 			t.Errorf("%s is answered with %s", path, resp.Status)
 		}
+	}
+}
+
+// A new certificate is shown without a restart, and without a word to those who are connected.
+func TestIntegrationServerCertificateRotates(t *testing.T) {
+	w := newWorld(t)
+	source := w.volume()
+	w.must(os.WriteFile(filepath.Join(source, "f"), []byte("x"), 0o600))
+	s := w.serve()
+	credentials := w.session(s, "op-1", "pvc.data")
+	before := w.kopia(credentials)
+	next := testenv.NewCA(t)
+	next.IssueTo(w, s.Cmd.Args[slices.Index(s.Cmd.Args, "--tls-dir")+1], testenv.Leaf{IPs: []net.IP{net.IPv4(127, 0, 0, 1)}, Usage: x509.ExtKeyUsageServerAuth})
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(next.PEM)
+	testenv.Eventually(w, time.Minute, "the new certificate is shown", func() bool {
+		conn, err := tls.Dial("tcp", strings.TrimPrefix(s.url, "https://"), &tls.Config{RootCAs: roots})
+		if err == nil {
+			conn.Close()
+		}
+		return err == nil
+	})
+	if _, err := before.FindManifests(w.context(), map[string]string{"type": "snapshot"}); err != nil {
+		t.Errorf("who was connected: %v", err)
+	}
+	agent, _ := w.sidecar(source, nil)
+	if _, err := agent.Run(w.context(), snapshotRequest("old-ca", credentials, "/"), func(api.Progress) {}); code(err) != api.CodeServerUntrusted {
+		t.Errorf("who trusts the old CA: %v, want %s", err, api.CodeServerUntrusted)
+	}
+	credentials.CA = string(next.PEM)
+	if _, err := agent.Run(w.context(), snapshotRequest("new-ca", credentials, "/"), func(api.Progress) {}); err != nil {
+		t.Errorf("who trusts the new CA: %v", err)
 	}
 }

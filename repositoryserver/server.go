@@ -96,7 +96,7 @@ func Run(ctx context.Context, o Options) error {
 	operations, err := operation.New(operation.Options{
 		Runner: child, Kinds: []api.Kind{api.KindRecord, api.KindFind, api.KindDelete}, StateDir: o.StateDir,
 		Credentials: func() *api.Credentials { return kopia.credentials(adminUser, adminHost) },
-		Parallel:    4, Now: o.Now,
+		Parallel:    4, Now: o.Now, Log: o.Log,
 	})
 	if err != nil {
 		return err

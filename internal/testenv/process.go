@@ -55,6 +55,15 @@ var built struct {
 	dir string
 }
 
+// Main runs a test binary's tests and removes the programs that they built.
+func Main(m *testing.M) {
+	code := m.Run()
+	if built.dir != "" {
+		_ = os.RemoveAll(built.dir)
+	}
+	os.Exit(code)
+}
+
 // Program builds a program of ours, once a test binary, with the race detector.
 func Program(t testing.TB, name string) string {
 	t.Helper()
