@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -40,6 +41,8 @@ type Options struct {
 	// Keep is how many finished operations are remembered; default 200.
 	Keep int
 	Now  func() time.Time
+	// Log is told of the beginning and the end of operations; nil: nobody is.
+	Log *slog.Logger
 }
 
 // Manager keeps operations. Its methods may be called from many goroutines.
@@ -74,6 +77,9 @@ func New(opt Options) (*Manager, error) {
 	}
 	if opt.Keep == 0 {
 		opt.Keep = 200
+	}
+	if opt.Log == nil {
+		opt.Log = slog.New(slog.DiscardHandler)
 	}
 	m := &Manager{opt: opt, slots: make(chan struct{}, opt.Parallel), ops: map[string]*op{}}
 	if err := os.MkdirAll(m.dir(), 0o700); err != nil {
@@ -197,6 +203,7 @@ func (m *Manager) run(ctx context.Context, o *op) {
 		m.finish(o, nil, &api.Problem{Code: api.CodeCancelled, Title: fmt.Sprintf("%s: cancelled before it began", req.Kind)})
 		return
 	}
+	m.opt.Log.Info("operation started", "id", req.ID, "kind", req.Kind)
 	result, problem := m.opt.Runner.Run(ctx, req, func(p api.Progress) {
 		m.mu.Lock()
 		defer m.mu.Unlock()
@@ -227,6 +234,22 @@ func (m *Manager) finish(o *op, result *api.Result, problem *api.Problem) {
 			s.State = api.StateFailed
 		}
 	})
+	log := m.opt.Log.With("id", o.state.ID, "kind", o.state.Kind)
+	if o.state.Started != nil {
+		log = log.With("seconds", now.Sub(*o.state.Started).Seconds())
+	}
+	switch {
+	case problem != nil:
+		log.Error("operation "+string(o.state.State), "error", problem.Error())
+	case result == nil:
+		log.Info("operation succeeded")
+	case result.Snapshot != nil:
+		log.Info("operation succeeded", "files", result.Snapshot.Files, "bytes", result.Snapshot.Bytes, "newBytes", result.Snapshot.NewBytes)
+	case result.Restore != nil:
+		log.Info("operation succeeded", "files", result.Restore.Files, "bytes", result.Restore.Bytes)
+	default:
+		log.Info("operation succeeded", "records", len(result.Records))
+	}
 }
 
 // set changes an operation, keeps it and tells its watchers. The lock is held.

@@ -66,7 +66,7 @@ func serve(ctx context.Context, args []string) error {
 		return fmt.Errorf("find own program: %w", err)
 	}
 	operations, err := operation.New(operation.Options{
-		Kinds: []api.Kind{api.KindSnapshot, api.KindRestore}, StateDir: *stateDir, Now: time.Now,
+		Kinds: []api.Kind{api.KindSnapshot, api.KindRestore}, StateDir: *stateDir, Now: time.Now, Log: log,
 		Runner: operation.Child{
 			Command:  []string{self, "run-operation", "-volumes-dir", *volumesDir, "-scratch-dir", *stateDir},
 			StateDir: *stateDir, Env: agent.ChildEnv(),

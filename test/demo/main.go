@@ -13,6 +13,7 @@ import (
 	"syscall"
 	"time"
 
+	crv1alpha1 "github.com/kanister-kopia/kanister-kopia/pkg/apis/cr/v1alpha1"
 	"github.com/kanister-kopia/kanister-kopia/test/scenario"
 )
 
@@ -31,7 +32,7 @@ func demo(ctx context.Context) error {
 		return err
 	}
 	steps := scenario.NewSteps(os.Stdout, time.Now)
-	shop := scenario.Shop{Cluster: c, Profile: "demo"}
+	shop := scenario.Shop{Cluster: c, Profile: "demo", Watch: showPhases(steps)}
 
 	for _, s := range []struct {
 		what string
@@ -62,4 +63,23 @@ The rows are equal. Look around (export KUBECONFIG=build/kubeconfig; kubectl is 
   kubectl logs -n shop db-0 -c kopia-agent                      what the agent did
 'make cluster-down' removes everything.`, shop.LastBackup().Name)
 	return nil
+}
+
+// showPhases prints a line when a phase begins, and when its progress has moved on.
+func showPhases(steps *scenario.Steps) func(*crv1alpha1.ActionSet) {
+	last := ""
+	return func(as *crv1alpha1.ActionSet) {
+		if as.Status == nil || as.Status.Progress.RunningPhase == "" {
+			return
+		}
+		p := as.Status.Progress
+		line := fmt.Sprintf("         phase %s", p.RunningPhase)
+		if moved := p.SizeUploadedB + p.SizeDownloadedB; moved > 0 {
+			line += fmt.Sprintf(", %d MiB", moved>>20)
+		}
+		if line != last {
+			last = line
+			steps.Say("%s", line)
+		}
+	}
 }

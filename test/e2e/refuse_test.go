@@ -144,6 +144,38 @@ var _ = Describe("files of a plain pod", Ordered, func() {
 		Expect(look("/data/back/data/tree")).To(Equal(before), "below restorePath, under the path that was backed up")
 	}, SpecTimeout(long))
 
+	It("goes on with a backup after the controller was killed", func(ctx SpecContext) {
+		_, err := cluster.Exec(ctx, optedIn, "labelled", "app", "head -c 700000000 /dev/urandom > /data/large")
+		Expect(err).NotTo(HaveOccurred())
+		killed := false
+		as, err := cluster.Run(ctx, &crv1alpha1.ActionSet{
+			ObjectMeta: metav1.ObjectMeta{GenerateName: "e2e-killed-"},
+			Spec: &crv1alpha1.ActionSetSpec{Actions: []crv1alpha1.ActionSpec{{
+				Name: "backup", Blueprint: filesBlueprint.Name, Options: map[string]string{"pod": "labelled", "path": "/data/large"},
+				Object:  crv1alpha1.ObjectReference{Kind: "namespace", Namespace: optedIn, Name: optedIn},
+				Profile: &crv1alpha1.ObjectReference{Namespace: names.ControlPlaneNamespace, Name: "e2e"},
+			}}},
+		}, func(as *crv1alpha1.ActionSet) {
+			// Bytes have gone over the wire, not all of them.
+			if killed || as.Status == nil || as.Status.State.Done() || as.Status.Progress.SizeUploadedB == 0 {
+				return
+			}
+			killed = true
+			_, err := cluster.Kubectl(ctx, "delete", "pod", "-n", names.ControlPlaneNamespace, "--grace-period=0", "--force",
+				"-l", "app.kubernetes.io/name=kanister-kopia-controller")
+			Expect(err).NotTo(HaveOccurred())
+		})
+		Expect(err).NotTo(HaveOccurred())
+		Expect(killed).To(BeTrue(), "the backup was over before anything could be killed")
+		Expect(scenario.Output(as, "save", "fileCount")).To(Equal("1"))
+		Expect(as.Status.Progress.SizeUploadedB).To(BeNumerically(">=", 600e6))
+		log, err := cluster.Kubectl(ctx, "logs", "-n", optedIn, "labelled", "-c", names.AgentContainer)
+		Expect(err).NotTo(HaveOccurred())
+		Expect(strings.Count(log, `"operation started","id":"`+string(as.UID)+"-0-")).To(Equal(1), "one phase is one operation")
+		_, err = cluster.Exec(ctx, optedIn, "labelled", "app", "rm /data/large")
+		Expect(err).NotTo(HaveOccurred())
+	}, SpecTimeout(long))
+
 	DescribeTable("says what is wrong and what to do",
 		func(spec SpecContext, namespace, pod, path, profile string, wants ...string) {
 			ctx, cancel := context.WithTimeout(spec, short)
