@@ -42,9 +42,10 @@ unit: need-cc ## Tests beside the code; nothing else is needed.
 	@$(GO_TEST) -timeout 15m $$(go list ./... | grep -v /test/)
 	@cd test/cluster && $(GO_TEST) ./...
 
+# -count 1: Go's test cache does not know the programs that these tests build and run.
 .PHONY: integration
 integration: need-cc tools ## Against a real API server, Kopia server and S3 gateway, as plain processes.
-	@$(GO_TEST) -timeout 20m -tags integration -run Integration $$(go list -tags integration ./... | grep -v /test/)
+	@$(GO_TEST) -timeout 20m -count 1 -tags integration -run Integration $$(go list -tags integration ./... | grep -v /test/)
 
 .PHONY: e2e
 e2e: need-cc cluster images deploy ## The demo's flow and its failures, asserted on a real kind cluster.

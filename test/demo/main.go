@@ -60,7 +60,7 @@ The rows are equal. Look around (export KUBECONFIG=build/kubeconfig; kubectl is 
   kubectl get actionsets -n kanister-kopia                      what ran
   kubectl get actionset -n kanister-kopia %s -o yaml   sizes, ids, artifacts
   kubectl get repositoryservers,pods -n kanister-kopia          the repository's server, made on demand
-  kubectl logs -n shop db-0 -c kopia-agent                      what the agent did
+  kubectl logs -n kanister-kopia deploy/kanister-kopia-controller   what the controller did
 'make cluster-down' removes everything.`, shop.LastBackup().Name)
 	return nil
 }
@@ -72,10 +72,14 @@ func showPhases(steps *scenario.Steps) func(*crv1alpha1.ActionSet) {
 		if as.Status == nil || as.Status.Progress.RunningPhase == "" {
 			return
 		}
-		p := as.Status.Progress
-		line := fmt.Sprintf("         phase %s", p.RunningPhase)
-		if moved := p.SizeUploadedB + p.SizeDownloadedB; moved > 0 {
-			line += fmt.Sprintf(", %d MiB", moved>>20)
+		running := as.Status.Progress.RunningPhase
+		line := "         phase " + running
+		for _, action := range as.Status.Actions {
+			for _, p := range action.Phases {
+				if moved := p.Progress.SizeUploadedB + p.Progress.SizeDownloadedB; p.Name == running && moved > 0 {
+					line += fmt.Sprintf(", %d MiB", moved>>20)
+				}
+			}
 		}
 		if line != last {
 			last = line

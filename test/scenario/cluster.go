@@ -188,7 +188,20 @@ func (c *Cluster) NodeNetwork(ctx context.Context) (string, error) {
 }
 
 // DeleteNamespace deletes a namespace with all that is in it and waits for its end.
+// Its repositories' servers go too: a namespace made anew is another tenant.
 func (c *Cluster) DeleteNamespace(ctx context.Context, name string) error {
+	var servers kopiav1alpha1.RepositoryServerList
+	if err := c.List(ctx, &servers, client.InNamespace(names.ControlPlaneNamespace)); err != nil {
+		return fmt.Errorf("list repository servers: %w", err)
+	}
+	for i := range servers.Items {
+		if servers.Items[i].Spec.Tenant.Namespace != name {
+			continue
+		}
+		if err := client.IgnoreNotFound(c.Delete(ctx, &servers.Items[i])); err != nil {
+			return fmt.Errorf("delete repository server %s: %w", servers.Items[i].Name, err)
+		}
+	}
 	ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}}
 	if err := client.IgnoreNotFound(c.Delete(ctx, ns)); err != nil {
 		return fmt.Errorf("delete namespace %s: %w", name, err)
