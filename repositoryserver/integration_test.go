@@ -45,6 +45,8 @@ type world struct {
 	s3     *testenv.S3
 	plane  *testenv.ControlPlane
 	config repositoryserver.Config
+	// passwords of all sessions that were opened.
+	passwords []string
 }
 
 func newWorld(t *testing.T) *world {
@@ -174,6 +176,7 @@ func (w *world) sessionAt(s *server, id, user, host string) *api.Credentials {
 	w.Helper()
 	session, err := s.agent.StartSession(w.context(), api.SessionRequest{ID: id, Username: user, Hostname: host})
 	w.must(err)
+	w.passwords = append(w.passwords, session.Password)
 	return &api.Credentials{URL: s.url, CA: s.ca, Username: user, Hostname: host, Password: session.Password}
 }
 
@@ -309,10 +312,10 @@ func TestIntegrationBackupRestore(t *testing.T) {
 	w.noPlaintext()
 }
 
-// noSecrets looks for the storage's key and the repository's password.
+// noSecrets looks for the storage's key, the repository's password and those of sessions.
 func (w *world) noSecrets(where string, text []byte) {
 	w.Helper()
-	for _, secret := range []string{w.config.Password, w.s3.SecretKey} {
+	for _, secret := range append(w.passwords, w.config.Password, w.s3.SecretKey) {
 		if bytes.Contains(text, []byte(secret)) {
 			w.Errorf("%s holds a secret", where)
 		}
@@ -378,8 +381,8 @@ func TestIntegrationFindDelete(t *testing.T) {
 	otherPrefix, otherKey := right, right
 	otherPrefix.Prefix, otherKey.KeyID = "backups/shop", "abc"
 	for i, wrong := range []api.FindRequest{otherPrefix, otherKey, {BackupID: "shop-op-9", Prefix: prefix, KeyID: "default"}} {
-		if found, err := w.find(s, fmt.Sprintf("wrong-%d", i), wrong); err == nil && len(found.Records) > 0 {
-			t.Errorf("%+v finds %+v", wrong, found.Records)
+		if found, err := w.find(s, fmt.Sprintf("wrong-%d", i), wrong); err != nil || len(found.Records) > 0 {
+			t.Errorf("%+v finds %+v, %v", wrong, found, err)
 		}
 		deleted, err := s.agent.Run(w.context(), api.StartRequest{ID: fmt.Sprintf("wrong-delete-%d", i), Kind: api.KindDelete, Delete: &wrong}, func(api.Progress) {})
 		if err != nil || len(deleted.Records) > 0 {
@@ -396,8 +399,17 @@ func TestIntegrationFindDelete(t *testing.T) {
 	if len(deleted.Records) != 1 {
 		t.Errorf("deleted %+v", deleted.Records)
 	}
-	if found, err := w.find(s, "find-2", right); err == nil && len(found.Records) > 0 {
-		t.Errorf("a deleted backup is found: %+v", found.Records)
+	if found, err := w.find(s, "find-2", right); err != nil || len(found.Records) > 0 {
+		t.Errorf("a deleted backup is found: %+v, %v", found, err)
+	}
+	again, err := s.agent.Run(w.context(), api.StartRequest{ID: "delete-2", Kind: api.KindDelete, Delete: &right}, func(api.Progress) {})
+	if err != nil || len(again.Records) > 0 {
+		t.Errorf("deleted again: %+v, %v", again, err)
+	}
+	for id, kind := range w.manifests() {
+		if string(id) == record.Snapshot.ID || kind == "kanister-backup" {
+			t.Errorf("a manifest of type %s is left", kind)
+		}
 	}
 }
 

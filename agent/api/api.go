@@ -227,7 +227,8 @@ type SnapshotResult struct {
 	NewBytes int64 `json:"newBytes"`
 	// CachedFiles were unchanged since the previous snapshot of the same source.
 	CachedFiles int64 `json:"cachedFiles"`
-	// Excluded entries that were left out by rule (lost+found), Unreadable by permission.
+	// Excluded entries were left out because they have no content (sockets, pipes,
+	// devices, lost+found), Unreadable ones by permission; the first paths of each.
 	Excluded   []string  `json:"excluded,omitempty"`
 	Unreadable []string  `json:"unreadable,omitempty"`
 	Start      time.Time `json:"start"`
