@@ -66,6 +66,23 @@ func backup(id, path, password string) api.StartRequest {
 	}
 }
 
+// awaitRunner watches an operation until its runner has it: it is running a moment before.
+func awaitRunner(t *testing.T, m *Manager, id string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	reached := errors.New("reached")
+	err := m.Watch(ctx, id, func(op api.Operation) error {
+		if op.Progress.Files > 0 {
+			return reached
+		}
+		return nil
+	})
+	if !errors.Is(err, reached) {
+		t.Fatalf("wait for the runner of %s: %v", id, err)
+	}
+}
+
 // await watches an operation until it is in a state.
 func await(t *testing.T, m *Manager, id string, want api.State) api.Operation {
 	t.Helper()
@@ -106,7 +123,7 @@ func TestStartTwiceIsOnce(t *testing.T) {
 	r := &fakeRunner{release: make(chan struct{})}
 	m := newManager(t, t.TempDir(), r)
 	start(t, m, backup("a", "/a", "one"))
-	await(t, m, "a", api.StateRunning)
+	awaitRunner(t, m, "a")
 	start(t, m, backup("a", "/a", "two"))
 	if _, err := m.Start(backup("a", "/other", "one")); code(err) != api.CodeConflict {
 		t.Errorf("another body: %v, want a conflict", err)
@@ -174,7 +191,7 @@ func TestCancel(t *testing.T) {
 	r := &fakeRunner{release: make(chan struct{})}
 	m := newManager(t, t.TempDir(), r)
 	start(t, m, backup("a", "/a", "p"))
-	await(t, m, "a", api.StateRunning)
+	awaitRunner(t, m, "a")
 	start(t, m, backup("b", "/b", "p"))
 	for _, id := range []string{"b", "a", "a"} {
 		if _, err := m.Cancel(id); err != nil {
@@ -200,7 +217,7 @@ func TestRestart(t *testing.T) {
 	start(t, m, backup("done", "/done", "first-password"))
 	await(t, m, "done", api.StateSucceeded)
 	start(t, m, backup("a", "/a", "first-password"))
-	await(t, m, "a", api.StateRunning)
+	awaitRunner(t, m, "a")
 	start(t, m, backup("queued", "/b", "first-password"))
 	if err := m.Close(t.Context()); err != nil {
 		t.Fatal(err)
