@@ -330,6 +330,18 @@ func TestIntegrationEngine(t *testing.T) {
 				phase("before", "Echo", crv1alpha1.JSONMap{"value": "{{ .Time }}"}), phase("during", "Resume", nil),
 			},
 		})
+		// One that failed before it began: what it lacked comes while nobody looks.
+		lost := &crv1alpha1.ObjectReference{Namespace: namespace, Name: "late"}
+		early := &crv1alpha1.ActionSet{
+			ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "early"},
+			Spec: &crv1alpha1.ActionSetSpec{Actions: []crv1alpha1.ActionSpec{{
+				Name: "act", Blueprint: "flow", Profile: lost, Options: map[string]string{"option": "early"},
+				Object: crv1alpha1.ObjectReference{Kind: "Namespace", Name: namespace, Namespace: namespace},
+			}}},
+		}
+		w.must(w.Create(w.context(), early))
+		w.wait(client.ObjectKeyFromObject(early), "failed", func(s *crv1alpha1.ActionSetStatus) bool { return s.State == crv1alpha1.StateFailed })
+
 		good, bad := w.start("resumed", "resumes"), w.start("not-resumed", "blocks")
 		running := func(i int) func(*crv1alpha1.ActionSetStatus) bool {
 			return func(s *crv1alpha1.ActionSetStatus) bool {
@@ -343,6 +355,15 @@ func TestIntegrationEngine(t *testing.T) {
 		})
 		stop()
 		w.wait(good, "still running without a controller", running(1))
+		w.must(w.Create(w.context(), &corev1.Secret{
+			ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "late"}, StringData: map[string]string{"id": "i", "key": "k"},
+		}))
+		w.must(w.Create(w.context(), &crv1alpha1.Profile{
+			ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "late"},
+			Credential: crv1alpha1.Credential{Type: crv1alpha1.CredentialTypeKeyPair, KeyPair: &crv1alpha1.KeyPair{
+				IDField: "id", SecretField: "key", Secret: *lost,
+			}},
+		}))
 		w.controller(functions)
 		failed := w.wait(bad, "failed", finished)
 		if failed.State != crv1alpha1.StateFailed || !strings.Contains(failed.Error.Message, "the controller was restarted") {
@@ -358,6 +379,9 @@ func TestIntegrationEngine(t *testing.T) {
 		}
 		if got, want := after.Actions[0].Artifacts["a"].KeyValue["k"], before.Actions[0].Phases[0].Output["value"]; got != want || got == "" {
 			t.Errorf("the finished phase's output is %q, was %q", got, want)
+		}
+		if ran := slices.ContainsFunc(w.done(), func(s string) bool { return strings.HasPrefix(s, "echo early") }); ran {
+			t.Error("an ActionSet that had failed was run after the restart")
 		}
 		operations := 0
 		calls.Range(func(id, n any) bool {

@@ -119,6 +119,12 @@ func (r *run) action(ctx context.Context, i int) error {
 
 	var failure error
 	for j := range action.Phases {
+		if r.actionSet.Status.State == crv1alpha1.StateFailed && status.Phases[j].State != crv1alpha1.StateComplete {
+			// It had failed when the controller was restarted: nothing new begins, and
+			// what is left to do is to clean up.
+			failure = errors.New(r.actionSet.Status.Error.Message)
+			break
+		}
 		phase := r.phaseOf(i, &action.Phases[j], status.Phases[j], func(s *crv1alpha1.ActionSetStatus) *crv1alpha1.Phase { return &s.Actions[i].Phases[j] })
 		phase.offer = func(p *param.Phase) { params.Phases[phase.spec.Name] = p }
 		if failure = phase.do(ctx, params); failure != nil {

@@ -40,9 +40,20 @@ func unfinished(s *crv1alpha1.ActionSetStatus) bool {
 	case crv1alpha1.StateFailed:
 		for i := range s.Actions {
 			a := &s.Actions[i]
-			if a.Time != "" && a.DeferPhase.State != "" && !a.DeferPhase.State.Done() {
+			if began(a) && a.DeferPhase.State != "" && !a.DeferPhase.State.Done() {
 				return true
 			}
+		}
+	}
+	return false
+}
+
+// began reports whether a phase of the action ever ran: only then is there anything
+// for its deferPhase to clean up.
+func began(a *crv1alpha1.ActionStatus) bool {
+	for i := range a.Phases {
+		if s := a.Phases[i].State; s != "" && s != crv1alpha1.StatePending {
+			return true
 		}
 	}
 	return false

@@ -42,9 +42,10 @@ func TestInitialStatus(t *testing.T) {
 }
 
 func TestUnfinished(t *testing.T) {
-	begun := crv1alpha1.ActionStatus{Time: "now", DeferPhase: crv1alpha1.Phase{State: crv1alpha1.StatePending}}
-	cleaned := crv1alpha1.ActionStatus{Time: "now", DeferPhase: crv1alpha1.Phase{State: crv1alpha1.StateComplete}}
-	never := crv1alpha1.ActionStatus{DeferPhase: crv1alpha1.Phase{State: crv1alpha1.StatePending}}
+	ran := []crv1alpha1.Phase{{State: crv1alpha1.StateFailed}, {State: crv1alpha1.StatePending}}
+	begun := crv1alpha1.ActionStatus{Phases: ran, DeferPhase: crv1alpha1.Phase{State: crv1alpha1.StatePending}}
+	cleaned := crv1alpha1.ActionStatus{Phases: ran, DeferPhase: crv1alpha1.Phase{State: crv1alpha1.StateComplete}}
+	never := crv1alpha1.ActionStatus{Time: "now", Phases: ran[1:], DeferPhase: crv1alpha1.Phase{State: crv1alpha1.StatePending}}
 	for name, c := range map[string]struct {
 		state  crv1alpha1.State
 		action crv1alpha1.ActionStatus
@@ -54,8 +55,8 @@ func TestUnfinished(t *testing.T) {
 		"complete":                             {crv1alpha1.StateComplete, cleaned, false},
 		"failed, deferPhase owed":              {crv1alpha1.StateFailed, begun, true},
 		"failed, deferPhase done":              {crv1alpha1.StateFailed, cleaned, false},
-		"failed before the action began":       {crv1alpha1.StateFailed, never, false},
-		"failed, an action without deferPhase": {crv1alpha1.StateFailed, crv1alpha1.ActionStatus{Time: "now"}, false},
+		"failed before a phase ran":            {crv1alpha1.StateFailed, never, false},
+		"failed, an action without deferPhase": {crv1alpha1.StateFailed, crv1alpha1.ActionStatus{Phases: ran}, false},
 	} {
 		s := &crv1alpha1.ActionSetStatus{State: c.state, Actions: []crv1alpha1.ActionStatus{c.action}}
 		if got := unfinished(s); got != c.want {
