@@ -4,8 +4,6 @@ package function
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"maps"
@@ -14,6 +12,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/utils/ptr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/kanister-kopia/kanister-kopia/pkg/kube"
@@ -50,18 +49,16 @@ const (
 // render builds the pod. Restricted Pod Security fields are set where they change
 // nothing for a command that does not ask for more; podOverride may undo them.
 func (t task) render(call Call, policy corev1.PullPolicy) (*corev1.Pod, error) {
-	no := false
-	sum := sha256.Sum256([]byte(call.OperationID))
 	container := corev1.Container{
 		Name: taskContainer, Image: t.image, Command: t.command, ImagePullPolicy: policy,
 		SecurityContext: &corev1.SecurityContext{
-			AllowPrivilegeEscalation: &no,
+			AllowPrivilegeEscalation: ptr.To(false),
 			Capabilities:             &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}},
 		},
 	}
 	spec := corev1.PodSpec{
 		RestartPolicy:                corev1.RestartPolicyNever,
-		AutomountServiceAccountToken: ptr(t.serviceAccount != ""),
+		AutomountServiceAccountToken: ptr.To(t.serviceAccount != ""),
 		ServiceAccountName:           t.serviceAccount,
 		SecurityContext: &corev1.PodSecurityContext{
 			RunAsUser: t.identity.UID, RunAsGroup: t.identity.GID,
@@ -71,7 +68,7 @@ func (t task) render(call Call, policy corev1.PullPolicy) (*corev1.Pod, error) {
 		},
 	}
 	if t.identity.UID != nil {
-		spec.SecurityContext.RunAsNonRoot = ptr(true)
+		spec.SecurityContext.RunAsNonRoot = ptr.To(true)
 	}
 	for i, claim := range slices.Sorted(maps.Keys(t.claims)) {
 		name := fmt.Sprintf("claim-%d", i)
@@ -90,7 +87,7 @@ func (t task) render(call Call, policy corev1.PullPolicy) (*corev1.Pod, error) {
 	maps.Copy(labels, map[string]string{names.ManagedByLabel: names.ManagedByValue, names.ComponentLabel: "task", names.InjectLabel: "false"})
 	return &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{
-			Namespace: t.namespace, Name: t.prefix + hex.EncodeToString(sum[:6]),
+			Namespace: t.namespace, Name: mover.Spec{Prefix: t.prefix, OperationID: call.OperationID}.Name(),
 			Labels: labels, Annotations: t.pod.annotations,
 		},
 		Spec: spec,
@@ -174,5 +171,3 @@ func (c *Companion) awaitEnd(ctx context.Context, pod *corev1.Pod) (exit int32, 
 	})
 	return exit, err
 }
-
-func ptr[T any](v T) *T { return &v }
