@@ -34,7 +34,7 @@ func resolveProfile(ctx context.Context, c client.Reader, ref *crv1alpha1.Object
 	}
 	out := &param.Profile{
 		Location: param.Location{
-			Type: param.LocationType(p.Location.Type), Bucket: p.Location.Bucket, Endpoint: p.Location.Endpoint,
+			Type: p.Location.Type, Bucket: p.Location.Bucket, Endpoint: p.Location.Endpoint,
 			Prefix: p.Location.Prefix, Region: p.Location.Region,
 		},
 		Credential:    credential,
@@ -54,7 +54,7 @@ func resolveProfile(ctx context.Context, c client.Reader, ref *crv1alpha1.Object
 }
 
 func resolveCredential(ctx context.Context, c client.Reader, in crv1alpha1.Credential) (param.Credential, error) {
-	out := param.Credential{Type: param.CredentialType(in.Type)}
+	out := param.Credential{Type: in.Type}
 	switch in.Type {
 	case crv1alpha1.CredentialTypeKeyPair:
 		if in.KeyPair == nil {

@@ -6,6 +6,8 @@ package param
 
 import (
 	corev1 "k8s.io/api/core/v1"
+
+	crv1alpha1 "github.com/kanister-kopia/kanister-kopia/pkg/apis/cr/v1alpha1"
 )
 
 // TemplateParams is a snapshot taken when an action starts.
@@ -78,15 +80,15 @@ type Profile struct {
 	CABundle []byte `json:"-"`
 }
 
-// LocationType is Kanister's.
-type LocationType string
+// LocationType is the API's.
+type LocationType = crv1alpha1.LocationType
 
 // The location types.
 const (
-	LocationTypeGCS         LocationType = "gcs"
-	LocationTypeS3Compliant LocationType = "s3Compliant"
-	LocationTypeAzure       LocationType = "azure"
-	LocationTypeKopia       LocationType = "kopia"
+	LocationTypeGCS         = crv1alpha1.LocationTypeGCS
+	LocationTypeS3Compliant = crv1alpha1.LocationTypeS3Compliant
+	LocationTypeAzure       = crv1alpha1.LocationTypeAzure
+	LocationTypeKopia       = crv1alpha1.LocationTypeKopia
 )
 
 // Location of a Profile; lower case in JSON, unlike the rest.
@@ -98,14 +100,14 @@ type Location struct {
 	Region   string       `json:"region"`
 }
 
-// CredentialType is Kanister's.
-type CredentialType string
+// CredentialType is the API's.
+type CredentialType = crv1alpha1.CredentialType
 
 // The credential types.
 const (
-	CredentialTypeKeyPair CredentialType = "keyPair"
-	CredentialTypeSecret  CredentialType = "secret"
-	CredentialTypeKopia   CredentialType = "kopia"
+	CredentialTypeKeyPair = crv1alpha1.CredentialTypeKeyPair
+	CredentialTypeSecret  = crv1alpha1.CredentialTypeSecret
+	CredentialTypeKopia   = crv1alpha1.CredentialTypeKopia
 )
 
 // Credential of a Profile.
