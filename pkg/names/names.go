@@ -22,6 +22,8 @@ const (
 	InjectionAll = "all"
 	// InjectLabel on a pod (in the workload's pod template) is the switch: "true" or "false".
 	InjectLabel = Group + "/inject"
+	// StrictLabel on a Namespace ("true") refuses opted-in pods without an agent.
+	StrictLabel = Group + "/strict"
 	// PrivilegedAgentsAnnotation on a Namespace lets agents there run as root.
 	PrivilegedAgentsAnnotation = Group + "/privileged-agents"
 )
@@ -61,6 +63,10 @@ const (
 	// VolumesDir is where volumes are mirrored: VolumesDir/<volume name>.
 	VolumesDir = "/volumes"
 )
+
+// HoldConfigMap of the control plane lists the namespaces in which injection is on
+// hold: pkg/hold.
+const HoldConfigMap = "kanister-kopia-injection-holds"
 
 // Ports. The agent API is bound to 127.0.0.1 inside the pod and reached by
 // pods/portforward; only AgentHealthPort and RepositoryPort are on the pod network.

@@ -35,6 +35,12 @@ const (
 	HostNetwork         Reason = "host-network"
 	NameTaken           Reason = "name-taken"
 	NoVolume            Reason = "no-volume"
+	// LimitRange and QuotaExceeded: the pod would be refused with the agent, and not
+	// without it. OnHold: agents of the namespace do not start at present, and the
+	// agent is started before the application.
+	LimitRange    Reason = "limit-range"
+	QuotaExceeded Reason = "quota-exceeded"
+	OnHold        Reason = "on-hold"
 
 	// Malformed is the only reason to refuse a pod.
 	Malformed Reason = "malformed"
@@ -59,6 +65,9 @@ var texts = map[Reason]string{
 	HostNetwork:         "the pod uses the host's network, so the agent's loopback port would be the node's",
 	NameTaken:           "a name that the agent needs is taken",
 	NoVolume:            "the pod has no volume that the agent mirrors",
+	LimitRange:          "a LimitRange of the namespace leaves no room for the agent",
+	QuotaExceeded:       "a ResourceQuota of the namespace leaves no room for the agent",
+	OnHold:              "injection is on hold in this namespace, because agents do not start there",
 	Malformed:           "a parameter is malformed",
 	NotAPodCreation:     "only the creation of pods is looked at",
 	NamespaceUnknown:    "the namespace could not be read",
@@ -106,6 +115,11 @@ type Namespace struct {
 	// Mode is ModeOf(Labels), unless the caller knows better: the API server
 	// chooses the webhook by labels that our cache may not have yet.
 	Mode Mode
+	// Limits and Quotas are those of the namespace.
+	Limits []corev1.LimitRangeItem
+	Quotas []corev1.ResourceQuota
+	// Hold says why agents of the namespace do not start at present; "": they do.
+	Hold string
 }
 
 // Decision is the answer.
@@ -159,6 +173,8 @@ func (d Decision) Message() string {
 //	a parameter cannot be understood                 malformed
 //	another container or volume has our name         name-taken
 //	nothing to mirror                                no-volume
+//	agents of the namespace do not start             on-hold
+//	the namespace's rules leave no room for it       limit-range, quota-exceeded
 //	else                                             injected
 //
 // A pod that has the agent already is decided as if it had not: what the agent
@@ -176,9 +192,7 @@ func Decide(pod *corev1.Pod, ns Namespace) Decision {
 		return Decision{Reason: Malformed, Detail: err.Error()}
 	}
 	if taken := nameTaken(pod); taken != "" {
-		d := Decision{Reason: NameTaken, Detail: taken}
-		d.Warnings = []string{"no backup agent: " + d.Message()}
-		return d
+		return warned(NameTaken, taken)
 	}
 	choice, err := volumes.Choose(pod, params.volumes)
 	if err != nil {
@@ -192,13 +206,34 @@ func Decide(pod *corev1.Pod, ns Namespace) Decision {
 		return d
 	}
 
+	if ns.Hold != "" {
+		return warned(OnHold, ns.Hold)
+	}
+
 	plan := &Plan{
 		Volumes: choice.Mirrored,
 		Skipped: choice.Skipped,
 		RunAs:   runAs(pod, ns, choice.Mirrored, params),
 	}
 	plan.QoS, plan.Resources, plan.MemoryLimit = resources(pod, params)
-	return Decision{Reason: Injected, Plan: plan, Warnings: unknownKeys(pod)}
+	warnings := unknownKeys(pod)
+	if len(ns.Limits)+len(ns.Quotas) > 0 {
+		wanted := plan.MemoryLimit
+		if reason, detail := makeRoom(pod, ns, plan); reason != "" {
+			return warned(reason, detail)
+		}
+		if params.memoryLimit != nil && plan.MemoryLimit < wanted {
+			warnings = append(warnings, "the agent gets "+mebibytes(plan.MemoryLimit)+", the most that a LimitRange of the namespace allows, instead of what annotation "+names.MemoryLimitAnnotation+" asks for")
+		}
+	}
+	return Decision{Reason: Injected, Plan: plan, Warnings: warnings}
+}
+
+// warned is a decision against the agent that its pod's author did not choose.
+func warned(reason Reason, detail string) Decision {
+	d := Decision{Reason: reason, Detail: detail}
+	d.Warnings = []string{"no backup agent: " + d.Message()}
+	return d
 }
 
 func skip(pod *corev1.Pod, ns Namespace) (Reason, string) {

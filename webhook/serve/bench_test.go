@@ -34,7 +34,7 @@ func BenchmarkAdmission(b *testing.B) {
 			body := review(b, "shop", "CREATE", largePod(b, size.containers, size.volumes))
 			handler := &admission.Webhook{Handler: &serve.Injector{
 				Mode:       decide.ModeEnabled,
-				Namespaces: fakeNamespaces{"shop": {}},
+				Namespaces: fakeNamespaces{"shop": {Name: "shop"}},
 				Options:    render.Options{Image: "agent", Version: "v1"},
 				Metrics:    serve.NewMetrics(prometheus.NewRegistry()),
 				Log:        slog.New(slog.DiscardHandler),

@@ -28,12 +28,6 @@ import (
 // server chose by the labels of the namespace, and it may know newer ones than we.
 func Path(mode decide.Mode) string { return "/inject/" + string(mode) }
 
-// Namespaces reads namespaces from a cache.
-type Namespaces interface {
-	// Get returns labels and annotations of a namespace.
-	Get(ctx context.Context, name string) (*metav1.PartialObjectMetadata, error)
-}
-
 // Injector answers admission requests of one mode.
 type Injector struct {
 	Mode       decide.Mode
@@ -77,12 +71,8 @@ func (i *Injector) admit(ctx context.Context, req admission.Request) (decide.Dec
 		return i.fail(req, decide.NamespaceUnknown, err)
 	}
 
-	d := decide.Decide(pod, decide.Namespace{
-		Name:        req.Namespace,
-		Labels:      ns.Labels,
-		Annotations: ns.Annotations,
-		Mode:        i.Mode,
-	})
+	ns.Mode = i.Mode
+	d := decide.Decide(pod, ns)
 	log := i.Log.With("namespace", req.Namespace, "pod", podName(pod), "uid", req.UID, "mode", i.Mode)
 	switch {
 	case d.Deny():

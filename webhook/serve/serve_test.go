@@ -43,16 +43,16 @@ import (
 
 // fakeNamespaces is a cache with what it has in it; "broken" cannot be read and
 // "panics" is a bug of ours.
-type fakeNamespaces map[string]*metav1.PartialObjectMetadata
+type fakeNamespaces map[string]decide.Namespace
 
-func (f fakeNamespaces) Get(_ context.Context, name string) (*metav1.PartialObjectMetadata, error) {
+func (f fakeNamespaces) Get(_ context.Context, name string) (decide.Namespace, error) {
 	if name == "panics" {
 		panic("a bug")
 	}
 	if ns, ok := f[name]; ok {
 		return ns, nil
 	}
-	return nil, errors.New("read namespace " + name + ": connection refused")
+	return decide.Namespace{}, errors.New("read namespace " + name + ": connection refused")
 }
 
 type server struct {
@@ -77,7 +77,7 @@ func start(t *testing.T) *server {
 	port := freePort(t)
 	srv := serve.NewServer("127.0.0.1", port, s.cert)
 	serve.Register(srv, serve.Injector{
-		Namespaces: fakeNamespaces{"shop": {}},
+		Namespaces: fakeNamespaces{"shop": {Name: "shop"}},
 		Options:    render.Options{Image: "agent", Version: "v1"},
 		Metrics:    serve.NewMetrics(s.reg),
 		Log:        log,

@@ -10,19 +10,14 @@ import (
 	"log/slog"
 	"net/http"
 	"sync/atomic"
-	"time"
 
 	"github.com/go-logr/logr"
-	corev1 "k8s.io/api/core/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/version"
 	"k8s.io/client-go/discovery"
 	"k8s.io/client-go/rest"
 	"k8s.io/utils/clock"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
-	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/healthz"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 	"sigs.k8s.io/controller-runtime/pkg/metrics"
@@ -67,15 +62,12 @@ func Run(ctx context.Context, config *rest.Config, o Options) error {
 		WebhookServer:          server,
 		HealthProbeBindAddress: o.HealthAddress,
 		Metrics:                metricsserver.Options{BindAddress: o.MetricsAddress},
-		Cache: cache.Options{
-			// Only what a decision reads is kept in memory.
-			DefaultTransform: cache.TransformStripManagedFields(),
-		},
+		Cache:                  cacheOptions(),
 	})
 	if err != nil {
 		return fmt.Errorf("set up the webhook: %w", err)
 	}
-	namespaces := &cachedNamespaces{cache: mgr.GetClient(), live: mgr.GetAPIReader()}
+	namespaces := &cachedNamespaces{cache: mgr.GetCache(), live: mgr.GetAPIReader(), clock: clk}
 	// The manager runs the server only once it was asked for it.
 	Register(mgr.GetWebhookServer(), Injector{
 		Namespaces: namespaces,
@@ -84,9 +76,11 @@ func Run(ctx context.Context, config *rest.Config, o Options) error {
 		Log:        o.Log,
 		Clock:      clk,
 	})
-	// The informer starts with the first use; that must not be the first pod.
-	if _, err := mgr.GetCache().GetInformer(ctx, namespaceObject(), cache.BlockUntilSynced(false)); err != nil {
-		return fmt.Errorf("watch namespaces: %w", err)
+	// Informers start with their first use; that must not be the first pod.
+	for _, kind := range watched() {
+		if _, err := mgr.GetCache().GetInformer(ctx, kind, cache.BlockUntilSynced(false)); err != nil {
+			return fmt.Errorf("watch namespaces and their limits: %w", err)
+		}
 	}
 
 	synced := &afterCaches{}
@@ -140,36 +134,6 @@ func checkVersion(config *rest.Config) error {
 		return fmt.Errorf("Kubernetes %s is too old: native sidecars need %s or newer", v, minVersion) // a name
 	}
 	return nil
-}
-
-// cachedNamespaces reads from the informer. A namespace that it does not know yet
-// (its first pod came right after it) is read once from the API server.
-type cachedNamespaces struct {
-	cache, live client.Reader
-}
-
-// liveTimeout leaves most of the webhook's three seconds to the answer.
-const liveTimeout = time.Second
-
-func namespaceObject() *metav1.PartialObjectMetadata {
-	ns := &metav1.PartialObjectMetadata{}
-	ns.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("Namespace"))
-	return ns
-}
-
-func (n *cachedNamespaces) Get(ctx context.Context, name string) (*metav1.PartialObjectMetadata, error) {
-	ns, key := namespaceObject(), client.ObjectKey{Name: name}
-	err := n.cache.Get(ctx, key, ns)
-	if apierrors.IsNotFound(err) {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, liveTimeout)
-		defer cancel()
-		err = n.live.Get(ctx, key, ns)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("read namespace %s: %w", name, err)
-	}
-	return ns, nil
 }
 
 // afterCaches is started by the manager when its caches are in sync.
