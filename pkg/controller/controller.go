@@ -23,6 +23,7 @@ import (
 	"github.com/kanister-kopia/kanister-kopia/pkg/actionset"
 	"github.com/kanister-kopia/kanister-kopia/pkg/agentconn"
 	"github.com/kanister-kopia/kanister-kopia/pkg/cabundle"
+	"github.com/kanister-kopia/kanister-kopia/pkg/coverage"
 	"github.com/kanister-kopia/kanister-kopia/pkg/function"
 	"github.com/kanister-kopia/kanister-kopia/pkg/mover"
 	"github.com/kanister-kopia/kanister-kopia/pkg/repository"
@@ -94,7 +95,22 @@ func Run(ctx context.Context, config *rest.Config, o Options) error {
 	if err := metrics.Registry.Register(resolutions); err != nil {
 		return fmt.Errorf("register metrics: %w", err)
 	}
+	// Looking at all pods of all opted-in namespaces must not slow the phases down.
+	slow := rest.CopyConfig(config)
+	slow.QPS, slow.Burst = 10, 20
+	patient, err := client.New(slow, client.Options{Scheme: o.Scheme, Mapper: mgr.GetRESTMapper()})
+	if err != nil {
+		return fmt.Errorf("make a client: %w", err)
+	}
+	detector := &coverage.Detector{
+		Client: patient, ControlPlane: o.Namespace, Clock: clock.RealClock{}, Log: o.Log,
+		Events: mgr.GetEventRecorder("kanister-kopia-controller"),
+	}
+	if err := metrics.Registry.Register(detector.Collector()); err != nil {
+		return fmt.Errorf("register metrics: %w", err)
+	}
 	for _, part := range []interface{ SetupWithManager(ctrl.Manager) error }{
+		detector,
 		publisher,
 		&repository.Reconciler{
 			Client: mgr.GetClient(), Namespace: o.Namespace, Issuer: o.Issuer, Clock: clock.RealClock{},
