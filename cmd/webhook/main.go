@@ -65,6 +65,7 @@ func runServe(args []string, stdout io.Writer) error {
 		}
 	})
 	fs.StringVar(&o.CertDir, "cert-dir", "/etc/webhook/tls", "directory with tls.crt and tls.key, followed as they change")
+	fs.StringVar(&o.Host, "host", "", "address to serve admission on; empty: all")
 	fs.IntVar(&o.Port, "port", 9443, "port of the admission server")
 	fs.StringVar(&o.HealthAddress, "health-address", ":8081", "address of /healthz and /readyz; 0: none")
 	fs.StringVar(&o.MetricsAddress, "metrics-address", ":8080", "address of /metrics; 0: none")

@@ -3,7 +3,6 @@
 package render_test
 
 import (
-	"fmt"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -11,8 +10,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/api/resource"
 
+	"github.com/kanister-kopia/kanister-kopia/internal/randompod"
 	"github.com/kanister-kopia/kanister-kopia/webhook/decide"
 	"github.com/kanister-kopia/kanister-kopia/webhook/render"
 )
@@ -153,117 +152,37 @@ func FuzzInject(f *testing.F) {
 }
 
 func randomNamespace(r *rand.Rand) decide.Namespace {
-	ns := decide.Namespace{Name: "shop", Mode: pick(r, decide.ModeAll, decide.ModeEnabled), Labels: map[string]string{}, Annotations: map[string]string{}}
-	if chance(r, 3) {
+	ns := decide.Namespace{Name: "shop", Mode: randompod.Pick(r, decide.ModeAll, decide.ModeEnabled), Labels: map[string]string{}, Annotations: map[string]string{}}
+	if randompod.Chance(r, 3) {
 		ns.Annotations["kopia.kanister.io/privileged-agents"] = "true"
 	}
-	if chance(r, 3) {
-		ns.Labels["pod-security.kubernetes.io/enforce"] = pick(r, "baseline", "restricted")
+	if randompod.Chance(r, 3) {
+		ns.Labels["pod-security.kubernetes.io/enforce"] = randompod.Pick(r, "baseline", "restricted")
 	}
-	if chance(r, 4) {
+	if randompod.Chance(r, 4) {
 		ns.Annotations["openshift.io/sa.scc.uid-range"] = "1000/1000"
 	}
 	return ns
 }
 
+// randomPod is what may also arrive: with volumes and containers of our names, as
+// an older agent, another webhook or an attacker leaves them.
 func randomPod(r *rand.Rand) *corev1.Pod {
-	pod := &corev1.Pod{}
-	pod.Name = "p"
-	pod.Labels = map[string]string{"kopia.kanister.io/inject": pick(r, "true", "true", "true", "false", "maybe")}
-	if chance(r, 2) {
-		pod.Annotations = map[string]string{"x": "y"}
-		for key, values := range map[string][]string{
-			"kopia.kanister.io/run-as":                                     {"0", "5", "5:6", "bad"},
-			"kopia.kanister.io/volumes":                                    {"v0", "v1,v0", "v99"},
-			"kopia.kanister.io/memory-limit":                               {"64Mi", "1Gi", "1"},
-			"kopia.kanister.io/memory-request":                             {"64Mi", "2Gi"},
-			"kopia.kanister.io/cpu-request":                                {"1", "2000m"},
-			"cluster-autoscaler.kubernetes.io/safe-to-evict-local-volumes": {"", "a", "a, kopia-agent-state", "kopia-agent-no-token"},
-			"kopia.kanister.io/status":                                     {"", "{}"},
-		} {
-			if chance(r, 5) {
-				pod.Annotations[key] = pick(r, values...)
-			}
-		}
+	pod := randompod.Pod(r)
+	source := corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}}
+	if len(pod.Spec.Volumes) > 0 {
+		source = pod.Spec.Volumes[0].VolumeSource
 	}
-	if chance(r, 3) {
-		pod.Spec.SecurityContext = &corev1.PodSecurityContext{RunAsUser: randomID(r), RunAsGroup: randomID(r), FSGroup: randomID(r)}
-	}
-	pod.Spec.HostNetwork = chance(r, 20)
-
-	for i := range r.IntN(6) {
-		pod.Spec.Volumes = append(pod.Spec.Volumes, corev1.Volume{Name: fmt.Sprintf("v%d", i), VolumeSource: randomSource(r)})
-	}
-	if chance(r, 8) {
-		pod.Spec.Volumes = append(pod.Spec.Volumes, corev1.Volume{Name: "kopia-agent-state", VolumeSource: randomSource(r)})
+	if randompod.Chance(r, 8) {
+		pod.Spec.Volumes = append(pod.Spec.Volumes, corev1.Volume{Name: "kopia-agent-state", VolumeSource: source})
 		r.Shuffle(len(pod.Spec.Volumes), func(i, j int) {
 			pod.Spec.Volumes[i], pod.Spec.Volumes[j] = pod.Spec.Volumes[j], pod.Spec.Volumes[i]
 		})
 	}
-	uniform := randomResources(r)
-	container := func(name string) corev1.Container {
-		c := corev1.Container{Name: name, Image: "i", Resources: *uniform.DeepCopy()}
-		if chance(r, 3) {
-			c.Resources = randomResources(r)
-		}
-		if chance(r, 2) {
-			c.SecurityContext = &corev1.SecurityContext{RunAsUser: randomID(r), RunAsGroup: randomID(r)}
-		}
-		for j, v := range pod.Spec.Volumes {
-			if strings.HasPrefix(v.Name, "v") && chance(r, 2) {
-				c.VolumeMounts = append(c.VolumeMounts, corev1.VolumeMount{Name: v.Name, MountPath: fmt.Sprintf("/m%d", j), ReadOnly: chance(r, 2), SubPath: pick(r, "", "a/b")})
-			}
-		}
-		return c
-	}
-	for i := range 1 + r.IntN(3) {
-		pod.Spec.Containers = append(pod.Spec.Containers, container(fmt.Sprintf("c%d", i)))
-	}
-	for i := range r.IntN(3) {
-		pod.Spec.InitContainers = append(pod.Spec.InitContainers, container(fmt.Sprintf("i%d", i)))
-	}
-	if chance(r, 6) {
-		at := r.IntN(len(pod.Spec.InitContainers) + 1)
-		pod.Spec.InitContainers = slices.Insert(pod.Spec.InitContainers, at, container("kopia-agent"))
+	if randompod.Chance(r, 6) {
+		agent := *pod.Spec.Containers[0].DeepCopy()
+		agent.Name = "kopia-agent"
+		pod.Spec.InitContainers = slices.Insert(pod.Spec.InitContainers, r.IntN(len(pod.Spec.InitContainers)+1), agent)
 	}
 	return pod
 }
-
-func randomSource(r *rand.Rand) corev1.VolumeSource {
-	return pick(r,
-		corev1.VolumeSource{PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: "c"}},
-		corev1.VolumeSource{PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: "d"}},
-		corev1.VolumeSource{Ephemeral: &corev1.EphemeralVolumeSource{}},
-		corev1.VolumeSource{NFS: &corev1.NFSVolumeSource{Server: "s", Path: "/"}},
-		corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}},
-		corev1.VolumeSource{Secret: &corev1.SecretVolumeSource{SecretName: "s"}},
-		corev1.VolumeSource{ConfigMap: &corev1.ConfigMapVolumeSource{}},
-		corev1.VolumeSource{HostPath: &corev1.HostPathVolumeSource{Path: "/"}},
-		corev1.VolumeSource{CSI: &corev1.CSIVolumeSource{Driver: pick(r, "data", "secrets-store.csi.k8s.io")}},
-	)
-}
-
-func randomResources(r *rand.Rand) corev1.ResourceRequirements {
-	list := func(cpu, memory string) corev1.ResourceList {
-		return corev1.ResourceList{"cpu": resource.MustParse(cpu), "memory": resource.MustParse(memory)}
-	}
-	return pick(r,
-		corev1.ResourceRequirements{},
-		corev1.ResourceRequirements{Requests: list("1", "1Gi"), Limits: list("1", "1Gi")},
-		corev1.ResourceRequirements{Requests: list("1", "1Gi"), Limits: list("2", "1Gi")},
-		corev1.ResourceRequirements{Requests: corev1.ResourceList{"cpu": resource.MustParse("1")}},
-		corev1.ResourceRequirements{Limits: list("1", "1Gi")},
-	)
-}
-
-func randomID(r *rand.Rand) *int64 {
-	if chance(r, 3) {
-		return nil
-	}
-	id := pick(r, int64(0), 1000, 65532)
-	return &id
-}
-
-func chance(r *rand.Rand, n int) bool { return r.IntN(n) == 0 }
-
-func pick[T any](r *rand.Rand, from ...T) T { return from[r.IntN(len(from))] }
