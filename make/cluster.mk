@@ -6,7 +6,7 @@ CLUSTER := cd test/cluster && GOWORK=off go build -o ../../build/cluster . && cd
 ##@ Cluster
 
 .PHONY: tools
-tools: ## kubectl, kind, kube-apiserver, etcd and an S3 gateway, into build/.
+tools: ## kubectl, kind, kube-apiserver (newest, oldest), etcd and an S3 gateway, into build/.
 	@$(CLUSTER) tools
 
 .PHONY: cluster

@@ -51,6 +51,31 @@ func TestCacheResumes(t *testing.T) {
 	}
 }
 
+// A step forgets its own outdated results, and not those of a step whose name is longer.
+func TestCacheForgetsOnlyItsOwn(t *testing.T) {
+	c := cache{dir: t.TempDir()}
+	get := func(b goBuild, inputs string) string {
+		t.Helper()
+		key, err := hash([]string{inputs})
+		if err != nil {
+			t.Fatal(err)
+		}
+		dir, built, err := c.get("bin-"+b.name, key, func(string) error { return nil })
+		if err != nil || !built {
+			t.Fatalf("built %v, %v", built, err)
+		}
+		return dir
+	}
+	there := func(dir string) bool { _, err := os.Stat(dir); return err == nil }
+	newest, oldest := get(kubernetes, "one"), get(oldestKubernetes, "one")
+	if !there(newest) {
+		t.Error("the oldest Kubernetes takes the newest one's place")
+	}
+	if get(kubernetes, "two"); there(newest) || !there(oldest) {
+		t.Errorf("after a new build of the newest: its old one kept %v, the oldest kept %v", there(newest), there(oldest))
+	}
+}
+
 func TestHash(t *testing.T) {
 	dir := t.TempDir()
 	file := filepath.Join(dir, "f")
@@ -96,13 +121,20 @@ func TestStage(t *testing.T) {
 	}
 }
 
-// The version that nodes are given is the version that is built.
+// The versions that programs are given are the versions that are built.
 func TestKubernetesVersion(t *testing.T) {
-	raw, err := os.ReadFile("kubernetes/go.mod")
-	if err != nil {
-		t.Fatal(err)
+	for folder, version := range map[string]string{kubernetes.folder: kubernetesVersion, oldestKubernetes.folder: oldestKubernetesVersion} {
+		raw, err := os.ReadFile(filepath.Join(folder, "go.mod"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !strings.Contains(string(raw), "k8s.io/kubernetes "+version+"\n") {
+			t.Errorf("%s/go.mod does not require k8s.io/kubernetes %s", folder, version)
+		}
 	}
-	if !strings.Contains(string(raw), "k8s.io/kubernetes "+kubernetesVersion+"\n") {
-		t.Errorf("kubernetes/go.mod does not require k8s.io/kubernetes %s", kubernetesVersion)
+	const want = "-X k8s.io/component-base/version.gitVersion=v1.30.14 -X k8s.io/component-base/version.gitMajor=1" +
+		" -X k8s.io/component-base/version.gitMinor=30 -X k8s.io/component-base/version.gitTreeState=clean"
+	if got := kubernetesLDFlags("v1.30.14"); got != want {
+		t.Errorf("flags %s", got)
 	}
 }

@@ -22,7 +22,7 @@ const (
 
 // up brings the cluster up, with everything in it Ready.
 func (e *env) up(ctx context.Context) error {
-	if err := e.tools(ctx); err != nil {
+	if err := e.link(ctx, clusterTools); err != nil {
 		return err
 	}
 	if err := e.engine(ctx); err != nil {

@@ -4,7 +4,7 @@
 // image where they can be had, and builds the node image from Go modules and
 // Debian packages where nothing can be pulled.
 //
-//	cluster tools    kubectl, kind, kube-apiserver, etcd, versitygw into build/
+//	cluster tools    kubectl, kind, kube-apiserver (newest, oldest), etcd, versitygw into build/
 //	cluster up       the cluster, with everything in it Ready
 //	cluster images   the product's images, built and loaded
 //	cluster down     remove the cluster, and the engine if we started it
@@ -18,6 +18,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"time"
 )
@@ -57,7 +58,7 @@ func run(ctx context.Context, command string) error {
 	defer unlock()
 	switch command {
 	case "tools":
-		return e.tools(ctx)
+		return e.link(ctx, slices.Concat(clusterTools, testTools))
 	case "up":
 		return e.up(ctx)
 	case "images":
@@ -89,7 +90,7 @@ func newEnv(command string) (*env, error) {
 		dir = filepath.Join(base, "kanister-kopia")
 	}
 	e.cache = cache{dir: dir}
-	for _, d := range []string{dir, filepath.Join(e.build, "logs"), filepath.Join(e.build, "bin"), filepath.Join(e.build, "envtest")} {
+	for _, d := range []string{dir, filepath.Join(e.build, "logs")} {
 		if err := os.MkdirAll(d, 0o755); err != nil {
 			return nil, err
 		}

@@ -10,8 +10,11 @@ import (
 	"strings"
 )
 
-// kubernetesVersion is the version in kubernetes/go.mod; a test holds them equal.
-const kubernetesVersion = "v1.37.2"
+// The versions in kubernetes/go.mod and kubernetes-oldest/go.mod; a test holds them equal.
+const (
+	kubernetesVersion       = "v1.37.2"
+	oldestKubernetesVersion = "v1.30.14" // the last patch of the oldest minor that the product supports
+)
 
 // goBuild is a set of programs that are built from one module.
 type goBuild struct {
@@ -22,19 +25,28 @@ type goBuild struct {
 	tags     string
 }
 
-// Without a version kubeadm and the API server take themselves for v0.0.0.
-const kubernetesLDFlags = "-X k8s.io/component-base/version.gitVersion=" + kubernetesVersion +
-	" -X k8s.io/component-base/version.gitMajor=1 -X k8s.io/component-base/version.gitMinor=37" +
-	" -X k8s.io/component-base/version.gitTreeState=clean"
+// kubernetesLDFlags give programs of Kubernetes their version: without it kubeadm
+// and the API server take themselves for v0.0.0.
+func kubernetesLDFlags(version string) string {
+	const variable = "-X k8s.io/component-base/version."
+	major, rest, _ := strings.Cut(strings.TrimPrefix(version, "v"), ".")
+	minor, _, _ := strings.Cut(rest, ".")
+	return variable + "gitVersion=" + version + " " + variable + "gitMajor=" + major + " " +
+		variable + "gitMinor=" + minor + " " + variable + "gitTreeState=clean"
+}
 
 var (
 	kubernetes = goBuild{
-		name: "kubernetes", folder: "kubernetes", ldflags: kubernetesLDFlags,
+		name: "kubernetes", folder: "kubernetes", ldflags: kubernetesLDFlags(kubernetesVersion),
 		packages: []string{
 			"k8s.io/kubernetes/cmd/kubeadm", "k8s.io/kubernetes/cmd/kubelet", "k8s.io/kubernetes/cmd/kubectl",
 			"k8s.io/kubernetes/cmd/kube-apiserver", "k8s.io/kubernetes/cmd/kube-controller-manager",
 			"k8s.io/kubernetes/cmd/kube-scheduler", "k8s.io/kubernetes/cmd/kube-proxy",
 		},
+	}
+	oldestKubernetes = goBuild{
+		name: "kubernetes-oldest", folder: "kubernetes-oldest", ldflags: kubernetesLDFlags(oldestKubernetesVersion),
+		packages: []string{"k8s.io/kubernetes/cmd/kube-apiserver"},
 	}
 	containerd = goBuild{
 		name: "containerd", folder: "containerd", tags: "no_btrfs no_devmapper no_zfs no_aufs",
@@ -77,19 +89,34 @@ func (e *env) bin(ctx context.Context, b goBuild) (string, error) {
 	return dir, err
 }
 
-// tools puts what tests and people need into build/, without Docker or root.
-func (e *env) tools(ctx context.Context) error {
-	for _, t := range []struct {
-		build goBuild
-		links map[string]string // name in build/ -> file in the cache
-	}{
-		{versitygw, map[string]string{"bin/versitygw": "versitygw"}},
-		{kind, map[string]string{"bin/kind": "kind"}},
-		{etcd, map[string]string{"envtest/etcd": "server"}},
-		{kubernetes, map[string]string{
-			"bin/kubectl": "kubectl", "envtest/kubectl": "kubectl", "envtest/kube-apiserver": "kube-apiserver",
-		}},
-	} {
+// linked is a build whose programs get a name in build/.
+type linked struct {
+	build goBuild
+	links map[string]string // name in build/ -> file in the cache
+}
+
+// clusterTools are what the cluster and people need.
+var clusterTools = []linked{
+	{versitygw, map[string]string{"bin/versitygw": "versitygw"}},
+	{kind, map[string]string{"bin/kind": "kind"}},
+	{etcd, map[string]string{"envtest/etcd": "server"}},
+	{kubernetes, map[string]string{
+		"bin/kubectl": "kubectl", "envtest/kubectl": "kubectl", "envtest/kube-apiserver": "kube-apiserver",
+	}},
+}
+
+// testTools are what only tests need: nobody waits for them who wants a cluster.
+// An envtest folder is complete with etcd and kubectl; those of the newest serve
+// the oldest API server as well.
+var testTools = []linked{
+	{etcd, map[string]string{"envtest-oldest/etcd": "server"}},
+	{kubernetes, map[string]string{"envtest-oldest/kubectl": "kubectl"}},
+	{oldestKubernetes, map[string]string{"envtest-oldest/kube-apiserver": "kube-apiserver"}},
+}
+
+// link builds programs into build/, without Docker or root.
+func (e *env) link(ctx context.Context, tools []linked) error {
+	for _, t := range tools {
 		dir, err := e.bin(ctx, t.build)
 		if err != nil {
 			return err
@@ -100,7 +127,7 @@ func (e *env) tools(ctx context.Context) error {
 			}
 		}
 	}
-	e.log.say("tools: ready in build/bin and build/envtest")
+	e.log.say("tools: ready in build/")
 	return nil
 }
 
@@ -108,6 +135,9 @@ func (e *env) tools(ctx context.Context) error {
 func relink(target, link string) error {
 	if now, err := os.Readlink(link); err == nil && now == target {
 		return nil
+	}
+	if err := os.MkdirAll(filepath.Dir(link), 0o755); err != nil {
+		return err
 	}
 	if err := os.RemoveAll(link); err != nil {
 		return err
