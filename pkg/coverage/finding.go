@@ -95,6 +95,7 @@ func Assess(pod *corev1.Pod, ns decide.Namespace) *Finding {
 		return assessAgent(pod, agent, d.Plan)
 	}
 	if d.Inject() {
+		ns.Quotas = decide.Uncounted(ns.Quotas, pod)
 		d = decide.Decide(pod, ns)
 	}
 	switch d.Reason {

@@ -99,6 +99,14 @@ func TestAssess(t *testing.T) {
 		{name: "no room", ns: shop(func(ns *decide.Namespace) {
 			ns.Limits = []corev1.LimitRangeItem{{Type: corev1.LimitTypeContainer, Max: corev1.ResourceList{"memory": resource.MustParse("1Mi")}}}
 		}), pod: plain(nil), want: "limit-range", detail: "needs 32Mi"},
+		{name: "no room in the quota, which counts the pod", ns: shop(func(ns *decide.Namespace) {
+			memory := func(s string) corev1.ResourceList {
+				return corev1.ResourceList{"requests.memory": resource.MustParse(s)}
+			}
+			ns.Quotas = []corev1.ResourceQuota{{Status: corev1.ResourceQuotaStatus{Hard: memory("330Mi"), Used: memory("320Mi")}}}
+		}), pod: plain(func(p *corev1.Pod) {
+			p.Spec.Containers[0].Resources.Requests = corev1.ResourceList{"memory": resource.MustParse("64Mi")}
+		}), want: "quota-exceeded", detail: "74Mi of requests.memory left"},
 		{name: "image cannot be pulled", ns: shop(nil), pod: injected(t, waiting("ImagePullBackOff", "not found"), nil), want: coverage.NotStarting, detail: "ImagePullBackOff: not found", blocks: true},
 		{name: "program missing", ns: shop(nil), pod: injected(t, afterEnd("StartError", 128), nil), want: coverage.NotStarting, detail: "no such file", blocks: true},
 		{name: "crashing", ns: shop(nil), pod: injected(t, afterEnd("OOMKilled", 137), nil), want: coverage.Crashing, detail: "OOMKilled, exit code 137, 3 restarts"},

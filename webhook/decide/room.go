@@ -215,6 +215,22 @@ func exceededQuota(quotas []corev1.ResourceQuota, without, with *corev1.Pod) str
 	return ""
 }
 
+// Uncounted are the quotas as they were before the pod was created: what it uses
+// is taken off what is used. For whoever asks about a pod that exists.
+func Uncounted(quotas []corev1.ResourceQuota, pod *corev1.Pod) []corev1.ResourceQuota {
+	list := make([]corev1.ResourceQuota, 0, len(quotas))
+	for i := range quotas {
+		q := quotas[i].DeepCopy()
+		if covers(q, pod) {
+			for name, used := range usage(pod) {
+				replace(q.Status.Used, name, func(all resource.Quantity) resource.Quantity { all.Sub(used); return all })
+			}
+		}
+		list = append(list, *q)
+	}
+	return list
+}
+
 func hard(q *corev1.ResourceQuota) corev1.ResourceList {
 	if len(q.Status.Hard) > 0 {
 		return q.Status.Hard
