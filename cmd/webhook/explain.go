@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"flag"
 	"fmt"
@@ -21,48 +22,74 @@ import (
 
 // runExplain prints what the webhook would decide, from files alone.
 func runExplain(args []string, stdin io.Reader, stdout io.Writer) error {
-	ns := decide.Namespace{Name: "default", Labels: map[string]string{}, Annotations: map[string]string{}}
-	file, image, output := "", "kanister-kopia.local/agent:dev", ""
+	file, name, image, output := "", "", "kanister-kopia.local/agent:dev", ""
+	labels, annotations := map[string]string{}, map[string]string{}
 	fs := flag.NewFlagSet("webhook explain", flag.ContinueOnError)
 	fs.SetOutput(stdout)
-	fs.StringVar(&file, "f", "", "the pod, YAML or JSON; -: standard input")
-	fs.StringVar(&ns.Name, "namespace", ns.Name, "name of its namespace")
-	fs.Func("namespace-labels", "key=value,… of the namespace (default "+names.InjectionLabel+"="+names.InjectionEnabled+")", into(ns.Labels))
-	fs.Func("namespace-annotations", "key=value,… of the namespace", into(ns.Annotations))
+	fs.StringVar(&file, "f", "", "pods or workloads, YAML or JSON; a Namespace, LimitRanges and ResourceQuotas\nbeside them are taken into account; -: standard input")
+	fs.StringVar(&name, "namespace", "", "name of the namespace")
+	fs.Func("namespace-labels", "key=value,… of the namespace\n(default: the file's Namespace, or "+names.InjectionLabel+"="+names.InjectionEnabled+")", into(labels))
+	fs.Func("namespace-annotations", "key=value,… of the namespace", into(annotations))
 	fs.StringVar(&image, "agent-image", image, "image of the agent")
-	fs.StringVar(&output, "o", "", "yaml: print the injected pod instead")
+	fs.StringVar(&output, "o", "", "yaml: print the injected pods instead")
 	if err := parse(fs, args); err != nil {
 		return err
 	}
-	if len(ns.Labels) == 0 {
-		ns.Labels[names.InjectionLabel] = names.InjectionEnabled
+	if output != "" && output != "yaml" {
+		return fmt.Errorf("unknown output %q; accepted: yaml", output)
 	}
-	ns.Mode = decide.ModeOf(ns.Labels)
-
-	pod, err := readPod(file, stdin)
+	in, err := open(file, stdin)
 	if err != nil {
 		return err
 	}
-	d := decide.Decide(pod, ns)
-	switch output {
-	case "":
-		return explain(stdout, pod, d)
-	case "yaml":
-		if !d.Inject() {
-			return errors.New(d.Message())
-		}
-		b, err := yaml.Marshal(render.Inject(pod, d.Plan, agentOptions(image)).Apply(pod))
-		if err != nil {
-			return fmt.Errorf("marshal pod: %w", err)
-		}
-		_, err = stdout.Write(b)
-		return err
-	default:
-		return fmt.Errorf("unknown output %q; accepted: yaml", output)
+	ns := in.namespace
+	switch {
+	case len(labels) > 0:
+		ns.Labels = labels
+	case ns.Name == "":
+		ns.Labels = map[string]string{names.InjectionLabel: names.InjectionEnabled}
 	}
+	if len(annotations) > 0 {
+		ns.Annotations = annotations
+	}
+	ns.Mode = decide.ModeOf(ns.Labels)
+
+	for i, s := range in.pods {
+		ns.Name = cmp.Or(name, in.namespace.Name, s.pod.Namespace, "default")
+		d := decide.Decide(s.pod, ns)
+		if s.misplaced {
+			d.Warnings = append(d.Warnings, "label "+names.InjectLabel+" on the workload itself does nothing; put it into the labels of its pod template")
+		}
+		if i > 0 {
+			fmt.Fprintln(stdout, map[string]string{"": "", "yaml": "---"}[output])
+		}
+		if output == "" {
+			err = explain(stdout, s.name, d)
+		} else {
+			err = printInjected(stdout, s.pod, d, agentOptions(image))
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
-func explain(w io.Writer, pod *corev1.Pod, d decide.Decision) error {
+func printInjected(w io.Writer, pod *corev1.Pod, d decide.Decision, o render.Options) error {
+	if !d.Inject() {
+		return errors.New(d.Message())
+	}
+	pod = render.Inject(pod, d.Plan, o).Apply(pod)
+	pod.APIVersion, pod.Kind = "v1", "Pod"
+	b, err := yaml.Marshal(pod)
+	if err != nil {
+		return fmt.Errorf("marshal pod: %w", err)
+	}
+	_, err = w.Write(b)
+	return err
+}
+
+func explain(w io.Writer, name string, d decide.Decision) error {
 	verdict := "not injected"
 	switch {
 	case d.Inject():
@@ -71,7 +98,7 @@ func explain(w io.Writer, pod *corev1.Pod, d decide.Decision) error {
 		verdict = "refused"
 	}
 	var b strings.Builder
-	fmt.Fprintf(&b, "pod %s: %s\n", pod.Name, verdict)
+	fmt.Fprintf(&b, "%s: %s\n", name, verdict)
 	fmt.Fprintf(&b, "why:       %s (%s)\n", d.Message(), d.Reason)
 	if p := d.Plan; p != nil {
 		for _, name := range p.Volumes {
@@ -94,28 +121,19 @@ func explain(w io.Writer, pod *corev1.Pod, d decide.Decision) error {
 	return err
 }
 
-func readPod(file string, stdin io.Reader) (*corev1.Pod, error) {
-	var raw []byte
-	var err error
+func open(file string, stdin io.Reader) (*input, error) {
 	switch file {
 	case "":
-		return nil, errors.New("-f is required: a file with a pod, or -")
+		return nil, errors.New("-f is required: a file with a pod or a workload, or -")
 	case "-":
-		raw, err = io.ReadAll(stdin)
-	default:
-		raw, err = os.ReadFile(file)
+		return readInput(stdin)
 	}
+	f, err := os.Open(file)
 	if err != nil {
 		return nil, fmt.Errorf("read pod: %w", err)
 	}
-	pod := &corev1.Pod{}
-	if err := yaml.Unmarshal(raw, pod); err != nil {
-		return nil, fmt.Errorf("read pod: %w", err)
-	}
-	if pod.Kind != "Pod" {
-		return nil, fmt.Errorf("read pod: the file holds kind %q, expected one Pod", pod.Kind)
-	}
-	return pod, nil
+	defer f.Close()
+	return readInput(f)
 }
 
 // into parses key=value,… into a map.
