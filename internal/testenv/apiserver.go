@@ -35,8 +35,10 @@ func startAPIServer(t testing.TB, folder string) *rest.Config {
 		return path
 	}
 	env := &envtest.Environment{
-		CRDDirectoryPaths:        []string{filepath.Join(Root(t), "manifests", "crds")},
-		ErrorIfCRDPathMissing:    true,
+		CRDDirectoryPaths:     []string{filepath.Join(Root(t), "manifests", "crds")},
+		ErrorIfCRDPathMissing: true,
+		// Whatever the environment says: no test touches a cluster that it did not make.
+		UseExistingCluster:       new(bool),
 		ControlPlaneStartTimeout: 2 * time.Minute,
 		ControlPlaneStopTimeout:  time.Minute,
 	}

@@ -48,6 +48,7 @@ func TestIntegrationAdmission(t *testing.T) {
 		random int
 	}{
 		{"newest", testenv.StartAPIServer, 1500},
+		{"oldest", testenv.StartOldestAPIServer, 500},
 	} {
 		t.Run(server.name, func(t *testing.T) {
 			a := startAdmission(t, server.start(t))
