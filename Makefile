@@ -52,8 +52,10 @@ e2e: need-cc cluster images deploy ## The demo's flow and its failures, asserted
 	@$(GO_TEST) -timeout 40m -tags e2e -count 1 ./test/e2e -args -ginkgo.v=$(or $(V),0)
 
 .PHONY: bench
-bench: ## Speed and memory; compare figures of one run only.
-	@go test -run '^$$' -bench . -benchtime 3x -benchmem ./repositoryserver ./webhook/...
+bench: tools cluster images deploy ## Speed and memory; compare figures of one run only.
+	@go test -run '^$$' -bench . -benchtime 3x -benchmem ./repositoryserver
+	@GOGC=400 go test -run '^$$' -bench . -benchtime 3s -benchmem ./webhook/...
+	@go run ./test/podstart
 
 .PHONY: need-cc
 need-cc:

@@ -6,21 +6,19 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
-	"log/slog"
+	"io"
 	"net/http"
 	"net/http/httptest"
+	"runtime"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
-	"k8s.io/utils/clock"
-	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
 
 	"github.com/kanister-kopia/kanister-kopia/webhook/decide"
-	"github.com/kanister-kopia/kanister-kopia/webhook/render"
 	"github.com/kanister-kopia/kanister-kopia/webhook/serve"
 )
 
@@ -29,17 +27,11 @@ import (
 // budgets: 2 containers and 3 volumes at most 0.5 ms per operation on one core
 // (2,000/s); 20 containers and 40 volumes p50 at most 1.5 ms, p99 at most 5 ms.
 func BenchmarkAdmission(b *testing.B) {
-	for _, size := range []struct{ containers, volumes int }{{1, 0}, {2, 3}, {20, 40}} {
+	for _, size := range []struct{ containers, volumes int }{{1, 0}, {2, 3}, {2, 5}, {5, 15}, {20, 40}} {
 		b.Run(fmt.Sprintf("containers=%d/volumes=%d", size.containers, size.volumes), func(b *testing.B) {
 			body := review(b, "shop", "CREATE", largePod(b, size.containers, size.volumes))
-			handler := &admission.Webhook{Handler: &serve.Injector{
-				Mode:       decide.ModeEnabled,
-				Namespaces: fakeNamespaces{"shop": {Name: "shop"}},
-				Options:    render.Options{Image: "agent", Version: "v1"},
-				Metrics:    serve.NewMetrics(prometheus.NewRegistry()),
-				Log:        slog.New(slog.DiscardHandler),
-				Clock:      clock.RealClock{},
-			}}
+			handler := injector()
+			handler.Namespaces = fakeNamespaces{"shop": limitedNamespace()}
 			b.SetBytes(int64(len(body)))
 			b.ReportAllocs()
 			var times []time.Duration
@@ -54,10 +46,73 @@ func BenchmarkAdmission(b *testing.B) {
 					b.Fatal(w.Body)
 				}
 			}
-			slices.Sort(times)
-			b.ReportMetric(float64(times[len(times)/2].Microseconds()), "p50-µs")
-			b.ReportMetric(float64(times[len(times)*99/100].Microseconds()), "p99-µs")
+			percentiles(b, times)
 		})
+	}
+}
+
+// BenchmarkAdmissionOverTLS asks the real server on loopback, as the API server
+// does: HTTP/2, connections kept. Client and server share the processors.
+func BenchmarkAdmissionOverTLS(b *testing.B) {
+	for _, clients := range []int{1, 16} {
+		b.Run(fmt.Sprintf("clients=%d", clients), func(b *testing.B) {
+			s := start(b)
+			s.client.Transport.(*http.Transport).ForceAttemptHTTP2 = true
+			body := review(b, "shop", "CREATE", largePod(b, 2, 3))
+			var mu sync.Mutex
+			var times []time.Duration
+			b.ReportAllocs()
+			b.SetParallelism(max(1, clients/runtime.GOMAXPROCS(0)))
+			b.ResetTimer()
+			one := func() time.Duration {
+				begin := time.Now()
+				resp, err := s.client.Post(s.url+serve.Path(decide.ModeEnabled), "application/json", bytes.NewReader(body))
+				if err != nil {
+					b.Error(err)
+					return 0
+				}
+				_, _ = io.Copy(io.Discard, resp.Body)
+				_ = resp.Body.Close()
+				if resp.StatusCode != http.StatusOK {
+					b.Error(resp.Status)
+				}
+				return time.Since(begin)
+			}
+			if clients == 1 {
+				for range b.N {
+					times = append(times, one())
+				}
+			} else {
+				b.RunParallel(func(pb *testing.PB) {
+					var own []time.Duration
+					for pb.Next() {
+						own = append(own, one())
+					}
+					mu.Lock()
+					defer mu.Unlock()
+					times = append(times, own...)
+				})
+			}
+			b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "admissions/s")
+			percentiles(b, times)
+		})
+	}
+}
+
+func percentiles(b *testing.B, times []time.Duration) {
+	b.Helper()
+	slices.Sort(times)
+	b.ReportMetric(float64(times[len(times)/2].Microseconds()), "p50-µs")
+	b.ReportMetric(float64(times[len(times)*99/100].Microseconds()), "p99-µs")
+}
+
+// limitedNamespace has rules on resources, which cost time.
+func limitedNamespace() decide.Namespace {
+	memory := func(s string) corev1.ResourceList { return corev1.ResourceList{"memory": resource.MustParse(s)} }
+	return decide.Namespace{
+		Name:   "shop",
+		Limits: []corev1.LimitRangeItem{{Type: corev1.LimitTypeContainer, Min: memory("64Mi"), Max: memory("2Gi")}},
+		Quotas: []corev1.ResourceQuota{{Status: corev1.ResourceQuotaStatus{Hard: corev1.ResourceList{"requests.memory": resource.MustParse("64Gi")}}}},
 	}
 }
 

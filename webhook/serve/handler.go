@@ -17,8 +17,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/utils/clock"
-	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
-	kjson "sigs.k8s.io/json"
 
 	"github.com/kanister-kopia/kanister-kopia/webhook/decide"
 	"github.com/kanister-kopia/kanister-kopia/webhook/render"
@@ -38,33 +36,49 @@ type Injector struct {
 	Clock      clock.PassiveClock
 }
 
-var _ admission.Handler = (*Injector)(nil)
+var _ http.Handler = (*Injector)(nil)
 
-// Handle answers one request. It allows every pod but a malformed one: a response
+// ServeHTTP answers one review. It allows every pod but a malformed one: a response
 // that does not allow is final for the API server, whatever the failure policy.
-func (i *Injector) Handle(ctx context.Context, req admission.Request) (resp admission.Response) {
+func (i *Injector) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	start := i.Clock.Now()
-	d := decide.Decision{}
+	req, err := readReview(w, r)
+	if err != nil {
+		// No review, no answer to it: for the API server this is a failed call.
+		i.Log.Error("bad request", "error", err.Error())
+		i.Metrics.observe(decide.InternalError, i.Clock.Since(start))
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	d, resp := i.answer(r.Context(), req)
+	resp.UID = req.UID
+	w.Header().Set("Content-Type", "application/json")
+	if err := writeReview(w, resp); err != nil {
+		i.Log.Error("the answer could not be sent", "uid", req.UID, "error", err.Error())
+	}
+	i.Metrics.observe(d.Reason, i.Clock.Since(start))
+}
+
+// answer is admit, whatever happens in it.
+func (i *Injector) answer(ctx context.Context, req *request) (d decide.Decision, resp *admissionv1.AdmissionResponse) {
 	defer func() {
 		if r := recover(); r != nil {
 			d = decide.Decision{Reason: decide.InternalError, Detail: fmt.Sprint(r)}
 			i.Log.Error("panic while injecting", "uid", req.UID, "namespace", req.Namespace, "panic", fmt.Sprint(r), "stack", string(debug.Stack()))
 			resp = allow(d)
 		}
-		i.Metrics.observe(d.Reason, i.Clock.Since(start))
 	}()
-	d, resp = i.admit(ctx, req)
-	return resp
+	return i.admit(ctx, req)
 }
 
-func (i *Injector) admit(ctx context.Context, req admission.Request) (decide.Decision, admission.Response) {
+func (i *Injector) admit(ctx context.Context, req *request) (decide.Decision, *admissionv1.AdmissionResponse) {
 	if req.Operation != admissionv1.Create || req.Resource.Group != "" || req.Resource.Resource != "pods" || req.SubResource != "" {
 		d := decide.Decision{Reason: decide.NotAPodCreation}
 		return d, allow(d)
 	}
-	pod := &corev1.Pod{}
-	if err := kjson.UnmarshalCaseSensitivePreserveInts(req.Object.Raw, pod); err != nil {
-		return i.fail(req, decide.InternalError, fmt.Errorf("decode pod: %w", err))
+	pod := req.Pod
+	if pod == nil {
+		return i.fail(req, decide.InternalError, req.why)
 	}
 	ns, err := i.Namespaces.Get(ctx, req.Namespace)
 	if err != nil {
@@ -99,23 +113,23 @@ func (i *Injector) admit(ctx context.Context, req admission.Request) (decide.Dec
 	return d, resp
 }
 
-func (i *Injector) fail(req admission.Request, reason decide.Reason, err error) (decide.Decision, admission.Response) {
+func (i *Injector) fail(req *request, reason decide.Reason, err error) (decide.Decision, *admissionv1.AdmissionResponse) {
 	d := decide.Decision{Reason: reason, Detail: err.Error()}
 	i.Log.Error("pod not injected", "namespace", req.Namespace, "pod", req.Name, "uid", req.UID, "reason", reason, "error", err.Error())
 	d.Warnings = []string{"no backup agent: " + d.Message()}
 	return d, allow(d)
 }
 
-func allow(d decide.Decision) admission.Response {
-	return admission.Response{AdmissionResponse: admissionv1.AdmissionResponse{
+func allow(d decide.Decision) *admissionv1.AdmissionResponse {
+	return &admissionv1.AdmissionResponse{
 		Allowed:  true,
 		Result:   &metav1.Status{Code: http.StatusOK},
 		Warnings: d.Warnings,
-	}}
+	}
 }
 
-func deny(d decide.Decision) admission.Response {
-	return admission.Response{AdmissionResponse: admissionv1.AdmissionResponse{
+func deny(d decide.Decision) *admissionv1.AdmissionResponse {
+	return &admissionv1.AdmissionResponse{
 		Allowed: false,
 		Result: &metav1.Status{
 			Status:  metav1.StatusFailure,
@@ -123,7 +137,7 @@ func deny(d decide.Decision) admission.Response {
 			Reason:  metav1.StatusReasonBadRequest,
 			Message: d.Message(),
 		},
-	}}
+	}
 }
 
 // podName is the name, or what a controller gave for one to be made from.

@@ -64,7 +64,7 @@ type server struct {
 }
 
 // start runs the real server on loopback with a certificate from files.
-func start(t *testing.T) *server {
+func start(t testing.TB) *server {
 	t.Helper()
 	s := &server{certDir: t.TempDir(), reg: prometheus.NewRegistry()}
 	log := slog.New(slog.NewJSONHandler(io.Discard, nil))
@@ -114,7 +114,7 @@ func start(t *testing.T) *server {
 	return s
 }
 
-func eventually(t *testing.T, check func() error) {
+func eventually(t testing.TB, check func() error) {
 	t.Helper()
 	deadline := time.After(20 * time.Second)
 	tick := time.NewTicker(20 * time.Millisecond)
@@ -132,7 +132,7 @@ func eventually(t *testing.T, check func() error) {
 	}
 }
 
-func freePort(t *testing.T) int {
+func freePort(t testing.TB) int {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -142,7 +142,7 @@ func freePort(t *testing.T) int {
 	return l.Addr().(*net.TCPAddr).Port
 }
 
-func writeCertificate(t *testing.T, dir string, notAfter time.Time) *x509.CertPool {
+func writeCertificate(t testing.TB, dir string, notAfter time.Time) *x509.CertPool {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {

@@ -23,7 +23,6 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/metrics"
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 	"sigs.k8s.io/controller-runtime/pkg/webhook"
-	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
 
 	"github.com/kanister-kopia/kanister-kopia/webhook/decide"
 	"github.com/kanister-kopia/kanister-kopia/webhook/render"
@@ -113,7 +112,7 @@ func Register(server webhook.Server, i Injector) {
 	for _, mode := range []decide.Mode{decide.ModeEnabled, decide.ModeAll} {
 		injector := i
 		injector.Mode = mode
-		server.Register(Path(mode), &admission.Webhook{Handler: &injector})
+		server.Register(Path(mode), &injector)
 	}
 }
 
