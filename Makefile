@@ -57,6 +57,10 @@ bench: tools cluster images deploy ## Speed and memory; compare figures of one r
 	@GOGC=400 go test -run '^$$' -bench . -benchtime 3s -benchmem ./webhook/...
 	@go run ./test/podstart
 
+.PHONY: golden
+golden: ## Refresh the expected pods of the injector; read the diff.
+	@go test ./webhook/render -run TestGolden -update
+
 .PHONY: need-cc
 need-cc:
 	@command -v $${CC:-cc} >/dev/null || { echo "no C compiler: the race detector needs one (apt-get install gcc)" >&2; exit 1; }

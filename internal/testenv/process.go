@@ -20,6 +20,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/go-logr/logr"
+	"sigs.k8s.io/controller-runtime/pkg/log"
+
 	"github.com/kanister-kopia/kanister-kopia/agent/client"
 	"github.com/kanister-kopia/kanister-kopia/pkg/names"
 )
@@ -57,6 +60,7 @@ var built struct {
 
 // Main runs a test binary's tests and removes the programs that they built.
 func Main(m *testing.M) {
+	log.SetLogger(logr.Discard())
 	code := m.Run()
 	if built.dir != "" {
 		_ = os.RemoveAll(built.dir)

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -25,10 +26,14 @@ var update = flag.Bool("update", false, "write testdata/*.golden.yaml anew")
 
 var options = render.Options{Image: "kanister-kopia.local/agent:v1", Version: "v1"}
 
-// TestGolden injects each pod of testdata. A file holds the namespace and the pod;
-// its twin holds the decision and the pod that results. Refresh the twins with
+// TestGolden injects each pod of testdata. A file holds the namespace and the pod,
+// and on top what is expected, written by hand:
 //
-//	go test ./webhook/render -run TestGolden -update
+//	# expect: injected; volumes: data, wal; uid: 999
+//
+// (uid "-": the cluster chooses; otherwise just the reason). Its twin holds the
+// decision and the pod that results. `make golden` refreshes the twins; it cannot
+// change what is expected.
 func TestGolden(t *testing.T) {
 	files, err := filepath.Glob("testdata/*.yaml")
 	if err != nil {
@@ -41,8 +46,11 @@ func TestGolden(t *testing.T) {
 		}
 		count++
 		t.Run(strings.TrimSuffix(filepath.Base(file), ".yaml"), func(t *testing.T) {
-			ns, document := readCase(t, file)
+			ns, document, expect := readCase(t, file)
 			decision, injected := inject(t, document, ns, options)
+			if got := summary(decision); got != expect {
+				t.Fatalf("got %q, want %q", got, expect)
+			}
 			converges(t, injected, ns)
 			touchesOnlyOurs(t, parse(t, document), parse(t, injected))
 			if decision.Inject() {
@@ -66,7 +74,7 @@ func TestGolden(t *testing.T) {
 			}
 		})
 	}
-	if count < 12 {
+	if count < 60 {
 		t.Errorf("only %d pods found", count)
 	}
 }
@@ -198,7 +206,7 @@ func marshal(t testing.TB, v any) []byte {
 	return b
 }
 
-func readCase(t testing.TB, file string) (decide.Namespace, []byte) {
+func readCase(t testing.TB, file string) (decide.Namespace, []byte, string) {
 	t.Helper()
 	raw, err := os.ReadFile(file)
 	if err != nil {
@@ -216,7 +224,21 @@ func readCase(t testing.TB, file string) (decide.Namespace, []byte) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return decide.Namespace{Name: ns.Name, Labels: ns.Labels, Annotations: ns.Annotations, Mode: decide.ModeOf(ns.Labels)}, document
+	_, expect, _ := strings.Cut(string(first), "# expect: ")
+	expect, _, _ = strings.Cut(expect, "\n")
+	return decide.Namespace{Name: ns.Name, Labels: ns.Labels, Annotations: ns.Annotations, Mode: decide.ModeOf(ns.Labels)}, document, expect
+}
+
+// summary is a decision in the words of an expectation.
+func summary(d decide.Decision) string {
+	if !d.Inject() {
+		return string(d.Reason)
+	}
+	uid := "-"
+	if d.Plan.RunAs.EffectiveUID != nil {
+		uid = strconv.FormatInt(*d.Plan.RunAs.EffectiveUID, 10)
+	}
+	return fmt.Sprintf("%s; volumes: %s; uid: %s", d.Reason, strings.Join(d.Plan.Volumes, ", "), uid)
 }
 
 func golden(t *testing.T, d decide.Decision, document []byte) []byte {
