@@ -84,7 +84,7 @@ func Run(ctx context.Context, config *rest.Config, o Options) error {
 	publisher := &cabundle.Publisher{Client: mgr.GetClient(), ControlPlane: o.Namespace, Bundle: bundle}
 	movers := &mover.Movers{Client: direct, Agents: agents, CA: publisher, Image: o.AgentImage, PullPolicy: o.PullPolicy}
 	data := &function.Data{
-		Client: direct, Movers: movers, Agents: agents, Log: o.Log,
+		Client: direct, Movers: movers, Agents: agents, Clock: clock.RealClock{}, Log: o.Log,
 		Repositories: &repository.Manager{Client: direct, Namespace: o.Namespace, Agents: agents, CA: bundle},
 	}
 	companion := &function.Companion{

@@ -204,7 +204,7 @@ func (d *Detector) look(ctx context.Context, meta *corev1.Namespace, held *hold.
 			f := Assess(pod, ns)
 			if f != nil && f.Reason == Missing && !limits {
 				// Is it for want of room? The namespace's rules are read only now.
-				if err := d.readLimits(ctx, &ns); err != nil {
+				if err := readLimits(ctx, d.Client, &ns); err != nil {
 					return nil, err
 				}
 				limits, f = true, Assess(pod, ns)
@@ -227,22 +227,6 @@ func (d *Detector) look(ctx context.Context, meta *corev1.Namespace, held *hold.
 		return nil, err
 	}
 	return l, d.lookAtLabels(ctx, ns.Name, l)
-}
-
-func (d *Detector) readLimits(ctx context.Context, ns *decide.Namespace) error {
-	var ranges corev1.LimitRangeList
-	if err := d.Client.List(ctx, &ranges, client.InNamespace(ns.Name)); err != nil {
-		return fmt.Errorf("list limit ranges: %w", err)
-	}
-	var quotas corev1.ResourceQuotaList
-	if err := d.Client.List(ctx, &quotas, client.InNamespace(ns.Name)); err != nil {
-		return fmt.Errorf("list resource quotas: %w", err)
-	}
-	for i := range ranges.Items {
-		ns.Limits = append(ns.Limits, ranges.Items[i].Spec.Limits...)
-	}
-	ns.Quotas = quotas.Items
-	return nil
 }
 
 // lookAtRefused finds pods that do not even exist, because something refused them

@@ -166,6 +166,13 @@ kanister_kopia_pods_without_agent{namespace="shop",owner="web",owner_kind="Deplo
 	}
 	metric(`kanister_kopia_pods_without_agent{namespace="shop",owner="successor",owner_kind="Pod",reason="on-hold"} 1
 `)
+	var successor corev1.Pod
+	must(t, c.Get(ctx, client.ObjectKey{Namespace: "shop", Name: "successor"}, &successor))
+	why, err := coverage.Explain(ctx, c, names.ControlPlaneNamespace, &successor, shop(nil), clk.Now())
+	must(t, err)
+	if !strings.Contains(why, "injection is on hold") || !strings.Contains(why, "no such image") || !strings.Contains(why, "create the pod anew") {
+		t.Errorf("why: %q", why)
+	}
 	// Another pod gets its agent started: injection goes on.
 	lucky := withAgent(t, "lucky")
 	must(t, c.Create(ctx, lucky))

@@ -15,6 +15,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/kanister-kopia/kanister-kopia/agent/api"
+	"github.com/kanister-kopia/kanister-kopia/pkg/coverage"
 	"github.com/kanister-kopia/kanister-kopia/pkg/names"
 	"github.com/kanister-kopia/kanister-kopia/pkg/repository"
 	"github.com/kanister-kopia/kanister-kopia/pkg/volumes"
@@ -135,7 +136,7 @@ func (d *Data) resolve(ctx context.Context, namespace, name, container, file str
 		if err := d.Client.Get(ctx, client.ObjectKey{Name: namespace}, &ns); err != nil {
 			return source{}, fmt.Errorf("pod %s/%s has no agent; read namespace %s: %w", namespace, name, namespace, err)
 		}
-		return source{}, fmt.Errorf("pod %s/%s has no agent: %s", namespace, name, whyNoAgent(&pod, ns.Labels))
+		return source{}, fmt.Errorf("pod %s/%s has no agent: %s", namespace, name, d.whyNoAgent(ctx, &pod, &ns))
 	}
 	return source{Location: location, path: path.Clean(file), username: identity(&pod, location)}, nil
 }
@@ -147,16 +148,29 @@ func hasAgent(pod *corev1.Pod) bool {
 func isAgent(c corev1.Container) bool { return c.Name == names.AgentContainer }
 
 // whyNoAgent says what is missing and what to do.
-func whyNoAgent(pod *corev1.Pod, namespace map[string]string) string {
-	switch mode := decide.ModeOf(namespace); {
-	case mode == "":
+func (d *Data) whyNoAgent(ctx context.Context, pod *corev1.Pod, meta *metav1.PartialObjectMetadata) string {
+	ns := decide.Namespace{Name: meta.Name, Labels: meta.Labels, Annotations: meta.Annotations, Mode: decide.ModeOf(meta.Labels)}
+	if why := labelsMissing(pod, ns); why != "" {
+		return why
+	}
+	why, err := coverage.Explain(ctx, d.Client, d.Repositories.Namespace, pod, ns, d.Clock.Now())
+	if err != nil {
+		return "why could not be found out: " + err.Error()
+	}
+	return why
+}
+
+// labelsMissing says which label has to be set where, "" if all are there.
+func labelsMissing(pod *corev1.Pod, ns decide.Namespace) string {
+	switch {
+	case ns.Mode == decide.ModeNone:
 		return fmt.Sprintf("namespace %s has not opted in: label it %s=%s, then restart the workload", pod.Namespace, names.InjectionLabel, names.InjectionEnabled)
 	case pod.Labels[names.InjectLabel] == "false":
 		return fmt.Sprintf("it opted out with label %s=false: take the label out of the workload's pod template", names.InjectLabel)
-	case string(mode) == names.InjectionEnabled && pod.Labels[names.InjectLabel] != "true":
+	case ns.Mode == decide.ModeEnabled && pod.Labels[names.InjectLabel] != "true":
 		return fmt.Sprintf("the workload's pod template lacks label %s=true: add it, which restarts the workload", names.InjectLabel)
 	default:
-		return "its labels ask for one, so it was created before the namespace opted in or while the webhook was not there: restart the workload; if it still has none, look at the webhook's log"
+		return ""
 	}
 }
 

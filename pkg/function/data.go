@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"time"
 
+	"k8s.io/utils/clock"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/kanister-kopia/kanister-kopia/agent/api"
@@ -28,6 +29,7 @@ type Data struct {
 	Repositories *repository.Manager
 	Movers       *mover.Movers
 	Agents       repository.Connector
+	Clock        clock.PassiveClock
 	Log          *slog.Logger
 }
 

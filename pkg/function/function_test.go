@@ -13,6 +13,7 @@ import (
 	"github.com/kanister-kopia/kanister-kopia/agent/api"
 	"github.com/kanister-kopia/kanister-kopia/pkg/param"
 	"github.com/kanister-kopia/kanister-kopia/pkg/volumes"
+	"github.com/kanister-kopia/kanister-kopia/webhook/decide"
 )
 
 func TestSizeText(t *testing.T) {
@@ -120,24 +121,24 @@ func TestPlan(t *testing.T) {
 	}
 }
 
-func TestWhyNoAgent(t *testing.T) {
+func TestLabelsMissing(t *testing.T) {
 	pod := func(labels map[string]string) *corev1.Pod {
 		return &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "db-0", Labels: labels}}
 	}
-	enabled := map[string]string{"kopia.kanister.io/injection": "enabled"}
 	for _, c := range []struct {
-		name      string
-		pod       *corev1.Pod
-		namespace map[string]string
-		want      string
+		name string
+		pod  *corev1.Pod
+		mode decide.Mode
+		want string
 	}{
-		{"not opted in", pod(nil), nil, "label it kopia.kanister.io/injection=enabled"},
-		{"no label", pod(nil), enabled, "lacks label kopia.kanister.io/inject=true"},
-		{"opted out", pod(map[string]string{"kopia.kanister.io/inject": "false"}), enabled, "opted out"},
-		{"too old", pod(map[string]string{"kopia.kanister.io/inject": "true"}), enabled, "restart the workload"},
-		{"mode all, too old", pod(nil), map[string]string{"kopia.kanister.io/injection": "all"}, "restart the workload"},
+		{"not opted in", pod(nil), decide.ModeNone, "label it kopia.kanister.io/injection=enabled"},
+		{"no label", pod(nil), decide.ModeEnabled, "lacks label kopia.kanister.io/inject=true"},
+		{"opted out", pod(map[string]string{"kopia.kanister.io/inject": "false"}), decide.ModeEnabled, "opted out"},
+		{"labelled", pod(map[string]string{"kopia.kanister.io/inject": "true"}), decide.ModeEnabled, ""},
+		{"mode all", pod(nil), decide.ModeAll, ""},
 	} {
-		if got := whyNoAgent(c.pod, c.namespace); !strings.Contains(got, c.want) {
+		got := labelsMissing(c.pod, decide.Namespace{Name: "shop", Mode: c.mode})
+		if !strings.Contains(got, c.want) || (got == "") != (c.want == "") {
 			t.Errorf("%s: %q, want %q in it", c.name, got, c.want)
 		}
 	}

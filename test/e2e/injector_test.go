@@ -33,6 +33,12 @@ const (
 
 var _ = Describe("the injector", Ordered, func() {
 	BeforeAll(func(ctx SpecContext) {
+		// Last of all, after what the specs themselves put back.
+		DeferCleanup(func(ctx SpecContext) {
+			for _, name := range []string{injected, everything, baseline, rooted, narrow} {
+				Expect(client.IgnoreNotFound(cluster.Delete(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}}))).To(Succeed())
+			}
+		}, NodeTimeout(short))
 		for name, meta := range map[string]metav1.ObjectMeta{
 			injected:   {Labels: map[string]string{names.InjectionLabel: "enabled"}},
 			everything: {Labels: map[string]string{names.InjectionLabel: "all", "pod-security.kubernetes.io/enforce": "restricted"}},
@@ -49,12 +55,6 @@ var _ = Describe("the injector", Ordered, func() {
 			Expect(cluster.Bind(ctx, name, "kanister-kopia-namespace")).To(Succeed())
 		}
 	}, NodeTimeout(long))
-
-	AfterAll(func(ctx SpecContext) {
-		for _, name := range []string{injected, everything, baseline, rooted, narrow} {
-			Expect(client.IgnoreNotFound(cluster.Delete(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}}))).To(Succeed())
-		}
-	}, NodeTimeout(short))
 
 	It("lets Jobs complete", func(ctx SpecContext) {
 		once := int32(0)
@@ -218,6 +218,22 @@ var _ = Describe("the injector", Ordered, func() {
 		}
 	}, SpecTimeout(long))
 
+	It("refuses what has no agent in a strict namespace", func(ctx SpecContext) {
+		pod := trial(baseline, nil)
+		Expect(cluster.Create(ctx, pod, client.DryRunAll)).To(Succeed())
+		_, err := cluster.Kubectl(ctx, "label", "namespace", baseline, names.StrictLabel+"=true")
+		Expect(err).NotTo(HaveOccurred())
+		pod = trial(baseline, nil)
+		Expect(cluster.Create(ctx, pod, client.DryRunAll)).To(Succeed())
+		Expect(hasAgent(pod)).To(BeTrue())
+		// Nothing to back up, but backups asked for.
+		Eventually(func() error {
+			pod := trial(baseline, nil)
+			delete(pod.Annotations, names.VolumesAnnotation)
+			return cluster.Create(ctx, pod, client.DryRunAll)
+		}, short, time.Second).Should(MatchError(ContainSubstring("has no Kopia agent")))
+	}, SpecTimeout(short))
+
 	It("is missed by no application: pods start without it, and their owner is told", func(ctx SpecContext) {
 		_, err := cluster.Kubectl(ctx, "rollout", "restart", "-n", injected, "deployment/rolling")
 		Expect(err).NotTo(HaveOccurred())
@@ -225,9 +241,17 @@ var _ = Describe("the injector", Ordered, func() {
 		DeferCleanup(func(ctx SpecContext) {
 			scale(ctx, names.ControlPlaneNamespace, "kanister-kopia-webhook", 2)
 			Expect(cluster.Rollout(ctx, names.ControlPlaneNamespace, "deployment/kanister-kopia-webhook")).To(Succeed())
+			answers(ctx)
 		}, NodeTimeout(short))
 		_, err = cluster.Kubectl(ctx, "delete", "pods", "-n", names.ControlPlaneNamespace, "-l", "app.kubernetes.io/name=kanister-kopia-webhook", "--grace-period=0", "--force")
 		Expect(err).NotTo(HaveOccurred())
+		Expect(cluster.Rollout(ctx, injected, "deployment/rolling")).To(Succeed())
+		// A replica answers on connections that the API server holds until it is killed.
+		Eventually(func(g Gomega) {
+			pod := trial(injected, nil)
+			g.Expect(cluster.Create(ctx, pod, client.DryRunAll)).To(Succeed())
+			g.Expect(hasAgent(pod)).To(BeFalse())
+		}, short, time.Second).Should(Succeed())
 		_, err = cluster.Kubectl(ctx, "rollout", "restart", "-n", injected, "deployment/rolling")
 		Expect(err).NotTo(HaveOccurred())
 		Expect(cluster.Rollout(ctx, injected, "deployment/rolling")).To(Succeed())
@@ -459,6 +483,18 @@ func setAgentImage(ctx context.Context, image string) {
 	Eventually(func() int {
 		return len(podsOf(ctx, names.ControlPlaneNamespace, "app.kubernetes.io/name", "kanister-kopia-webhook"))
 	}, short, time.Second).Should(Equal(2))
+	answers(ctx)
+}
+
+// answers waits until the API server reaches the webhook: the network learns of
+// new replicas a moment after they are ready.
+func answers(ctx context.Context) {
+	GinkgoHelper()
+	Eventually(func(g Gomega) {
+		pod := trial(rooted, nil)
+		g.Expect(cluster.Create(ctx, pod, client.DryRunAll)).To(Succeed())
+		g.Expect(hasAgent(pod)).To(BeTrue())
+	}, short, 200*time.Millisecond).Should(Succeed())
 }
 
 func holds() *corev1.ConfigMap {

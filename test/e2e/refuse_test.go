@@ -86,6 +86,9 @@ var _ = Describe("files of a plain pod", Ordered, func() {
 		asked := map[string]string{names.InjectLabel: "true"}
 		Expect(cluster.Create(ctx, filesPod(optedIn, "labelled", asked))).To(Succeed())
 		Expect(cluster.Create(ctx, filesPod(optedIn, "unlabelled", nil))).To(Succeed())
+		networked := filesPod(optedIn, "networked", asked)
+		networked.Spec.HostNetwork = true
+		Expect(cluster.Create(ctx, networked)).To(Succeed())
 		Expect(cluster.Create(ctx, filesPod(plain, "labelled", asked))).To(Succeed())
 		for _, pod := range []string{optedIn + "/labelled", optedIn + "/unlabelled", plain + "/labelled"} {
 			namespace, name, _ := strings.Cut(pod, "/")
@@ -194,6 +197,7 @@ var _ = Describe("files of a plain pod", Ordered, func() {
 		},
 		Entry("namespace not opted in", plain, "labelled", "/data", "e2e", "has no agent", "has not opted in", "kopia.kanister.io/injection=enabled"),
 		Entry("pod without the label", optedIn, "unlabelled", "/data", "e2e", "has no agent", "kopia.kanister.io/inject=true"),
+		Entry("pod on the host's network", optedIn, "networked", "/data", "e2e", "has no agent", "uses the host's network", "kopia.kanister.io/inject=false"),
 		Entry("path outside any volume", optedIn, "labelled", "/etc", "e2e", "/etc of container app is on no volume"),
 		Entry("path that climbs out", optedIn, "labelled", "/data/../etc", "e2e", "/etc"),
 		Entry("path that does not exist", optedIn, "labelled", "/data/lost", "e2e", "/lost does not exist"),

@@ -11,14 +11,17 @@ import (
 	"testing"
 	"time"
 
+	"github.com/go-logr/logr"
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
+	"sigs.k8s.io/controller-runtime/pkg/log"
 
 	"github.com/kanister-kopia/kanister-kopia/test/scenario"
 )
 
 func TestE2E(t *testing.T) {
 	RegisterFailHandler(Fail)
+	log.SetLogger(logr.Discard())
 	RunSpecs(t, "kanister-kopia")
 }
 
