@@ -152,6 +152,23 @@ func TestRunSurvivesBrokenConnections(t *testing.T) {
 	}
 }
 
+// Who asks about an operation that has ended meanwhile learns what it did.
+func TestRunTellsTheLastProgress(t *testing.T) {
+	r := serve(t)
+	close(r.runner.steps)
+	if _, err := r.Run(t.Context(), request, func(api.Progress) {}); err != nil {
+		t.Fatal(err)
+	}
+	op, err := r.Start(t.Context(), request)
+	if err != nil || !op.State.Done() {
+		t.Fatalf("%+v, %v", op, err)
+	}
+	var last *api.Progress
+	if _, err := r.Run(t.Context(), request, func(p api.Progress) { last = &p }); err != nil || last == nil || *last != op.Progress {
+		t.Errorf("last progress %+v, want %+v, %v", last, op.Progress, err)
+	}
+}
+
 func TestRunEndsWithItsContext(t *testing.T) {
 	for name, c := range map[string]struct {
 		cause error

@@ -207,6 +207,8 @@ func (c *Client) follow(ctx context.Context, req api.StartRequest, progress func
 		if err == nil {
 			pause, lost = firstPause, time.Time{}
 			if op.State.Done() {
+				// What it did in the end may have come over no stream.
+				progress(op.Progress)
 				return op, nil
 			}
 			err = c.watch(ctx, req.ID, func(op api.Operation) { progress(op.Progress) })
