@@ -12,7 +12,6 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/utils/ptr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/kanister-kopia/kanister-kopia/pkg/kube"
@@ -52,13 +51,13 @@ func (t task) render(call Call, policy corev1.PullPolicy) (*corev1.Pod, error) {
 	container := corev1.Container{
 		Name: taskContainer, Image: t.image, Command: t.command, ImagePullPolicy: policy,
 		SecurityContext: &corev1.SecurityContext{
-			AllowPrivilegeEscalation: ptr.To(false),
+			AllowPrivilegeEscalation: new(false),
 			Capabilities:             &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}},
 		},
 	}
 	spec := corev1.PodSpec{
 		RestartPolicy:                corev1.RestartPolicyNever,
-		AutomountServiceAccountToken: ptr.To(t.serviceAccount != ""),
+		AutomountServiceAccountToken: new(t.serviceAccount != ""),
 		ServiceAccountName:           t.serviceAccount,
 		SecurityContext: &corev1.PodSecurityContext{
 			RunAsUser: t.identity.UID, RunAsGroup: t.identity.GID,
@@ -68,7 +67,7 @@ func (t task) render(call Call, policy corev1.PullPolicy) (*corev1.Pod, error) {
 		},
 	}
 	if t.identity.UID != nil {
-		spec.SecurityContext.RunAsNonRoot = ptr.To(true)
+		spec.SecurityContext.RunAsNonRoot = new(true)
 	}
 	for i, claim := range slices.Sorted(maps.Keys(t.claims)) {
 		name := fmt.Sprintf("claim-%d", i)

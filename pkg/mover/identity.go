@@ -45,10 +45,10 @@ func FromPodSpec(spec *corev1.PodSpec, volume string) Identity {
 func FromOwner(uid, gid uint32) Identity {
 	var id Identity
 	if uid != 0 {
-		id.UID = ptr(int64(uid))
+		id.UID = new(int64(uid))
 	}
 	if gid != 0 {
-		id.GID, id.FSGroup = ptr(int64(gid)), ptr(int64(gid))
+		id.GID, id.FSGroup = new(int64(gid)), new(int64(gid))
 	}
 	return id
 }
@@ -81,5 +81,3 @@ func mounts(c *corev1.Container, volume string) bool {
 	}
 	return false
 }
-
-func ptr[T any](v T) *T { return &v }

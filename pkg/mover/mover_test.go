@@ -19,10 +19,10 @@ func statefulSet() *appsv1.StatefulSet {
 		ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "db"},
 		Spec: appsv1.StatefulSetSpec{
 			Template: corev1.PodTemplateSpec{Spec: corev1.PodSpec{
-				SecurityContext: &corev1.PodSecurityContext{RunAsUser: ptr(int64(999)), FSGroup: ptr(int64(998))},
+				SecurityContext: &corev1.PodSecurityContext{RunAsUser: new(int64(999)), FSGroup: new(int64(998))},
 				Containers: []corev1.Container{
-					{Name: "proxy", SecurityContext: &corev1.SecurityContext{RunAsUser: ptr(int64(1))}},
-					{Name: "db", SecurityContext: &corev1.SecurityContext{RunAsGroup: ptr(int64(5))},
+					{Name: "proxy", SecurityContext: &corev1.SecurityContext{RunAsUser: new(int64(1))}},
+					{Name: "db", SecurityContext: &corev1.SecurityContext{RunAsGroup: new(int64(5))},
 						VolumeMounts: []corev1.VolumeMount{{Name: "data", MountPath: "/data"}}},
 				},
 			}},
@@ -47,7 +47,7 @@ func TestIdentity(t *testing.T) {
 		t.Errorf("identity %d:%d fsGroup %d, want the pod's user, the mounting container's group, the pod's fsGroup", *id.UID, *id.GID, *id.FSGroup)
 	}
 	// Root is never inherited, neither from a template nor from the data.
-	set.Spec.Template.Spec.SecurityContext.RunAsUser = ptr(int64(0))
+	set.Spec.Template.Spec.SecurityContext.RunAsUser = new(int64(0))
 	if id := identityOf([]*corev1.Pod{PodOfStatefulSet(set, "db-3")}, "data-db-3"); id.UID != nil {
 		t.Errorf("uid %d is inherited from a root template", *id.UID)
 	}
@@ -62,7 +62,7 @@ func TestIdentity(t *testing.T) {
 func TestBuild(t *testing.T) {
 	spec := Spec{
 		Prefix: "restore-data-", OperationID: "op-1", Namespace: "shop", ActionSet: "restore-x",
-		Claims: []string{"data-db-0"}, Identity: Identity{UID: ptr(int64(999)), FSGroup: ptr(int64(998))},
+		Claims: []string{"data-db-0"}, Identity: Identity{UID: new(int64(999)), FSGroup: new(int64(998))},
 		Labels: map[string]string{"team": "a", "createdBy": "me", names.ManagedByLabel: "mine", names.InjectLabel: "true"},
 	}
 	pod, err := Build(spec, "agent:1", corev1.PullIfNotPresent)
@@ -114,7 +114,7 @@ func TestBuild(t *testing.T) {
 	}
 	overridden := spec
 	overridden.Override = func(p corev1.PodSpec) (corev1.PodSpec, error) {
-		p.SecurityContext.RunAsUser = ptr(int64(7))
+		p.SecurityContext.RunAsUser = new(int64(7))
 		return p, nil
 	}
 	pod, err = Build(overridden, "agent:1", corev1.PullIfNotPresent)

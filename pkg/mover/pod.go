@@ -66,7 +66,7 @@ const memoryLimit = "512Mi"
 // Build renders the pod. It satisfies the restricted Pod Security standard,
 // unless the override says otherwise.
 func Build(s Spec, image string, policy corev1.PullPolicy) (*corev1.Pod, error) {
-	id := s.Identity.Or(Identity{UID: ptr(NonRoot)})
+	id := s.Identity.Or(Identity{UID: new(NonRoot)})
 	if id.GID == nil {
 		id.GID = id.UID
 		if id.FSGroup != nil {
@@ -78,7 +78,7 @@ func Build(s Spec, image string, policy corev1.PullPolicy) (*corev1.Pod, error) 
 		id.FSGroup = id.GID
 	}
 	if id.FSGroupChangePolicy == nil {
-		id.FSGroupChangePolicy = ptr(corev1.FSGroupChangeOnRootMismatch)
+		id.FSGroupChangePolicy = new(corev1.FSGroupChangeOnRootMismatch)
 	}
 	limit := resource.MustParse(memoryLimit)
 	var mounts []corev1.VolumeMount
@@ -109,11 +109,11 @@ func Build(s Spec, image string, policy corev1.PullPolicy) (*corev1.Pod, error) 
 	})
 	spec := corev1.PodSpec{
 		RestartPolicy:                 corev1.RestartPolicyNever,
-		AutomountServiceAccountToken:  ptr(false),
-		EnableServiceLinks:            ptr(false),
-		TerminationGracePeriodSeconds: ptr(int64(5)),
+		AutomountServiceAccountToken:  new(false),
+		EnableServiceLinks:            new(false),
+		TerminationGracePeriodSeconds: new(int64(5)),
 		SecurityContext: &corev1.PodSecurityContext{
-			RunAsNonRoot:        ptr(true),
+			RunAsNonRoot:        new(true),
 			RunAsUser:           id.UID,
 			RunAsGroup:          id.GID,
 			FSGroup:             id.FSGroup,

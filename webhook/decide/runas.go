@@ -80,14 +80,14 @@ func runAs(pod *corev1.Pod, ns Namespace, mirrored []string, p params) RunAs {
 	case owner.uid != nil && rootOK:
 		return r.root(owner.gid, owner.why+", which is root; "+rootWhy)
 	case owner.uid != nil:
-		return r.with(ptr(DefaultUID), owner.gid, joined(refused, "the default instead of "+owner.why+", which is root: "+rootWhy))
+		return r.with(new(DefaultUID), owner.gid, joined(refused, "the default instead of "+owner.why+", which is root: "+rootWhy))
 	case openShift:
 		r.Why = joined(refused, "OpenShift chooses a user of the namespace's range")
 		return r
 	case rootOK:
 		return r.root(nil, "no user is set in the pod; "+rootWhy)
 	default:
-		return r.with(ptr(DefaultUID), owner.ownGID, joined(refused, "the default, since no user is set in the pod"))
+		return r.with(new(DefaultUID), owner.ownGID, joined(refused, "the default, since no user is set in the pod"))
 	}
 }
 
@@ -97,7 +97,7 @@ func (r RunAs) with(uid, gid *int64, why string) RunAs {
 }
 
 func (r RunAs) root(gid *int64, why string) RunAs {
-	r = r.with(ptr(int64(0)), gid, why)
+	r = r.with(new(int64(0)), gid, why)
 	r.Root = true
 	return r
 }
@@ -176,5 +176,3 @@ func mountingContainer(pod *corev1.Pod, mirrored []string, podHasUser bool) *cor
 func joined(parts ...string) string {
 	return strings.Join(slices.DeleteFunc(parts, func(s string) bool { return s == "" }), "; ")
 }
-
-func ptr[T any](v T) *T { return &v }

@@ -80,10 +80,10 @@ func AgentContainer(o AgentOptions) *corev1.Container {
 		SecurityContext: &corev1.SecurityContext{
 			RunAsUser:                o.UID,
 			RunAsGroup:               o.GID,
-			RunAsNonRoot:             ptr(!root),
-			AllowPrivilegeEscalation: ptr(false),
-			Privileged:               ptr(false),
-			ReadOnlyRootFilesystem:   ptr(true),
+			RunAsNonRoot:             new(!root),
+			AllowPrivilegeEscalation: new(false),
+			Privileged:               new(false),
+			ReadOnlyRootFilesystem:   new(true),
 			Capabilities:             &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}, Add: slices.Clone(o.Capabilities)},
 			SeccompProfile:           &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault},
 			SELinuxOptions:           o.SELinux.DeepCopy(),
@@ -97,9 +97,9 @@ func AgentVolumes() []corev1.Volume {
 		{Name: names.StateVolume, VolumeSource: corev1.VolumeSource{EmptyDir: emptyDir(stateSize)}},
 		{Name: names.CAVolume, VolumeSource: corev1.VolumeSource{ConfigMap: &corev1.ConfigMapVolumeSource{
 			LocalObjectReference: corev1.LocalObjectReference{Name: names.CAConfigMap},
-			DefaultMode:          ptr(corev1.ConfigMapVolumeSourceDefaultMode),
+			DefaultMode:          new(corev1.ConfigMapVolumeSourceDefaultMode),
 			// A pod must start without its CA: it may be published a moment later.
-			Optional: ptr(true),
+			Optional: new(true),
 		}}},
 	}
 }
@@ -109,7 +109,7 @@ func AgentVolumes() []corev1.Volume {
 // out of service.
 func sidecar(o AgentOptions) *corev1.Container {
 	c := AgentContainer(o)
-	c.RestartPolicy = ptr(corev1.ContainerRestartPolicyAlways)
+	c.RestartPolicy = new(corev1.ContainerRestartPolicyAlways)
 	c.VolumeMounts = append(c.VolumeMounts, corev1.VolumeMount{Name: names.NoTokenVolume, MountPath: serviceAccountDir, ReadOnly: true})
 	return c
 }
@@ -121,7 +121,7 @@ func sidecarVolumes() []corev1.Volume {
 }
 
 func emptyDir(size string) *corev1.EmptyDirVolumeSource {
-	return &corev1.EmptyDirVolumeSource{SizeLimit: ptr(resource.MustParse(size))}
+	return &corev1.EmptyDirVolumeSource{SizeLimit: new(resource.MustParse(size))}
 }
 
 // goMemLimit leaves a quarter of the container's memory to what the Go runtime
@@ -129,5 +129,3 @@ func emptyDir(size string) *corev1.EmptyDirVolumeSource {
 func goMemLimit(limit int64) string {
 	return strconv.FormatInt(limit/4*3>>20, 10) + "MiB"
 }
-
-func ptr[T any](v T) *T { return &v }

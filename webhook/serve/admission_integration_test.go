@@ -6,8 +6,10 @@ package serve_test
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/x509"
+	"flag"
 	"fmt"
 	"math/rand/v2"
 	"net"
@@ -19,7 +21,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
+	gocmp "github.com/google/go-cmp/cmp"
 	admissionregistrationv1 "k8s.io/api/admissionregistration/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -39,6 +41,11 @@ import (
 
 func TestMain(m *testing.M) { testenv.Main(m) }
 
+// moreRandomPods tries that many pods instead of the usual number:
+//
+//	go test -tags integration -run Integration ./webhook/serve -random-pods 20000
+var moreRandomPods = flag.Int("random-pods", 0, "random pods to try on each API server")
+
 // TestIntegrationAdmission runs the webhook's program, with the rights and the
 // configuration of manifests/, behind a real API server, and creates pods.
 func TestIntegrationAdmission(t *testing.T) {
@@ -53,7 +60,7 @@ func TestIntegrationAdmission(t *testing.T) {
 		t.Run(server.name, func(t *testing.T) {
 			a := startAdmission(t, server.start(t))
 			t.Run("goldens", a.goldens)
-			t.Run("random pods", func(t *testing.T) { a.randomPods(t, server.random) })
+			t.Run("random pods", func(t *testing.T) { a.randomPods(t, cmp.Or(*moreRandomPods, server.random)) })
 			t.Run("no webhook", a.policies)
 			t.Run("label in the wrong place", a.labelPlace)
 		})
@@ -216,7 +223,7 @@ func (a *cluster) goldens(t *testing.T) {
 			same(t, bare, got)
 			if agent, expected := agentOf(got), agentOf(&want); agent != nil {
 				expected.Image, agent.Image = "", ""
-				if diff := cmp.Diff(expected, agent); diff != "" {
+				if diff := gocmp.Diff(expected, agent); diff != "" {
 					t.Errorf("agent (-golden +stored)\n%s", diff)
 				}
 				again := got.DeepCopy()
@@ -225,7 +232,7 @@ func (a *cluster) goldens(t *testing.T) {
 				must(t, err)
 				twice.UID, got.UID, twice.CreationTimestamp = "", "", got.CreationTimestamp
 				agentOf(got).Image = agentOf(twice).Image
-				if diff := cmp.Diff(got.Spec, twice.Spec); diff != "" {
+				if diff := gocmp.Diff(got.Spec, twice.Spec); diff != "" {
 					t.Errorf("created once more (-once +twice)\n%s", diff)
 				}
 			}
@@ -497,7 +504,7 @@ func same(t *testing.T, without, with *corev1.Pod) bool {
 	if strings.Contains(with.Annotations["kubernetes.io/limit-ranger"], names.AgentContainer) {
 		t.Errorf("LimitRanger had to set something: %s", with.Annotations["kubernetes.io/limit-ranger"])
 	}
-	diff := cmp.Diff(withoutAgent(without), withoutAgent(with))
+	diff := gocmp.Diff(withoutAgent(without), withoutAgent(with))
 	if diff != "" {
 		t.Errorf("something else changed (-without +with the agent)\n%s", diff)
 	}
