@@ -65,8 +65,9 @@ type Detector struct {
 }
 
 type announcement struct {
-	owner  types.UID
-	reason Reason
+	namespace string
+	owner     types.UID
+	reason    Reason
 }
 
 // SetupWithManager starts it with the manager.
@@ -118,7 +119,12 @@ func (d *Detector) Sweep(ctx context.Context) error {
 		}
 		if err != nil {
 			// Nothing was seen, so nothing changes.
-			looks[ns.Name] = seen{unreadable: apierrors.IsForbidden(err), held: held != nil}
+			last := d.metrics.last(ns.Name)
+			last.unreadable, last.held = apierrors.IsForbidden(err), held != nil
+			looks[ns.Name] = last
+			for a := range d.announced {
+				current[a] = current[a] || a.namespace == ns.Name
+			}
 			if held != nil {
 				holds[ns.Name] = hold.Encode(*held)
 			}
@@ -239,7 +245,9 @@ func (d *Detector) lookAtRefused(ctx context.Context, namespace string, o *owner
 	}
 	for i := range list.Items {
 		e := &list.Items[i]
-		if strings.Contains(e.Message, names.AgentContainer) && d.Clock.Since(lastSeen(e)) < recently {
+		// What our own policy refuses in a strict namespace lacks an agent; a hold for
+		// it would keep the agent out and so keep itself up.
+		if strings.Contains(e.Message, names.AgentContainer) && !strings.Contains(e.Message, names.AgentPolicy) && d.Clock.Since(lastSeen(e)) < recently {
 			l.add(o.above(ctx, e.InvolvedObject), Finding{Reason: Refused, Detail: e.Message}, "")
 			l.observation.Failure = e.Message
 		}
@@ -311,7 +319,7 @@ func (d *Detector) complain(namespace string, err error) {
 // announce makes one Event per owner and reason.
 func (d *Detector) announce(namespace string, groups []*group, current map[announcement]bool) {
 	for _, g := range groups {
-		a := announcement{owner: g.owner.UID, reason: g.reason}
+		a := announcement{namespace: namespace, owner: g.owner.UID, reason: g.reason}
 		current[a] = true
 		if last, ok := d.announced[a]; ok && d.Clock.Since(last) < repeatEvents {
 			continue

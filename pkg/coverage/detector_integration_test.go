@@ -6,6 +6,7 @@ package coverage_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -17,10 +18,12 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	clocktesting "k8s.io/utils/clock/testing"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 
 	"github.com/kanister-kopia/kanister-kopia/internal/testenv"
 	"github.com/kanister-kopia/kanister-kopia/pkg/coverage"
@@ -183,13 +186,21 @@ kanister_kopia_pods_without_agent{namespace="shop",owner="web",owner_kind="Deplo
 	}
 	events.take()
 
-	// Somebody's policy refuses pods for our container.
-	must(t, c.Create(ctx, &corev1.Event{
-		ObjectMeta:     metav1.ObjectMeta{Namespace: "shop", Name: "refused"},
-		InvolvedObject: corev1.ObjectReference{APIVersion: "apps/v1", Kind: "ReplicaSet", Namespace: "shop", Name: replicaSet.Name, UID: replicaSet.UID},
-		Reason:         "FailedCreate", Type: corev1.EventTypeWarning, LastTimestamp: metav1.NewTime(clk.Now()),
-		Message: `Error creating: admission webhook "policy" denied the request: container kopia-agent has no digest`,
-	}))
+	// Our own policy refuses pods without an agent: no reason to leave agents out.
+	refused := func(name, message string) {
+		must(t, c.Create(ctx, &corev1.Event{
+			ObjectMeta:     metav1.ObjectMeta{Namespace: "shop", Name: name},
+			InvolvedObject: corev1.ObjectReference{APIVersion: "apps/v1", Kind: "ReplicaSet", Namespace: "shop", Name: replicaSet.Name, UID: replicaSet.UID},
+			Reason:         "FailedCreate", Type: corev1.EventTypeWarning, LastTimestamp: metav1.NewTime(clk.Now()), Message: message,
+		}))
+	}
+	refused("strict", `Error creating: pods "web-1" is forbidden: ValidatingAdmissionPolicy 'kanister-kopia-agent' with binding 'kanister-kopia-agent-strict' denied request: the pod has no Kopia agent`)
+	sweep()
+	if h := held(); h != nil {
+		t.Errorf("held because an agent is missing: %+v", h)
+	}
+	// Somebody else's policy refuses them for our container.
+	refused("other", `Error creating: admission webhook "policy" denied the request: container kopia-agent has no digest`)
 	sweep()
 	if h := held(); h == nil || !strings.Contains(h.Reason, "has no digest") {
 		t.Errorf("hold %+v", h)
@@ -201,6 +212,50 @@ kanister_kopia_pods_without_agent{namespace="shop",owner="web",owner_kind="Deplo
 	sweep()
 	if h := held(); h != nil {
 		t.Errorf("an old Event holds for ever: %+v", h)
+	}
+}
+
+// A namespace that cannot be read once keeps what was known of it; one that may
+// not be read is shown.
+func TestIntegrationDetectorUnreadable(t *testing.T) {
+	ctx := t.Context()
+	config := testenv.StartAPIServer(t)
+	base, err := client.NewWithWatch(config, client.Options{})
+	must(t, err)
+	for name, labels := range map[string]map[string]string{names.ControlPlaneNamespace: nil, "shop": {names.InjectionLabel: "enabled"}} {
+		must(t, base.Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: labels}}))
+	}
+	must(t, base.Create(ctx, onServer("shop", "db-0", true)))
+	var fail error
+	c := interceptor.NewClient(base, interceptor.Funcs{List: func(ctx context.Context, c client.WithWatch, list client.ObjectList, opts ...client.ListOption) error {
+		if _, pods := list.(*corev1.PodList); pods && fail != nil {
+			return fail
+		}
+		return c.List(ctx, list, opts...)
+	}})
+	events := &recorder{}
+	d := &coverage.Detector{
+		Client: c, ControlPlane: names.ControlPlaneNamespace, Events: events, Clock: clocktesting.NewFakeClock(time.Now()),
+		Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
+	}
+	for _, step := range []struct {
+		fail                error
+		without, unreadable int
+		events              int
+	}{
+		{nil, 1, 0, 1},
+		{errors.New("connection refused"), 1, 0, 0},
+		{nil, 1, 0, 0},
+		{apierrors.NewForbidden(corev1.Resource("pods"), "", nil), 1, 1, 0},
+		{nil, 1, 0, 0},
+	} {
+		fail = step.fail
+		must(t, d.Sweep(ctx))
+		without := testutil.CollectAndCount(d.Collector(), "kanister_kopia_pods_without_agent")
+		unreadable := testutil.CollectAndCount(d.Collector(), "kanister_kopia_namespace_unreadable")
+		if n := len(events.take()); without != step.without || unreadable != step.unreadable || n != step.events {
+			t.Errorf("with %v: %d without, %d unreadable, %d events; want %+v", step.fail, without, unreadable, n, step)
+		}
 	}
 }
 

@@ -48,6 +48,12 @@ func (m *metrics) set(all map[string]seen) {
 	m.seen = all
 }
 
+func (m *metrics) last(namespace string) seen {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.seen[namespace]
+}
+
 // Describe is for prometheus.Collector.
 func (m *metrics) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{withoutDesc, optedInDesc, heldDesc, unreadableDesc} {

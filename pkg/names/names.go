@@ -64,6 +64,10 @@ const (
 	VolumesDir = "/volumes"
 )
 
+// AgentPolicy is the ValidatingAdmissionPolicy about opted-in pods without an agent:
+// manifests/policies.
+const AgentPolicy = "kanister-kopia-agent"
+
 // HoldConfigMap of the control plane lists the namespaces in which injection is on
 // hold: pkg/hold.
 const HoldConfigMap = "kanister-kopia-injection-holds"

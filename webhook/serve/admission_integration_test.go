@@ -61,6 +61,7 @@ func TestIntegrationAdmission(t *testing.T) {
 			a := startAdmission(t, server.start(t))
 			t.Run("goldens", a.goldens)
 			t.Run("random pods", func(t *testing.T) { a.randomPods(t, cmp.Or(*moreRandomPods, server.random)) })
+			t.Run("never asked", a.neverAsked)
 			t.Run("no webhook", a.policies)
 			t.Run("label in the wrong place", a.labelPlace)
 		})
@@ -329,6 +330,65 @@ func (a *cluster) randomPods(t *testing.T, count int) {
 	t.Logf("%d random pods: %v", count, outcome)
 	if outcome["injected"] < count/4 {
 		t.Errorf("too few pods were injected to say anything: %v", outcome)
+	}
+}
+
+// neverAsked: about a pod that did not opt in, the API server asks nobody. A
+// webhook that nobody answers for, and that may not fail, shows whom it asks.
+func (a *cluster) neverAsked(t *testing.T) {
+	ctx := t.Context()
+	dead := a.webhook.DeepCopy()
+	dead.Name, dead.ResourceVersion = "dead", ""
+	for i := range dead.Webhooks {
+		url := fmt.Sprintf("https://127.0.0.1:%d/", testenv.Port(t))
+		dead.Webhooks[i].ClientConfig.URL = &url
+	}
+	for name, labels := range map[string]map[string]string{
+		"asked-enabled": {names.InjectionLabel: "enabled"}, "asked-all": {names.InjectionLabel: "all"},
+		"asked-other": {names.InjectionLabel: "maybe"}, "asked-plain": nil, "kube-asked": {names.InjectionLabel: "all"},
+	} {
+		a.namespace(t, name, labels, nil)
+	}
+	must(t, a.client.Create(ctx, dead))
+	defer func() { must(t, a.client.Delete(context.WithoutCancel(ctx), dead)) }()
+	testenv.Eventually(t, time.Minute, "the dead webhook is in force", func() bool {
+		_, err := a.create(ctx, "asked-enabled", withClaim())
+		return err != nil
+	})
+	label := func(value string) func(*corev1.Pod) {
+		return func(p *corev1.Pod) { p.Labels = map[string]string{names.InjectLabel: value} }
+	}
+	none := func(p *corev1.Pod) { p.Labels = nil }
+	emptyDir := func(p *corev1.Pod) {
+		p.Labels = nil
+		p.Spec.Volumes[0].VolumeSource = corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}}
+	}
+	for _, tc := range []struct {
+		name, namespace string
+		change          func(*corev1.Pod)
+		asked           bool
+	}{
+		{"labelled", "asked-enabled", label("true"), true},
+		{"not labelled", "asked-enabled", none, false},
+		{"opted out", "asked-enabled", label("false"), false},
+		{"another word", "asked-enabled", label("yes"), false},
+		{"all: a claim", "asked-all", none, true},
+		{"all: an emptyDir", "asked-all", emptyDir, false},
+		{"all: an emptyDir, listed", "asked-all", func(p *corev1.Pod) { emptyDir(p); p.Annotations = map[string]string{names.VolumesAnnotation: "data"} }, true},
+		{"all: opted out", "asked-all", label("false"), false},
+		{"all: one of our own", "asked-all", func(p *corev1.Pod) { p.Labels = map[string]string{names.ManagedByLabel: names.ManagedByValue} }, false},
+		{"another mode", "asked-other", label("true"), false},
+		{"no mode", "asked-plain", label("true"), false},
+		{"a namespace of the system", "kube-asked", label("true"), false},
+		{"the control plane", names.ControlPlaneNamespace, label("true"), false},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			pod := withClaim()
+			tc.change(pod)
+			if _, err := a.create(ctx, tc.namespace, pod); (err != nil) != tc.asked {
+				t.Errorf("asked %v, want %v: %v", err != nil, tc.asked, err)
+			}
+		})
 	}
 }
 
