@@ -50,7 +50,7 @@ type object struct {
 }
 
 // readInput reads YAML or JSON documents, and the items of lists in them, as
-// `kubectl get namespace/x limitrange resourcequota deployment/y -o yaml` prints.
+// `kubectl get limitranges,resourcequotas,deployments -o yaml` prints.
 func readInput(r io.Reader) (*input, error) {
 	in := &input{namespace: decide.Namespace{Labels: map[string]string{}, Annotations: map[string]string{}}}
 	decoder := yaml.NewYAMLOrJSONDecoder(r, 4096)
