@@ -84,34 +84,42 @@ const maxBody = 1 << 20
 
 func (s *Server) routes() http.Handler {
 	mux := http.NewServeMux()
-	ops := s.config.Operations
-	mux.HandleFunc("POST /v1/operations", func(w http.ResponseWriter, r *http.Request) {
-		var req api.StartRequest
-		if !ReadJSON(w, r, &req) {
-			return
+	for _, routes := range []map[string]http.HandlerFunc{s.operations(), s.config.Routes} {
+		for pattern, handler := range routes {
+			mux.HandleFunc(pattern, handler)
 		}
-		op, err := ops.Start(req)
-		WriteJSON(w, http.StatusOK, op, err)
-	})
-	mux.HandleFunc("GET /v1/operations", func(w http.ResponseWriter, _ *http.Request) {
-		WriteJSON(w, http.StatusOK, ops.List(), nil)
-	})
-	mux.HandleFunc("GET /v1/operations/{id}", func(w http.ResponseWriter, r *http.Request) {
-		op, err := ops.Get(r.PathValue("id"))
-		WriteJSON(w, http.StatusOK, op, err)
-	})
-	mux.HandleFunc("DELETE /v1/operations/{id}", func(w http.ResponseWriter, r *http.Request) {
-		op, err := ops.Cancel(r.PathValue("id"))
-		WriteJSON(w, http.StatusOK, op, err)
-	})
-	mux.HandleFunc("GET /v1/operations/{id}/events", s.events)
-	mux.HandleFunc("GET /v1/info", func(w http.ResponseWriter, _ *http.Request) {
-		WriteJSON(w, http.StatusOK, s.config.Info(), nil)
-	})
-	for pattern, handler := range s.config.Routes {
-		mux.HandleFunc(pattern, handler)
 	}
 	return mux
+}
+
+// operations are the routes that every agent serves: docs/agent-api.yaml.
+func (s *Server) operations() map[string]http.HandlerFunc {
+	ops := s.config.Operations
+	return map[string]http.HandlerFunc{
+		"POST /v1/operations": func(w http.ResponseWriter, r *http.Request) {
+			var req api.StartRequest
+			if !ReadJSON(w, r, &req) {
+				return
+			}
+			op, err := ops.Start(req)
+			WriteJSON(w, http.StatusOK, op, err)
+		},
+		"GET /v1/operations": func(w http.ResponseWriter, _ *http.Request) {
+			WriteJSON(w, http.StatusOK, ops.List(), nil)
+		},
+		"GET /v1/operations/{id}": func(w http.ResponseWriter, r *http.Request) {
+			op, err := ops.Get(r.PathValue("id"))
+			WriteJSON(w, http.StatusOK, op, err)
+		},
+		"DELETE /v1/operations/{id}": func(w http.ResponseWriter, r *http.Request) {
+			op, err := ops.Cancel(r.PathValue("id"))
+			WriteJSON(w, http.StatusOK, op, err)
+		},
+		"GET /v1/operations/{id}/events": s.events,
+		"GET /v1/info": func(w http.ResponseWriter, _ *http.Request) {
+			WriteJSON(w, http.StatusOK, s.config.Info(), nil)
+		},
+	}
 }
 
 // events streams an operation's changes until it is done. The end of the stream
