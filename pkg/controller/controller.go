@@ -97,7 +97,7 @@ func Run(ctx context.Context, config *rest.Config, o Options) error {
 	}
 	// Looking at all pods of all opted-in namespaces must not slow the phases down.
 	slow := rest.CopyConfig(config)
-	slow.QPS, slow.Burst = 10, 20
+	slow.QPS, slow.Burst = 50, 50
 	patient, err := client.New(slow, client.Options{Scheme: o.Scheme, Mapper: mgr.GetRESTMapper()})
 	if err != nil {
 		return fmt.Errorf("make a client: %w", err)

@@ -37,6 +37,8 @@ const (
 	repeatEvents = 30 * time.Minute
 	// recently is how old an Event about a refused pod may be to count as now.
 	recently = time.Minute
+	// labelsEvery is how often the labels of workloads are looked at.
+	labelsEvery = 5 * time.Minute
 	// page is how many pods are read at once.
 	page = 500
 )
@@ -46,7 +48,8 @@ const (
 // right to read them all, and memory for them; this needs the rights that backups
 // need anyway, in the namespaces that opted in.
 //
-// Only the leader runs it. It keeps nothing that it could not see again.
+// A look costs two requests. Only the leader runs it. It keeps nothing that it
+// could not see again.
 type Detector struct {
 	// Client reads namespaces and what is in them, and writes the holds. It should
 	// have a rate limit of its own.
@@ -60,6 +63,8 @@ type Detector struct {
 	metrics metrics
 	// announced is when an Event was last made.
 	announced map[announcement]time.Time
+	// labels are what was seen of workloads last, by namespace.
+	labels map[string]labels
 	// unreadable are the namespaces that were complained about in the log.
 	unreadable map[string]bool
 }
@@ -94,7 +99,7 @@ func (d *Detector) Start(ctx context.Context) error {
 // makes Events.
 func (d *Detector) Sweep(ctx context.Context) error {
 	if d.announced == nil {
-		d.announced, d.unreadable = map[announcement]time.Time{}, map[string]bool{}
+		d.announced, d.unreadable, d.labels = map[announcement]time.Time{}, map[string]bool{}, map[string]labels{}
 	}
 	var namespaces corev1.NamespaceList
 	if err := d.Client.List(ctx, &namespaces); err != nil {
@@ -106,7 +111,11 @@ func (d *Detector) Sweep(ctx context.Context) error {
 		return fmt.Errorf("read the holds: %w", err)
 	}
 
-	looks, holds, current := map[string]seen{}, map[string]string{}, map[announcement]bool{}
+	looks, current := map[string]seen{}, map[announcement]bool{}
+	holds := maps.Clone(old.Data)
+	if holds == nil {
+		holds = map[string]string{}
+	}
 	for i := range namespaces.Items {
 		ns := &namespaces.Items[i]
 		if decide.ModeOf(ns.Labels) == decide.ModeNone || ns.DeletionTimestamp != nil || ns.Name == d.ControlPlane {
@@ -125,30 +134,49 @@ func (d *Detector) Sweep(ctx context.Context) error {
 			for a := range d.announced {
 				current[a] = current[a] || a.namespace == ns.Name
 			}
-			if held != nil {
-				holds[ns.Name] = hold.Encode(*held)
-			}
 			d.complain(ns.Name, err)
 			continue
 		}
 		delete(d.unreadable, ns.Name)
 		next := hold.Next(held, look.observation, d.Clock.Now())
-		if next != nil {
-			holds[ns.Name] = hold.Encode(*next)
-		}
 		d.tell(ns.Name, held, next)
+		// At once: where there are many namespaces, the end of the sweep is far away.
+		if err := d.putHold(ctx, holds, ns.Name, next); err != nil {
+			return err
+		}
 		looks[ns.Name] = look.seen(next != nil)
 		d.announce(ns.Name, look.groups, current)
 	}
 	d.metrics.set(looks)
 	maps.DeleteFunc(d.announced, func(a announcement, _ time.Time) bool { return !current[a] })
 
-	if maps.Equal(holds, old.Data) {
+	maps.DeleteFunc(d.labels, func(namespace string, _ labels) bool { _, there := looks[namespace]; return !there })
+	for namespace := range holds {
+		if _, there := looks[namespace]; !there {
+			if err := d.putHold(ctx, holds, namespace, nil); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// putHold changes the entry of one namespace; holds are all of them, as written.
+func (d *Detector) putHold(ctx context.Context, holds map[string]string, namespace string, h *hold.Hold) error {
+	before, was := holds[namespace]
+	switch {
+	case h == nil && !was, h != nil && hold.Encode(*h) == before:
 		return nil
+	case h == nil:
+		delete(holds, namespace)
+	default:
+		holds[namespace] = hold.Encode(*h)
 	}
 	return kube.Apply(ctx, d.Client, &corev1.ConfigMap{
-		ObjectMeta: metav1.ObjectMeta{Namespace: key.Namespace, Name: key.Name, Labels: map[string]string{names.ManagedByLabel: names.ManagedByValue}},
-		Data:       holds,
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace: d.ControlPlane, Name: names.HoldConfigMap, Labels: map[string]string{names.ManagedByLabel: names.ManagedByValue},
+		},
+		Data: holds,
 	})
 }
 
@@ -277,21 +305,43 @@ var workloads = []struct {
 	{schema.GroupVersionKind{Group: "batch", Version: "v1", Kind: "CronJob"}, []string{"spec", "jobTemplate", "spec", "template"}},
 }
 
-// lookAtLabels finds workloads whose label is not in their pod template.
+// labels are the workloads whose label is not in their pod template, at a time.
+type labels struct {
+	seen      time.Time
+	misplaced []Owner
+}
+
+// lookAtLabels finds workloads whose label is not in their pod template. They are
+// no emergency: what was seen a while ago is good enough.
 func (d *Detector) lookAtLabels(ctx context.Context, namespace string, l *look) error {
+	known, ok := d.labels[namespace]
+	if !ok || d.Clock.Since(known.seen) >= labelsEvery {
+		var err error
+		if known, err = d.misplaced(ctx, namespace); err != nil {
+			return err
+		}
+		d.labels[namespace] = known
+	}
+	for _, owner := range known.misplaced {
+		l.add(owner, Finding{Reason: LabelMisplaced}, "")
+	}
+	return nil
+}
+
+func (d *Detector) misplaced(ctx context.Context, namespace string) (labels, error) {
+	now := labels{seen: d.Clock.Now()}
 	for _, w := range workloads {
 		list, err := labelled(ctx, d.Client, namespace, w.gvk)
 		if err != nil {
-			return err
+			return labels{}, err
 		}
 		for i := range list.Items {
-			u := &list.Items[i]
-			if !templateHasLabel(u, w.template) {
-				l.add(reference(u, u.GetAPIVersion(), u.GetKind()), Finding{Reason: LabelMisplaced}, "")
+			if u := &list.Items[i]; !templateHasLabel(u, w.template) {
+				now.misplaced = append(now.misplaced, reference(u, u.GetAPIVersion(), u.GetKind()))
 			}
 		}
 	}
-	return nil
+	return now, nil
 }
 
 // tell logs the beginning and the end of a hold.

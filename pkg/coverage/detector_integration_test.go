@@ -135,6 +135,11 @@ kanister_kopia_pods_without_agent{namespace="shop",owner="web",owner_kind="Deplo
 	// A label in the wrong place.
 	workload(t, c, "misled", map[string]string{names.InjectLabel: "true"})
 	sweep()
+	if lines := events.take(); len(lines) != 0 {
+		t.Errorf("labels are looked at each time: %q", lines)
+	}
+	clk.Step(5 * time.Minute)
+	sweep()
 	if lines := events.take(); len(lines) != 1 || !contains(lines, "Warning BackupLabelMisplaced Deployment/misled") || !contains(lines, "put it into the labels of its pod template") {
 		t.Errorf("events %q", lines)
 	}
@@ -143,6 +148,7 @@ kanister_kopia_pods_without_agent{namespace="shop",owner="web",owner_kind="Deplo
 		must(t, c.Delete(ctx, onServer("shop", name, true), client.GracePeriodSeconds(0)))
 	}
 	must(t, c.Delete(ctx, onServer("everything", "db-0", false), client.GracePeriodSeconds(0)))
+	clk.Step(5 * time.Minute)
 	sweep()
 	metric("")
 
