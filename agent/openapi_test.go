@@ -91,6 +91,9 @@ func schemaOf(t reflect.Type) openapi.Schema {
 	case reflect.Pointer:
 		return schemaOf(t.Elem())
 	case reflect.Slice:
+		if t.Elem().Kind() == reflect.Uint8 {
+			return openapi.Schema{Type: "string", Format: "byte"}
+		}
 		items := schemaOf(t.Elem())
 		return openapi.Schema{Type: "array", Items: &items}
 	case reflect.Map:

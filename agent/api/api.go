@@ -227,12 +227,28 @@ type SnapshotResult struct {
 	NewBytes int64 `json:"newBytes"`
 	// CachedFiles were unchanged since the previous snapshot of the same source.
 	CachedFiles int64 `json:"cachedFiles"`
-	// Excluded entries were left out because they have no content (sockets, pipes,
-	// devices, lost+found), Unreadable ones by permission; the first paths of each.
-	Excluded   []string  `json:"excluded,omitempty"`
-	Unreadable []string  `json:"unreadable,omitempty"`
-	Start      time.Time `json:"start"`
-	End        time.Time `json:"end"`
+	// Excluded entries were left out (a volume's own lost+found), Unreadable ones by
+	// permission; the first paths of each.
+	Excluded   []string `json:"excluded,omitempty"`
+	Unreadable []string `json:"unreadable,omitempty"`
+	// Vanished entries were removed between their listing and their reading.
+	Vanished int64 `json:"vanished,omitempty"`
+	// Changed files were written to while they were read; the first paths.
+	Changed []string `json:"changed,omitempty"`
+	// LinkedNames of files with more than one, SpecialFiles (sockets, pipes, devices)
+	// and entries WithAttributes (extended attributes, POSIX ACLs) are kept beside
+	// Kopia's own record.
+	LinkedNames    int64     `json:"linkedNames,omitempty"`
+	SpecialFiles   int64     `json:"specialFiles,omitempty"`
+	WithAttributes int64     `json:"withAttributes,omitempty"`
+	Start          time.Time `json:"start"`
+	End            time.Time `json:"end"`
+}
+
+// Xattr is an extended attribute of a file. Name is encoded as file names are.
+type Xattr struct {
+	Name  string `json:"name"`
+	Value []byte `json:"value,omitempty"`
 }
 
 // RootEntry is what a parent directory would say of the file or directory that was
@@ -245,6 +261,8 @@ type RootEntry struct {
 	UID     uint32    `json:"uid"`
 	GID     uint32    `json:"gid"`
 	ModTime time.Time `json:"modTime"`
+	// Xattrs of a file that was backed up alone; a directory keeps its own.
+	Xattrs []Xattr `json:"xattrs,omitempty"`
 }
 
 // RestoreResult describes a finished restore.
@@ -254,6 +272,11 @@ type RestoreResult struct {
 	Symlinks int64 `json:"symlinks"`
 	Bytes    int64 `json:"bytes"`
 	Deleted  int64 `json:"deleted,omitempty"`
+	// HardLinks are further names of files, SpecialFiles sockets, pipes and devices.
+	HardLinks    int64 `json:"hardLinks,omitempty"`
+	SpecialFiles int64 `json:"specialFiles,omitempty"`
+	// Resumed files were there already from a restore that was cut short.
+	Resumed int64 `json:"resumed,omitempty"`
 	// NotKept says what could not be set, with counts and the first paths.
 	NotKept []string `json:"notKept,omitempty"`
 }

@@ -3,6 +3,7 @@
 package engine
 
 import (
+	"path"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -57,9 +58,14 @@ func (p *progress) snapshot() api.Progress {
 
 // What follows implements upload.Progress.
 
-func (p *progress) Enabled() bool { return true } // without it Kopia estimates nothing
+// Enabled is false: Kopia would walk the tree a second time to estimate it, even
+// where the previous snapshot tells as much.
+func (p *progress) Enabled() bool { return false }
 
-func (p *progress) CachedFile(_ string, size int64) {
+func (p *progress) CachedFile(name string, size int64) {
+	if path.Base(name) == extrasName {
+		return
+	}
 	p.cachedFiles.Add(1)
 	p.files.Add(1)
 	p.bytes.Add(size)
@@ -67,13 +73,13 @@ func (p *progress) CachedFile(_ string, size int64) {
 
 func (p *progress) HashedBytes(n int64) { p.bytes.Add(n) }
 
-func (p *progress) FinishedHashingFile(string, int64) { p.files.Add(1) }
+func (p *progress) FinishedHashingFile(name string, _ int64) {
+	if path.Base(name) != extrasName {
+		p.files.Add(1)
+	}
+}
 
 func (p *progress) EstimatedDataSize(files, bytes int64) {
 	p.estFiles.Store(files)
 	p.estBytes.Store(bytes)
-}
-
-func (p *progress) EstimationParameters() upload.EstimationParameters {
-	return upload.EstimationParameters{Type: upload.EstimationTypeClassic}
 }

@@ -17,7 +17,6 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	kopiafs "github.com/kopia/kopia/fs"
 	"github.com/kopia/kopia/repo"
@@ -40,7 +39,7 @@ const defaultParallel = 8
 // and every write goes through an os.Root of the target.
 func restoreVolume(ctx context.Context, conn *connection, req api.StartRequest, env Env, p *progress) (*api.Result, error) {
 	r := req.Restore
-	entry, err := rootEntry(ctx, conn.rep, *r)
+	entry, x, err := rootEntry(ctx, conn.rep, *r)
 	if err != nil {
 		return nil, err
 	}
@@ -49,7 +48,7 @@ func restoreVolume(ctx context.Context, conn *connection, req api.StartRequest, 
 		return nil, err
 	}
 	defer volume.Close()
-	w := &restorer{rep: conn.rep, volume: volume, progress: p, deleteExtra: r.DeleteExtra, token: rand.Text()}
+	w := &restorer{rep: conn.rep, volume: volume, progress: p, deleteExtra: r.DeleteExtra, token: rand.Text(), links: map[string]*link{}}
 	w.parallel = r.Parallel
 	if w.parallel <= 0 {
 		w.parallel = defaultParallel
@@ -57,7 +56,7 @@ func restoreVolume(ctx context.Context, conn *connection, req api.StartRequest, 
 	if !path.IsAbs(r.Path) || path.Clean(r.Path) != r.Path {
 		return nil, &api.Problem{Code: api.CodePathRefused, Title: fmt.Sprintf("restore: target %q is not absolute and clean", r.Path)}
 	}
-	if err := w.run(ctx, strings.TrimPrefix(r.Path, "/"), entry); err != nil {
+	if err := w.run(ctx, strings.TrimPrefix(r.Path, "/"), *r, entry, x); err != nil {
 		if ctx.Err() != nil {
 			return nil, &api.Problem{
 				Code:  api.CodeCancelled,
@@ -70,14 +69,15 @@ func restoreVolume(ctx context.Context, conn *connection, req api.StartRequest, 
 	return &api.Result{Restore: &api.RestoreResult{
 		Files: w.files.Load(), Dirs: w.dirs.Load(), Symlinks: w.symlinks.Load(),
 		Bytes: p.bytes.Load(), Deleted: w.deleted.Load(), NotKept: w.notKept.lines(),
+		HardLinks: w.hardLinks.Load(), SpecialFiles: w.special.Load(), Resumed: w.resumed.Load(),
 	}}, nil
 }
 
-// rootEntry finds what is to be restored below the root object of the record.
-func rootEntry(ctx context.Context, rep repo.Repository, r api.RestoreRequest) (*snapshot.DirEntry, error) {
+// rootEntry finds what is to be restored below the root object of the record, and its extra.
+func rootEntry(ctx context.Context, rep repo.Repository, r api.RestoreRequest) (*snapshot.DirEntry, extra, error) {
 	id, err := object.ParseID(r.RootObject)
 	if err != nil {
-		return nil, &api.Problem{Code: api.CodeBadRequest, Title: fmt.Sprintf("restore: root object %q: %v", r.RootObject, err)}
+		return nil, extra{}, &api.Problem{Code: api.CodeBadRequest, Title: fmt.Sprintf("restore: root object %q: %v", r.RootObject, err)}
 	}
 	entry := &snapshot.DirEntry{
 		Name: r.Root.Name, Type: snapshot.EntryTypeDirectory, ObjectID: id, FileSize: r.Root.Size,
@@ -87,27 +87,35 @@ func rootEntry(ctx context.Context, rep repo.Repository, r api.RestoreRequest) (
 	if r.Root.File {
 		entry.Type = snapshot.EntryTypeFile
 	}
+	var x extra
+	for _, attribute := range r.Root.Xattrs {
+		x.Xattrs = append(x.Xattrs, xattr(attribute))
+	}
 	if r.SubPath == "" {
-		return entry, nil
+		return entry, x, nil
 	}
 	for _, name := range strings.Split(r.SubPath, "/") {
 		if err := checkName(name); err != nil {
-			return nil, err
+			return nil, extra{}, err
 		}
 		if entry.Type != snapshot.EntryTypeDirectory {
-			return nil, notInBackup(r.SubPath)
+			return nil, extra{}, notInBackup(r.SubPath)
 		}
 		children, err := readDirectory(ctx, rep, entry)
+		kept := &extras{}
+		if err == nil {
+			children, kept, err = readExtras(ctx, rep, children)
+		}
 		if err != nil {
-			return nil, fmt.Errorf("look for %s in the backup: %w", r.SubPath, err)
+			return nil, extra{}, fmt.Errorf("look for %s in the backup: %w", r.SubPath, err)
 		}
 		i := slices.IndexFunc(children, func(e *snapshot.DirEntry) bool { return e.Name == encodeName(name) })
 		if i < 0 {
-			return nil, notInBackup(r.SubPath)
+			return nil, extra{}, notInBackup(r.SubPath)
 		}
-		entry = children[i]
+		entry, x = children[i], kept.byName()[children[i].Name]
 	}
-	return entry, nil
+	return entry, x, nil
 }
 
 // directoryStream is what Kopia begins the object of a directory with.
@@ -158,50 +166,121 @@ type restorer struct {
 	parallel    int
 	deleteExtra bool
 	token       string // in the names of this restore's files under way
+	resume      resume
 
 	files, dirs, symlinks, deleted atomic.Int64
+	hardLinks, special, resumed    atomic.Int64
 	temp                           atomic.Int64
 	notKept                        notKept
 
-	mu       sync.Mutex
-	finished []madeDir // in the order they were begun: parents before children
+	mu    sync.Mutex
+	links map[string]*link // by inode, of files with more than one name
 }
 
-type madeDir struct {
-	path  string
-	entry *snapshot.DirEntry
+// folder is a directory of the target that is being filled. It stays open until all
+// below it is complete; then it gets its attributes, after its children, whose
+// making changes its time.
+type folder struct {
+	parent *folder
+	path   string   // in the volume
+	root   *os.Root // what is made in it is one step away, whatever its path is now
+	self   *os.File // the same directory, for calls that os.Root does not have
+	entry  *snapshot.DirEntry
+	xattrs []xattr
+	keep   map[string]bool // the names that belong in it; nil if it was not read to the end
+	refs   atomic.Int32    // one for its own walk, one for each of what is under way in it
 }
 
-func (w *restorer) run(ctx context.Context, target string, entry *snapshot.DirEntry) error {
+// openFolder opens a directory that exists; parent nil: by its path in the volume.
+func (w *restorer) openFolder(parent *folder, where string, e *snapshot.DirEntry) (*folder, error) {
+	f := &folder{parent: parent, path: where, entry: e}
+	f.refs.Store(1)
+	var err error
+	if parent == nil {
+		f.root, err = w.volume.OpenRoot(where)
+	} else {
+		f.root, err = parent.root.OpenRoot(path.Base(where))
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open /%s: %w", where, err)
+	}
+	if f.self, err = f.root.Open("."); err != nil {
+		return nil, errors.Join(fmt.Errorf("open /%s: %w", where, err), f.root.Close())
+	}
+	if parent != nil {
+		parent.refs.Add(1)
+	}
+	return f, nil
+}
+
+// release ends one use of a folder. The last one completes it, unless err says that
+// something in it failed, and then ends its use of its parent.
+func (w *restorer) release(f *folder, err error) error {
+	for ; f != nil && f.refs.Add(-1) == 0; f = f.parent {
+		if err == nil && f.keep != nil {
+			err = w.complete(f)
+		}
+		f.self.Close()
+		f.root.Close()
+	}
+	return err
+}
+
+// complete removes what does not belong in a folder and sets its attributes.
+func (w *restorer) complete(f *folder) error {
+	if err := w.tidy(f); err != nil {
+		return err
+	}
+	if f.entry == nil {
+		return nil // a target that only holds what is restored
+	}
+	return w.fileAttributes(f.self, f.path, f.entry, f.xattrs)
+}
+
+func (w *restorer) run(ctx context.Context, target string, r api.RestoreRequest, entry *snapshot.DirEntry, x extra) error {
 	if err := w.makeTarget(target); err != nil {
 		return err
 	}
 	if target == "" {
 		target = "."
 	}
+	// A file lands in the target, what is below a directory in its place.
+	isDir := entry.Type == snapshot.EntryTypeDirectory
+	own := entry
+	if !isDir {
+		own = nil
+	}
+	top, err := w.openFolder(nil, target, own)
+	if err != nil {
+		return err
+	}
+	if err := w.begin(top, r); err != nil {
+		return w.release(top, err)
+	}
 	// The first failure stops the walk and the other writers.
 	group, walkCtx := errgroup.WithContext(ctx)
 	group.SetLimit(w.parallel)
-	walk := w.entry
-	if entry.Type == snapshot.EntryTypeDirectory {
-		// What is below it lands in the target itself.
-		walk = w.directory
+	var walkErr error
+	if isDir {
+		walkErr = w.fill(walkCtx, group, top)
+	} else {
+		walkErr = w.entry(walkCtx, group, top, entry, x)
 	}
-	walkErr := walk(walkCtx, group, target, entry)
+	top.refs.Add(1) // completed below, when all is on disk
+	walkErr = w.release(top, walkErr)
 	if err := group.Wait(); err != nil {
-		return err
+		return w.release(top, err)
 	}
 	if err := cmp.Or(walkErr, ctx.Err()); err != nil {
-		return err
+		return w.release(top, err)
 	}
-	// Children change their parent's time, so directories come last, deepest first.
-	for i := len(w.finished) - 1; i >= 0; i-- {
-		d := w.finished[i]
-		if err := w.attributes(d.path, d.path, d.entry); err != nil {
-			return err
-		}
+	if err := w.sync(); err != nil {
+		return w.release(top, err)
 	}
-	return w.sync()
+	if err := w.end(top); err != nil {
+		return w.release(top, err)
+	}
+	return w.release(top, nil)
 }
 
 // makeTarget makes the target directory. A link on the way is refused: what lies
@@ -235,32 +314,52 @@ func kindOf(info fs.FileInfo) string {
 	return "a file"
 }
 
-// directory restores what is below a directory that was made already.
-func (w *restorer) directory(ctx context.Context, group *errgroup.Group, dirPath string, dir *snapshot.DirEntry) error {
+// fill restores what is below a directory into its folder.
+func (w *restorer) fill(ctx context.Context, group *errgroup.Group, f *folder) error {
 	w.dirs.Add(1)
-	w.mu.Lock()
-	w.finished = append(w.finished, madeDir{dirPath, dir})
-	w.mu.Unlock()
-	entries, err := readDirectory(ctx, w.rep, dir)
-	if err != nil {
-		return fmt.Errorf("restore /%s: %w", dirPath, err)
+	entries, err := readDirectory(ctx, w.rep, f.entry)
+	kept := &extras{}
+	if err == nil {
+		entries, kept, err = readExtras(ctx, w.rep, entries)
 	}
-	names := map[string]bool{}
+	if err != nil {
+		return fmt.Errorf("restore /%s: %w", f.path, err)
+	}
+	f.xattrs = kept.Self
+	extra := kept.byName()
+	keep := map[string]bool{}
 	for _, e := range entries {
 		name, err := decodeName(e.Name)
 		if err != nil {
-			return fmt.Errorf("restore /%s: %w", dirPath, err)
+			return fmt.Errorf("restore /%s: %w", f.path, err)
 		}
-		names[name] = true
-		if err := w.entry(ctx, group, dirPath, e); err != nil {
+		keep[name] = true
+		if err := w.entry(ctx, group, f, e, extra[e.Name]); err != nil {
 			return err
 		}
 	}
-	return w.tidy(dirPath, names)
+	for _, x := range kept.Entries {
+		if x.Special == nil {
+			continue
+		}
+		name, err := decodeName(x.Name)
+		if err != nil {
+			return fmt.Errorf("restore /%s: %w", f.path, err)
+		}
+		if keep[name] {
+			continue // a true entry of this name is what was there
+		}
+		keep[name] = true
+		if err := w.specialFile(f, name, x); err != nil {
+			return err
+		}
+	}
+	f.keep = keep
+	return nil
 }
 
-// entry restores one entry of a directory; files are written beside each other.
-func (w *restorer) entry(ctx context.Context, group *errgroup.Group, dirPath string, e *snapshot.DirEntry) error {
+// entry restores one entry of a folder; files are written beside each other.
+func (w *restorer) entry(ctx context.Context, group *errgroup.Group, f *folder, e *snapshot.DirEntry, x extra) error {
 	if err := context.Cause(ctx); err != nil {
 		return err
 	}
@@ -268,248 +367,68 @@ func (w *restorer) entry(ctx context.Context, group *errgroup.Group, dirPath str
 	if err != nil {
 		return err
 	}
-	name = path.Join(dirPath, name)
 	switch e.Type {
 	case snapshot.EntryTypeDirectory:
-		if err := w.makeDirectory(name); err != nil {
+		if err := w.makeDirectory(f, name); err != nil {
 			return err
 		}
-		return w.directory(ctx, group, name, e)
+		below, err := w.openFolder(f, path.Join(f.path, name), e)
+		if err != nil {
+			return err
+		}
+		return w.release(below, w.fill(ctx, group, below))
 	case snapshot.EntryTypeFile:
-		group.Go(func() error { return w.file(ctx, dirPath, name, e) })
+		f.refs.Add(1)
+		group.Go(func() error { return w.release(f, w.file(ctx, f, name, e, x)) })
 		return nil
 	case snapshot.EntryTypeSymlink:
-		return w.symlink(ctx, dirPath, name, e)
+		return w.symlink(ctx, f, name, e)
 	default:
-		return fmt.Errorf("restore /%s: entry of unknown kind %q in the snapshot", name, e.Type)
+		return fmt.Errorf("restore /%s: entry of unknown kind %q in the snapshot", path.Join(f.path, name), e.Type)
 	}
 }
 
 // makeDirectory makes a directory, in place of whatever else has its name: a link
 // there is replaced, never followed.
-func (w *restorer) makeDirectory(name string) error {
-	info, err := w.volume.Lstat(name)
+func (w *restorer) makeDirectory(f *folder, name string) error {
+	where := path.Join(f.path, name)
+	info, err := f.root.Lstat(name)
 	if err == nil && info.IsDir() {
 		// Writable while its children are written; its own mode comes at the end.
 		if info.Mode().Perm()&0o700 != 0o700 {
-			_ = w.volume.Chmod(name, info.Mode().Perm()|0o700)
+			_ = f.root.Chmod(name, info.Mode().Perm()|0o700)
 		}
 		return nil
 	}
 	if err == nil {
-		if err := w.volume.Remove(name); err != nil {
-			return fmt.Errorf("replace /%s: %w", name, err)
+		if err := f.root.Remove(name); err != nil {
+			return fmt.Errorf("replace /%s: %w", where, err)
 		}
 	}
-	if err := w.volume.Mkdir(name, 0o700); err != nil {
-		return fmt.Errorf("make /%s: %w", name, err)
-	}
-	return nil
-}
-
-// file writes a file beside its place and renames it there when complete, so that
-// nobody sees half of one and a link in its place is replaced, not followed.
-func (w *restorer) file(ctx context.Context, dirPath, name string, e *snapshot.DirEntry) (err error) {
-	reader, err := w.rep.OpenObject(ctx, e.ObjectID)
-	if err != nil {
-		return fmt.Errorf("read %s from the backup: %w", name, err)
-	}
-	defer reader.Close()
-	temp := w.tempName(dirPath)
-	out, err := w.volume.OpenFile(temp, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
-	if err != nil {
-		return fmt.Errorf("make /%s: %w", name, err)
-	}
-	defer func() {
-		if err != nil {
-			_ = w.volume.Remove(temp)
-		}
-	}()
-	err = w.copy(ctx, out, reader, e.FileSize)
-	if closeErr := out.Close(); err == nil {
-		err = closeErr
-	}
-	if err != nil {
-		return fmt.Errorf("write /%s: %w", name, err)
-	}
-	if err := w.attributes(temp, name, e); err != nil {
-		return err
-	}
-	if err := w.place(temp, name); err != nil {
-		return err
-	}
-	w.files.Add(1)
-	w.progress.files.Add(1)
-	return nil
-}
-
-// copy writes the content and leaves holes where there are only zeros.
-func (w *restorer) copy(ctx context.Context, out *os.File, in io.Reader, size int64) error {
-	buffer := make([]byte, 128<<10)
-	var written int64
-	for {
-		if err := context.Cause(ctx); err != nil {
-			return err
-		}
-		n, readErr := io.ReadFull(in, buffer)
-		if n > 0 {
-			if !allZero(buffer[:n]) {
-				if _, err := out.WriteAt(buffer[:n], written); err != nil {
-					return err
-				}
-			}
-			written += int64(n)
-			w.progress.bytes.Add(int64(n))
-			w.progress.downloaded.Add(int64(n))
-		}
-		if readErr == io.EOF || readErr == io.ErrUnexpectedEOF {
-			break
-		}
-		if readErr != nil {
-			return readErr
-		}
-	}
-	if written != size {
-		return fmt.Errorf("the backup gave %d bytes of %d", written, size)
-	}
-	return out.Truncate(size)
-}
-
-func allZero(b []byte) bool {
-	for _, x := range b {
-		if x != 0 {
-			return false
-		}
-	}
-	return true
-}
-
-func (w *restorer) symlink(ctx context.Context, dirPath, name string, e *snapshot.DirEntry) error {
-	reader, err := w.rep.OpenObject(ctx, e.ObjectID)
-	if err != nil {
-		return fmt.Errorf("read link %s from the backup: %w", name, err)
-	}
-	defer reader.Close()
-	target, err := io.ReadAll(io.LimitReader(reader, pathMax))
-	if err != nil {
-		return fmt.Errorf("read link %s from the backup: %w", name, err)
-	}
-	temp := w.tempName(dirPath)
-	if err := w.volume.Symlink(string(target), temp); err != nil {
-		return fmt.Errorf("make link /%s: %w", name, err)
-	}
-	if err := w.attributes(temp, name, e); err != nil {
-		return err
-	}
-	if err := w.place(temp, name); err != nil {
-		return err
-	}
-	w.symlinks.Add(1)
-	return nil
-}
-
-// tempPrefix begins the names of files under way.
-const tempPrefix = ".kopia-restore-"
-
-func (w *restorer) tempName(dirPath string) string {
-	return path.Join(dirPath, fmt.Sprintf("%s%s-%d", tempPrefix, w.token, w.temp.Add(1)))
-}
-
-// place puts what was made as temp in the place of name.
-func (w *restorer) place(temp, name string) error {
-	if info, err := w.volume.Lstat(name); err == nil && info.IsDir() {
-		if err := w.volume.RemoveAll(name); err != nil {
-			return fmt.Errorf("replace directory /%s: %w", name, err)
-		}
-	}
-	if err := w.volume.Rename(temp, name); err != nil {
-		return fmt.Errorf("make /%s: %w", name, err)
-	}
-	return nil
-}
-
-// attributes sets owner, mode and time, in this order: a change of owner clears
-// setuid bits, and any change touches the time. name is what is at the path for now.
-func (w *restorer) attributes(at, name string, e *snapshot.DirEntry) error {
-	modTime := e.ModTime.ToTime()
-	info, err := w.volume.Lstat(at)
-	if err != nil {
-		return fmt.Errorf("set attributes of /%s: %w", name, err)
-	}
-	mode := os.FileMode(e.Permissions) & kopiafs.ModBits
-	if uid, gid := ownerOf(info); uid != e.UserID || gid != e.GroupID {
-		if err := w.volume.Lchown(at, int(e.UserID), int(e.GroupID)); err != nil {
-			if !errors.Is(err, fs.ErrPermission) {
-				return fmt.Errorf("set owner of /%s: %w", name, err)
-			}
-			w.notKept.add("owner", name)
-			// These bits lend the owner's rights: never those of another one.
-			if lent := mode & (fs.ModeSetuid | fs.ModeSetgid); lent != 0 {
-				mode &^= lent
-				w.notKept.add("mode", name)
-			}
-		}
-	}
-	if info.Mode()&fs.ModeSymlink != 0 {
-		return w.linkTime(at, name, modTime)
-	}
-	if err := w.volume.Chmod(at, mode); err != nil {
-		if !errors.Is(err, fs.ErrPermission) {
-			return fmt.Errorf("set mode of /%s: %w", name, err)
-		}
-		w.notKept.add("mode", name)
-	}
-	if err := w.volume.Chtimes(at, modTime, modTime); err != nil {
-		if !errors.Is(err, fs.ErrPermission) {
-			return fmt.Errorf("set time of /%s: %w", name, err)
-		}
-		w.notKept.add("time", name)
-	}
-	return nil
-}
-
-// linkTime sets the time of a link itself, which os.Root cannot.
-func (w *restorer) linkTime(at, name string, modTime time.Time) error {
-	dir, err := w.volume.OpenRoot(path.Dir(at))
-	if err != nil {
-		return fmt.Errorf("set time of /%s: %w", name, err)
-	}
-	defer dir.Close()
-	self, err := dir.Open(".")
-	if err != nil {
-		return fmt.Errorf("set time of /%s: %w", name, err)
-	}
-	defer self.Close()
-	spec, err := unix.TimeToTimespec(modTime)
-	if err != nil {
-		return fmt.Errorf("set time of /%s: %w", name, err)
-	}
-	if err := unix.UtimesNanoAt(int(self.Fd()), path.Base(at), []unix.Timespec{spec, spec}, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-		w.notKept.add("time", name)
+	if err := f.root.Mkdir(name, 0o700); err != nil {
+		return fmt.Errorf("make /%s: %w", where, err)
 	}
 	return nil
 }
 
 // tidy removes what an earlier restore left when it was killed and, if it is to be,
 // what the snapshot does not have.
-func (w *restorer) tidy(dirPath string, keep map[string]bool) error {
-	dir, err := w.volume.Open(dirPath)
-	if err != nil {
-		return fmt.Errorf("list /%s: %w", dirPath, err)
+func (w *restorer) tidy(f *folder) error {
+	if _, err := f.self.Seek(0, io.SeekStart); err != nil {
+		return fmt.Errorf("list /%s: %w", f.path, err)
 	}
-	defer dir.Close()
-	names, err := dir.Readdirnames(-1)
+	names, err := f.self.Readdirnames(-1)
 	if err != nil {
-		return fmt.Errorf("list /%s: %w", dirPath, err)
+		return fmt.Errorf("list /%s: %w", f.path, err)
 	}
 	for _, name := range names {
 		left := strings.HasPrefix(name, tempPrefix)
 		switch {
-		case keep[name], strings.HasPrefix(name, tempPrefix+w.token), dirPath == "." && name == lostAndFound, !left && !w.deleteExtra:
+		case f.keep[name], name == w.resume.mark, f.path == "." && name == lostAndFound, !left && !w.deleteExtra:
 			continue
 		}
-		if err := w.volume.RemoveAll(path.Join(dirPath, name)); err != nil {
-			return fmt.Errorf("remove /%s: %w", path.Join(dirPath, name), err)
+		if err := f.root.RemoveAll(name); err != nil {
+			return fmt.Errorf("remove /%s: %w", path.Join(f.path, name), err)
 		}
 		if !left {
 			w.deleted.Add(1)
@@ -529,33 +448,4 @@ func (w *restorer) sync() error {
 		return fmt.Errorf("sync the volume: %w", err)
 	}
 	return nil
-}
-
-// notKept counts what could not be set, by kind, with the first paths.
-type notKept struct {
-	mu    sync.Mutex
-	kinds map[string][]string
-	count map[string]int
-}
-
-func (n *notKept) add(kind, path string) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if n.count == nil {
-		n.count, n.kinds = map[string]int{}, map[string][]string{}
-	}
-	n.count[kind]++
-	if len(n.kinds[kind]) < 3 {
-		n.kinds[kind] = append(n.kinds[kind], "/"+path)
-	}
-}
-
-func (n *notKept) lines() []string {
-	var out []string
-	for _, kind := range []string{"owner", "mode", "time"} {
-		if c := n.count[kind]; c > 0 {
-			out = append(out, fmt.Sprintf("%s of %d entries could not be set by uid %d, first: %s", kind, c, os.Getuid(), strings.Join(n.kinds[kind], ", ")))
-		}
-	}
-	return out
 }

@@ -7,10 +7,13 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
+	kopiafs "github.com/kopia/kopia/fs"
 	"github.com/kopia/kopia/repo"
 	"github.com/kopia/kopia/repo/compression"
 	"github.com/kopia/kopia/snapshot"
@@ -44,13 +47,17 @@ func snapshotVolume(ctx context.Context, conn *connection, req api.StartRequest,
 		return nil, err
 	}
 	defer volume.Close()
-	src := &source{volume: volume}
+	src := newSource(volume)
 	root, err := src.entry(r.Path)
 	if err != nil {
 		return nil, err
 	}
 	// Of what cannot be read at its very root, Kopia tells no name.
 	if err := readable(ctx, root); err != nil {
+		return nil, fmt.Errorf("open %s: %w", r.Path, err)
+	}
+	xattrs, err := rootXattrs(volume, r.Path, root)
+	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", r.Path, err)
 	}
 	pol, err := snapshotPolicy(*r)
@@ -66,6 +73,8 @@ func snapshotVolume(ctx context.Context, conn *connection, req api.StartRequest,
 		if err != nil {
 			return fmt.Errorf("look for the previous snapshot: %w", err)
 		}
+		stopEstimate := estimate(ctx, src, r.Path, previous, p)
+		defer stopEstimate()
 		u := upload.NewUploader(w)
 		u.Progress = p
 		u.ParallelUploads = parallelUploads
@@ -78,7 +87,10 @@ func snapshotVolume(ctx context.Context, conn *connection, req api.StartRequest,
 		if man, err = u.Upload(ctx, root, tree, si, previous...); err != nil {
 			return fmt.Errorf("upload: %w", err)
 		}
-		if err := verdict(ctx, man, *r, previous); err != nil {
+		if err := verdict(ctx, man, *r, src); err != nil {
+			return err
+		}
+		if err := notSuddenlyEmpty(ctx, w, man, *r, src, previous); err != nil {
 			return err
 		}
 		// Remote write errors are told here and nowhere else.
@@ -99,7 +111,44 @@ func snapshotVolume(ctx context.Context, conn *connection, req api.StartRequest,
 	if err != nil {
 		return nil, err
 	}
-	return &api.Result{Snapshot: describe(man, p, src.leftOut(), started, env.Now())}, nil
+	result := describe(man, p, src, started, env.Now())
+	for _, x := range xattrs {
+		result.Root.Xattrs = append(result.Root.Xattrs, api.Xattr(x))
+	}
+	return &api.Result{Snapshot: result}, nil
+}
+
+// rootXattrs reads the attributes of a file that is backed up alone: it has no
+// directory to keep them.
+func rootXattrs(volume *os.Root, inside string, root kopiafs.Entry) ([]xattr, error) {
+	if root.IsDir() {
+		return nil, nil
+	}
+	dir, err := volume.Open(path.Join(".", path.Dir(inside)))
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close()
+	return readXattrs(unopened(dir.Fd(), path.Base(inside)))
+}
+
+// estimate tells the size of the whole: what the previous snapshot had, or what a
+// walk beside the upload counts.
+func estimate(ctx context.Context, src *source, inside string, previous []*snapshot.Manifest, p *progress) (stop func()) {
+	for _, man := range previous {
+		if man.IncompleteReason == "" && man.RootEntry != nil && man.RootEntry.DirSummary != nil {
+			p.EstimatedDataSize(man.RootEntry.DirSummary.TotalFileCount, man.RootEntry.DirSummary.TotalFileSize)
+			return func() {}
+		}
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if files, size := src.estimate(ctx, inside); ctx.Err() == nil {
+			p.EstimatedDataSize(files, size)
+		}
+	})
+	return func() { cancel(); wg.Wait() }
 }
 
 // snapshotPolicy is the whole policy: nothing is read from the repository or from
@@ -135,7 +184,7 @@ func snapshotPolicy(r api.SnapshotRequest) (*policy.Policy, error) {
 
 // verdict says whether what Kopia uploaded is a backup. That Upload returned no
 // error proves nothing.
-func verdict(ctx context.Context, man *snapshot.Manifest, r api.SnapshotRequest, previous []*snapshot.Manifest) error {
+func verdict(ctx context.Context, man *snapshot.Manifest, r api.SnapshotRequest, src *source) error {
 	if ctx.Err() != nil || man.IncompleteReason == upload.IncompleteReasonCanceled {
 		return &api.Problem{Code: api.CodeCancelled, Title: "take snapshot: cancelled; nothing was saved"}
 	}
@@ -152,12 +201,15 @@ func verdict(ctx context.Context, man *snapshot.Manifest, r api.SnapshotRequest,
 			failed = append(failed, e.EntryPath+": "+e.Error)
 		}
 	}
+	// Kopia counts each error either as fatal or as ignored; one of a file that is
+	// gone is neither.
 	bad := int(man.Stats.ErrorCount)
 	if summary != nil {
 		bad = max(bad, summary.FatalErrorCount)
 	}
 	if !r.AllowUnreadable {
 		bad += int(man.Stats.IgnoredErrorCount)
+		bad -= src.vanished
 	}
 	if bad > 0 {
 		return &api.Problem{
@@ -167,17 +219,51 @@ func verdict(ctx context.Context, man *snapshot.Manifest, r api.SnapshotRequest,
 			Hint:    "let the agent run as the owner: annotate the pod with kopia.kanister.io/run-as: \"<uid>\"",
 		}
 	}
-	if files(man) == 0 && !r.AllowEmpty {
-		for _, p := range previous {
-			if p.IncompleteReason == "" && files(p) > 0 {
-				return &api.Problem{
-					Code:  api.CodeEmpty,
-					Title: fmt.Sprintf("take snapshot: %s has no files, but had %d at the previous snapshot; nothing was saved", r.Path, files(p)),
-				}
+	return nil
+}
+
+// notSuddenlyEmpty refuses a snapshot without files where the previous one had some:
+// most likely the data is not mounted.
+func notSuddenlyEmpty(ctx context.Context, rep repo.Repository, man *snapshot.Manifest, r api.SnapshotRequest, src *source, previous []*snapshot.Manifest) error {
+	if r.AllowEmpty || files(man)-src.recorded.files > 0 {
+		return nil
+	}
+	for _, p := range previous {
+		if p.IncompleteReason != "" || files(p) == 0 {
+			continue
+		}
+		had, err := hasFile(ctx, rep, p.RootEntry)
+		if err != nil {
+			return fmt.Errorf("look at the previous snapshot: %w", err)
+		}
+		if had {
+			return &api.Problem{
+				Code:  api.CodeEmpty,
+				Title: fmt.Sprintf("take snapshot: %s has no files, but had up to %d at the previous snapshot; nothing was saved", r.Path, files(p)),
 			}
 		}
 	}
 	return nil
+}
+
+// hasFile looks for the first file of a stored tree that was a file on the volume.
+func hasFile(ctx context.Context, rep repo.Repository, e *snapshot.DirEntry) (bool, error) {
+	switch {
+	case e.Type == snapshot.EntryTypeFile:
+		return e.Name != extrasName, nil
+	case e.Type != snapshot.EntryTypeDirectory, e.DirSummary != nil && e.DirSummary.TotalFileCount == 0:
+		return false, nil
+	}
+	entries, err := readDirectory(ctx, rep, e)
+	if err != nil {
+		return false, err
+	}
+	for _, below := range entries {
+		if had, err := hasFile(ctx, rep, below); had || err != nil {
+			return had, err
+		}
+	}
+	return false, nil
 }
 
 func files(man *snapshot.Manifest) int64 {
@@ -193,7 +279,7 @@ func files(man *snapshot.Manifest) int64 {
 	}
 }
 
-func describe(man *snapshot.Manifest, p *progress, excluded []string, started, ended time.Time) *api.SnapshotResult {
+func describe(man *snapshot.Manifest, p *progress, src *source, started, ended time.Time) *api.SnapshotResult {
 	root := man.RootEntry
 	result := &api.SnapshotResult{
 		ID: string(man.ID), RootObject: root.ObjectID.String(),
@@ -201,15 +287,17 @@ func describe(man *snapshot.Manifest, p *progress, excluded []string, started, e
 			Name: root.Name, File: root.Type == snapshot.EntryTypeFile, Mode: uint32(root.Permissions),
 			UID: root.UserID, GID: root.GroupID, ModTime: root.ModTime.ToTime().UTC(),
 		},
-		Files: files(man), Bytes: root.FileSize,
-		NewBytes: p.uploaded.Load(), CachedFiles: p.cachedFiles.Load(), Excluded: excluded,
+		Files: files(man) - src.recorded.files, Bytes: root.FileSize,
+		NewBytes: p.uploaded.Load(), CachedFiles: p.cachedFiles.Load(), Excluded: firstOf(src.excluded),
+		Vanished: int64(src.vanished), Changed: firstOf(src.changed),
+		LinkedNames: src.recorded.linked, SpecialFiles: src.recorded.special, WithAttributes: src.recorded.attributed,
 		Start: started.UTC(), End: ended.UTC(),
 	}
 	if result.Root.File {
 		result.Root.Size = root.FileSize
 	}
 	if s := root.DirSummary; s != nil {
-		result.Dirs, result.Bytes = s.TotalDirCount, s.TotalFileSize
+		result.Dirs, result.Bytes = s.TotalDirCount, s.TotalFileSize-src.recorded.bytes
 		for _, e := range s.FailedEntries {
 			result.Unreadable = append(result.Unreadable, e.EntryPath)
 		}

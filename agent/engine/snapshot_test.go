@@ -22,7 +22,7 @@ func TestVerdict(t *testing.T) {
 		}}
 	}
 	broken := &kopiafs.EntryWithError{EntryPath: "dir/f", Error: "permission denied"}
-	full := []*snapshot.Manifest{{RootEntry: directory(7)}}
+	full := []*snapshot.Manifest{{RootEntry: &snapshot.DirEntry{Type: snapshot.EntryTypeFile}}}
 	cancelled, cancel := context.WithCancel(t.Context())
 	cancel()
 	for name, c := range map[string]struct {
@@ -30,6 +30,7 @@ func TestVerdict(t *testing.T) {
 		man      snapshot.Manifest
 		req      api.SnapshotRequest
 		previous []*snapshot.Manifest
+		src      *source
 		fails    bool
 		want     api.Code
 		text     string
@@ -37,19 +38,30 @@ func TestVerdict(t *testing.T) {
 		"good":                  {man: snapshot.Manifest{RootEntry: directory(3)}, previous: full},
 		"a file":                {man: snapshot.Manifest{RootEntry: &snapshot.DirEntry{Type: snapshot.EntryTypeFile}}, previous: full},
 		"empty, and never full": {man: snapshot.Manifest{RootEntry: directory(0)}},
-		"empty, and was full":   {man: snapshot.Manifest{RootEntry: directory(0)}, previous: full, fails: true, want: api.CodeEmpty, text: "had 7"},
-		"empty, and may be":     {man: snapshot.Manifest{RootEntry: directory(0)}, previous: full, req: api.SnapshotRequest{AllowEmpty: true}},
+		"empty, and was full":   {man: snapshot.Manifest{RootEntry: directory(0)}, previous: full, fails: true, want: api.CodeEmpty, text: "had up to 1"},
+		"only attributes, and was full": {
+			man: snapshot.Manifest{RootEntry: directory(2)}, previous: full, fails: true, want: api.CodeEmpty,
+			src: &source{recorded: recorded{files: 2}},
+		},
+		"empty, and may be": {man: snapshot.Manifest{RootEntry: directory(0)}, previous: full, req: api.SnapshotRequest{AllowEmpty: true}},
 		"empty after a checkpoint": {
-			man: snapshot.Manifest{RootEntry: directory(0)}, previous: []*snapshot.Manifest{{RootEntry: directory(7), IncompleteReason: "checkpoint"}},
+			man: snapshot.Manifest{RootEntry: directory(0)}, previous: []*snapshot.Manifest{{RootEntry: full[0].RootEntry, IncompleteReason: "checkpoint"}},
 		},
 		"context ended": {ctx: cancelled, man: snapshot.Manifest{RootEntry: directory(3)}, fails: true, want: api.CodeCancelled},
 		"cancelled": {
 			man:   snapshot.Manifest{RootEntry: directory(3), IncompleteReason: upload.IncompleteReasonCanceled},
 			fails: true, want: api.CodeCancelled, text: "nothing was saved",
 		},
-		"incomplete":  {man: snapshot.Manifest{RootEntry: directory(3), IncompleteReason: "limit"}, fails: true, text: "limit"},
-		"no root":     {man: snapshot.Manifest{}, fails: true, text: "no root"},
-		"failed":      {man: snapshot.Manifest{RootEntry: directory(3, broken)}, fails: true, want: api.CodeUnreadable, text: "dir/f: permission denied"},
+		"incomplete": {man: snapshot.Manifest{RootEntry: directory(3), IncompleteReason: "limit"}, fails: true, text: "limit"},
+		"no root":    {man: snapshot.Manifest{}, fails: true, text: "no root"},
+		"failed":     {man: snapshot.Manifest{RootEntry: directory(3, broken)}, fails: true, want: api.CodeUnreadable, text: "dir/f: permission denied"},
+		"gone meanwhile": {
+			man: snapshot.Manifest{RootEntry: directory(3, broken), Stats: snapshot.Stats{ErrorCount: 1}}, src: &source{vanished: 1},
+		},
+		"gone meanwhile, and one failed": {
+			man: snapshot.Manifest{RootEntry: directory(3, broken), Stats: snapshot.Stats{ErrorCount: 2}}, src: &source{vanished: 1},
+			fails: true, want: api.CodeUnreadable, text: "1 entries",
+		},
 		"only stats":  {man: snapshot.Manifest{RootEntry: directory(3), Stats: snapshot.Stats{ErrorCount: 2}}, fails: true, want: api.CodeUnreadable, text: "2 entries"},
 		"ignored":     {man: snapshot.Manifest{RootEntry: directory(3), Stats: snapshot.Stats{IgnoredErrorCount: 1}}, fails: true, want: api.CodeUnreadable},
 		"ignored, ok": {man: snapshot.Manifest{RootEntry: directory(3), Stats: snapshot.Stats{IgnoredErrorCount: 1}}, req: api.SnapshotRequest{AllowUnreadable: true}},
@@ -58,8 +70,14 @@ func TestVerdict(t *testing.T) {
 			if c.ctx == nil {
 				c.ctx = t.Context()
 			}
+			if c.src == nil {
+				c.src = &source{}
+			}
 			c.req.Path = "/"
-			err := verdict(c.ctx, &c.man, c.req, c.previous)
+			err := verdict(c.ctx, &c.man, c.req, c.src)
+			if err == nil {
+				err = notSuddenlyEmpty(c.ctx, nil, &c.man, c.req, c.src, c.previous)
+			}
 			switch {
 			case (err != nil) != c.fails || code(err) != c.want:
 				t.Errorf("verdict %v, want failure %t with code %q", err, c.fails, c.want)

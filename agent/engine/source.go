@@ -57,8 +57,32 @@ func openVolume(volumesDir, volume string) (*os.Root, error) {
 type source struct {
 	volume *os.Root
 
+	device uint64 // of the volume's root
+
 	mu       sync.Mutex
-	excluded map[string]struct{}
+	excluded []string // left out
+	vanished int      // listed, but gone when they were to be read
+	changed  []string // written to while they were read
+	recorded recorded
+}
+
+// recorded counts what is kept in extras.
+type recorded struct {
+	// files and bytes of the extras' own, which Kopia counts like any other.
+	files, bytes int64
+	// names of files with more than one, sockets and their kind, entries with attributes.
+	linked, special, attributed int64
+}
+
+// newSource returns a source that reads a volume.
+func newSource(volume *os.Root) *source {
+	s := &source{volume: volume}
+	if info, err := volume.Lstat("."); err == nil {
+		if stat, ok := info.Sys().(*syscall.Stat_t); ok {
+			s.device = stat.Dev
+		}
+	}
+	return s
 }
 
 // entry finds an absolute path of the volume. No component may be a link: what is
@@ -116,8 +140,8 @@ func readable(ctx context.Context, e kopiafs.Entry) error {
 	}
 }
 
-// make returns the entry of a path, or nil if it is left out: sockets, pipes and
-// devices, which have no content, and the volume's own lost+found.
+// make returns the entry of a path, or nil for what Kopia has no entry for: sockets,
+// pipes and devices, and the volume's own lost+found, which is left out.
 func (s *source) make(where string, info fs.FileInfo) kopiafs.Entry {
 	uid, gid := ownerOf(info)
 	e := sourceEntry{
@@ -126,7 +150,6 @@ func (s *source) make(where string, info fs.FileInfo) kopiafs.Entry {
 	}
 	switch {
 	case info.IsDir() && where == lostAndFound && uid == 0:
-		s.exclude(where)
 		return nil
 	case info.IsDir():
 		e.size = 0
@@ -136,34 +159,50 @@ func (s *source) make(where string, info fs.FileInfo) kopiafs.Entry {
 	case info.Mode()&fs.ModeSymlink != 0:
 		return &sourceSymlink{e}
 	default:
-		s.exclude(where)
 		return nil
 	}
 }
 
-func (s *source) exclude(where string) {
+// note changes what the source keeps of its own reading.
+func (s *source) note(change func()) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.excluded == nil {
-		s.excluded = map[string]struct{}{}
-	}
-	// A set: Kopia walks the tree a second time to estimate it.
-	s.excluded["/"+where] = struct{}{}
+	change()
 }
 
-// leftOut names the entries that were left out, the first ones and a count.
-func (s *source) leftOut() []string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	var all []string
-	for where := range s.excluded {
-		all = append(all, where)
-	}
+// firstOf names the first paths of a list, and how many more there are.
+func firstOf(all []string) []string {
+	all = slices.Clone(all)
 	slices.Sort(all)
 	if more := len(all) - namedPaths; more > 0 {
 		all = append(all[:namedPaths], fmt.Sprintf("and %d more", more))
 	}
 	return all
+}
+
+// gone notes an entry that vanished between its listing and its reading: it was not
+// there at the moment of the snapshot, like one removed just before.
+func (s *source) gone(where string, err error) {
+	if !errors.Is(err, fs.ErrNotExist) {
+		return
+	}
+	if _, err := s.volume.Lstat(where); errors.Is(err, fs.ErrNotExist) {
+		s.note(func() { s.vanished++ })
+	}
+}
+
+// estimate counts the files below a path and their bytes.
+func (s *source) estimate(ctx context.Context, inside string) (files, size int64) {
+	_ = fs.WalkDir(s.volume.FS(), path.Join(".", inside), func(_ string, d fs.DirEntry, err error) error {
+		if err != nil || !d.Type().IsRegular() {
+			return ctx.Err() // what cannot be read is told by who reads it
+		}
+		if info, err := d.Info(); err == nil {
+			files, size = files+1, size+info.Size()
+		}
+		return ctx.Err()
+	})
+	return files, size
 }
 
 // sourceEntry implements kopiafs.Entry.
@@ -194,9 +233,10 @@ type sourceFile struct{ sourceEntry }
 func (f *sourceFile) Open(context.Context) (kopiafs.Reader, error) {
 	opened, err := f.s.volume.OpenFile(f.path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
+		f.s.gone(f.path, err)
 		return nil, err
 	}
-	r := &sourceReader{opened, f}
+	r := &sourceReader{file: opened, entry: f}
 	if _, err := r.Entry(); err != nil {
 		return nil, errors.Join(err, opened.Close())
 	}
@@ -204,13 +244,30 @@ func (f *sourceFile) Open(context.Context) (kopiafs.Reader, error) {
 }
 
 type sourceReader struct {
-	*os.File
+	file  *os.File
 	entry *sourceFile
+}
+
+func (r *sourceReader) Read(p []byte) (int, error)                 { return r.file.Read(p) }
+func (r *sourceReader) Seek(offset int64, from int) (int64, error) { return r.file.Seek(offset, from) }
+
+// Close notes whether the file was written to since it was listed: what was read of
+// it is then of several moments.
+func (r *sourceReader) Close() error {
+	if info, err := r.file.Stat(); err == nil && (info.Size() != r.entry.size || !info.ModTime().Equal(r.entry.modTime)) {
+		s := r.entry.s
+		s.note(func() {
+			if where := "/" + r.entry.path; !slices.Contains(s.changed, where) { // a large file is read in parts
+				s.changed = append(s.changed, where)
+			}
+		})
+	}
+	return r.file.Close()
 }
 
 // Entry implements kopiafs.Reader: the file as it is now.
 func (r *sourceReader) Entry() (kopiafs.Entry, error) {
-	info, err := r.Stat()
+	info, err := r.file.Stat()
 	if err != nil {
 		return nil, err
 	}
@@ -263,20 +320,28 @@ func (d *sourceDirectory) Child(_ context.Context, stored string) (kopiafs.Entry
 func (d *sourceDirectory) Iterate(context.Context) (kopiafs.DirectoryIterator, error) {
 	root, err := d.s.volume.OpenRoot(d.path)
 	if err != nil {
+		d.s.gone(d.path, err)
 		return nil, err
 	}
 	list, err := root.Open(".")
 	if err != nil {
 		return nil, errors.Join(err, root.Close())
 	}
-	return &sourceIterator{d: d, root: root, list: list}, nil
+	i := &sourceIterator{d: d, root: root, list: list}
+	if i.extras.Self, err = readXattrs(openFile(list.Fd())); err != nil {
+		i.Close()
+		return nil, err
+	}
+	return i, nil
 }
 
 type sourceIterator struct {
-	d     *sourceDirectory
-	root  *os.Root // the directory itself: what is asked of it is one step away
-	list  *os.File
-	names []string
+	d      *sourceDirectory
+	root   *os.Root // the directory itself: what is asked of it is one step away
+	list   *os.File
+	names  []string
+	extras extras
+	ended  bool
 }
 
 func (i *sourceIterator) Close() {
@@ -284,28 +349,89 @@ func (i *sourceIterator) Close() {
 	i.root.Close()
 }
 
+// Next returns the entries of the directory and at last, if there is any need, the
+// file with what Kopia does not keep of them.
 func (i *sourceIterator) Next(context.Context) (kopiafs.Entry, error) {
-	for {
+	for !i.ended {
 		if len(i.names) == 0 {
 			var err error
 			if i.names, err = i.list.Readdirnames(readdirBatch); errors.Is(err, io.EOF) {
-				return nil, nil
+				i.ended = true
+				return i.last()
 			} else if err != nil {
 				return nil, err
 			}
 		}
 		name := i.names[0]
 		i.names = i.names[1:]
-		where := path.Join(i.d.path, name)
-		info, err := i.root.Lstat(name)
-		switch {
-		case errors.Is(err, fs.ErrNotExist): // removed meanwhile
-		case err != nil:
-			return &sourceError{sourceEntry{s: i.d.s, path: where, name: encodeName(name)}, err}, nil
-		default:
-			if e := i.d.s.make(where, info); e != nil {
-				return e, nil
-			}
+		entry, err := i.entry(name)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // removed meanwhile
+		}
+		if err != nil {
+			return &sourceError{sourceEntry{s: i.d.s, path: path.Join(i.d.path, name), name: encodeName(name)}, err}, nil
+		}
+		if entry != nil {
+			return entry, nil
 		}
 	}
+	return nil, nil
+}
+
+// entry looks at one name of the directory and keeps its extra.
+func (i *sourceIterator) entry(name string) (kopiafs.Entry, error) {
+	s, where := i.d.s, path.Join(i.d.path, name)
+	info, err := i.root.Lstat(name)
+	if err != nil {
+		return nil, err
+	}
+	entry := s.make(where, info)
+	x := extra{Name: encodeName(name), Inode: inodeOf(info, s.device)}
+	if entry == nil {
+		if x.Special = specialOf(info); x.Special == nil {
+			s.note(func() { s.excluded = append(s.excluded, "/"+where) })
+			return nil, nil
+		}
+	}
+	// A directory keeps its own, a link can have none that anybody could set.
+	if !info.IsDir() && info.Mode()&fs.ModeSymlink == 0 {
+		if x.Xattrs, err = readXattrs(unopened(i.list.Fd(), name)); err != nil {
+			return nil, err
+		}
+	}
+	if x.Inode != "" || x.Special != nil || x.Xattrs != nil {
+		i.extras.Entries = append(i.extras.Entries, x)
+	}
+	return entry, nil
+}
+
+// last returns the file of the directory's extras.
+func (i *sourceIterator) last() (kopiafs.Entry, error) {
+	if i.extras.empty() {
+		return nil, nil
+	}
+	content, err := i.extras.encode()
+	if err != nil {
+		return nil, fmt.Errorf("keep attributes of /%s: %w", i.d.path, err)
+	}
+	s := i.d.s
+	s.note(func() {
+		r := &s.recorded
+		r.files, r.bytes = r.files+1, r.bytes+int64(len(content))
+		if i.extras.Self != nil {
+			r.attributed++
+		}
+		for _, e := range i.extras.Entries {
+			if e.Inode != "" {
+				r.linked++
+			}
+			if e.Special != nil {
+				r.special++
+			}
+			if e.Xattrs != nil {
+				r.attributed++
+			}
+		}
+	})
+	return newExtrasFile(i.d, content), nil
 }

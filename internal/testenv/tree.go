@@ -4,11 +4,14 @@ package testenv
 
 import (
 	"crypto/sha256"
+	"encoding/binary"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -25,12 +28,19 @@ type Entry struct {
 	Size     int64
 	SHA256   string
 	Link     string
+	// Xattrs are the extended attributes, ACLs included, but not a node's own labels.
+	Xattrs string
+	// SameAs is the first of several names of one file.
+	SameAs string
+	// Device of a device node.
+	Device uint64
 }
 
 // Tree reads a file tree; the root's own entry is ".".
 func Tree(t testing.TB, root string) map[string]Entry {
 	t.Helper()
 	tree := map[string]Entry{}
+	inodes := map[uint64]string{}
 	must(t, filepath.WalkDir(root, func(path string, _ fs.DirEntry, err error) error {
 		if err != nil {
 			return err
@@ -48,17 +58,72 @@ func Tree(t testing.TB, root string) map[string]Entry {
 		switch {
 		case info.Mode()&fs.ModeSymlink != 0:
 			e.Link, err = os.Readlink(path)
+		case info.Mode()&fs.ModeDevice != 0:
+			e.Device = stat.Rdev
 		case info.Mode().IsRegular():
+			if stat.Nlink > 1 {
+				if _, known := inodes[stat.Ino]; !known {
+					inodes[stat.Ino] = rel
+				}
+				e.SameAs = inodes[stat.Ino]
+			}
 			e.Size = info.Size()
 			var content []byte
 			content, err = os.ReadFile(path)
 			sum := sha256.Sum256(content)
 			e.SHA256 = hex.EncodeToString(sum[:])
 		}
+		if err == nil {
+			e.Xattrs, err = xattrs(path)
+		}
 		tree[rel] = e
 		return err
 	}))
 	return tree
+}
+
+// xattrs renders the extended attributes of an entry, sorted.
+func xattrs(path string) (string, error) {
+	buffer := make([]byte, 64<<10)
+	n, err := unix.Llistxattr(path, buffer)
+	if err != nil {
+		if errors.Is(err, unix.ENOTSUP) {
+			return "", nil
+		}
+		return "", fmt.Errorf("list attributes of %s: %w", path, err)
+	}
+	var out []string
+	for _, name := range strings.Split(strings.TrimRight(string(buffer[:n]), "\x00"), "\x00") {
+		if name == "" || name == "security.selinux" {
+			continue
+		}
+		value := make([]byte, 64<<10)
+		n, err := unix.Lgetxattr(path, name, value)
+		if err != nil {
+			return "", fmt.Errorf("read attribute %s of %s: %w", name, path, err)
+		}
+		out = append(out, fmt.Sprintf("%s=%x", name, value[:n]))
+	}
+	slices.Sort(out)
+	return strings.Join(out, " "), nil
+}
+
+// ACL renders a POSIX ACL as the kernel keeps it: the owner's, the group's, the
+// mask's and the others' permissions, and those of one more user.
+func ACL(owner, group, mask, other uint16, user uint32, permissions uint16) []byte {
+	value := binary.LittleEndian.AppendUint32(nil, 2)
+	add := func(tag, permissions uint16, id uint32) {
+		value = binary.LittleEndian.AppendUint16(value, tag)
+		value = binary.LittleEndian.AppendUint16(value, permissions)
+		value = binary.LittleEndian.AppendUint32(value, id)
+	}
+	const nobody = 1<<32 - 1
+	add(0x01, owner, nobody)
+	add(0x02, permissions, user)
+	add(0x04, group, nobody)
+	add(0x10, mask, nobody)
+	add(0x20, other, nobody)
+	return value
 }
 
 // MakeTree fills a folder with what backups find hard: odd names, links, modes,
@@ -101,6 +166,25 @@ func MakeTree(t testing.TB, root string) {
 		spec, err := unix.TimeToTimespec(at)
 		must(t, err)
 		must(t, unix.UtimesNanoAt(unix.AT_FDCWD, path, []unix.Timespec{spec, spec}, unix.AT_SYMLINK_NOFOLLOW))
+	}
+	// What Kopia itself does not keep.
+	must(t, os.Link(filepath.Join(root, "plain.txt"), filepath.Join(root, "dir", "hard link")))
+	must(t, os.Link(filepath.Join(root, "plain.txt"), filepath.Join(root, "many", "hard-\xff")))
+	for name, kind := range map[string]uint32{"dir/pipe": unix.S_IFIFO, "socket": unix.S_IFSOCK} {
+		path := filepath.Join(root, name)
+		must(t, unix.Mknod(path, kind, 0))
+		must(t, os.Chmod(path, 0o640))
+		must(t, os.Chtimes(path, at, at))
+	}
+	for name, attributes := range map[string]map[string]string{
+		"plain.txt": {"user.comment": "kept\x00whole", "user.empty": ""},
+		"dir":       {"user.of-a-directory": "yes", "system.posix_acl_default": string(ACL(7, 5, 7, 0, 1234, 6))},
+		"locked":    {"user.big": strings.Repeat("x", 2000)},
+		"many/07":   {"system.posix_acl_access": string(ACL(6, 4, 6, 4, 4321, 6))},
+	} {
+		for attribute, value := range attributes {
+			must(t, unix.Lsetxattr(filepath.Join(root, name), attribute, []byte(value), 0))
+		}
 	}
 	if os.Getuid() == 0 {
 		must(t, os.Lchown(filepath.Join(root, "plain.txt"), 1234, 4321))

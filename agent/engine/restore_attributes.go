@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package engine
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+	"unsafe"
+
+	kopiafs "github.com/kopia/kopia/fs"
+	"github.com/kopia/kopia/snapshot"
+	"golang.org/x/sys/unix"
+)
+
+// kept says what an entry may get after its owner was set.
+type kept struct{ owner bool }
+
+// of is the mode that an entry gets: bits that lend the owner's rights are never
+// those of another one.
+func (k kept) of(p snapshot.Permissions) fs.FileMode {
+	mode := fs.FileMode(p) & kopiafs.ModBits
+	if !k.owner {
+		mode &^= fs.ModeSetuid | fs.ModeSetgid
+	}
+	return mode
+}
+
+// owner sets the owner as far as the uid allows.
+func (w *restorer) owner(where string, uid, gid uint32, stat func() (fs.FileInfo, error), chown func(uid, gid int) error) (kept, error) {
+	info, err := stat()
+	if err != nil {
+		return kept{}, fmt.Errorf("set owner of /%s: %w", where, err)
+	}
+	if u, g := ownerOf(info); u == uid && g == gid {
+		return kept{owner: true}, nil
+	}
+	err = chown(int(uid), int(gid))
+	switch {
+	case err == nil:
+		return kept{owner: true}, nil
+	case !errors.Is(err, fs.ErrPermission):
+		return kept{}, fmt.Errorf("set owner of /%s: %w", where, err)
+	}
+	w.notKept.add("owner", where)
+	return kept{}, nil
+}
+
+// xattrs sets the chosen extended attributes.
+func (w *restorer) xattrs(at xattrHolder, where string, want []xattr, k kept, chosen func(name string) bool) {
+	if !k.owner {
+		// Capabilities lend rights like a setuid bit.
+		want = slices.DeleteFunc(slices.Clone(want), func(x xattr) bool { return x.Name == "security.capability" })
+	}
+	for range setXattrs(at, want, chosen) {
+		w.notKept.add("extended attribute", where)
+	}
+}
+
+// timeAt sets the time of a link or a special file, which cannot be opened.
+func (w *restorer) timeAt(f *folder, name, where string, modTime time.Time) {
+	times, err := timespecs(modTime)
+	if err == nil {
+		err = unix.UtimesNanoAt(int(f.self.Fd()), name, times, unix.AT_SYMLINK_NOFOLLOW)
+	}
+	if err != nil {
+		w.notKept.add("time", where)
+	}
+}
+
+func timespecs(modTime time.Time) ([]unix.Timespec, error) {
+	spec, err := unix.TimeToTimespec(modTime)
+	return []unix.Timespec{spec, spec}, err
+}
+
+// fileAttributes sets owner, extended attributes, mode, ACLs and time of an open
+// file or directory, in this order: a change of owner clears setuid bits and
+// capabilities, a file without write permission takes no attributes, an ACL refines
+// the mode, and any change touches the time.
+func (w *restorer) fileAttributes(f *os.File, where string, e *snapshot.DirEntry, xattrs []xattr) error {
+	k, err := w.owner(where, e.UserID, e.GroupID, f.Stat, f.Chown)
+	if err != nil {
+		return err
+	}
+	attributes := openFile(f.Fd())
+	w.xattrs(attributes, where, xattrs, k, notACL)
+	mode := k.of(e.Permissions)
+	if mode != fs.FileMode(e.Permissions)&kopiafs.ModBits {
+		w.notKept.add("mode", where)
+	}
+	if err := f.Chmod(mode); err != nil {
+		if !errors.Is(err, fs.ErrPermission) {
+			return fmt.Errorf("set mode of /%s: %w", where, err)
+		}
+		w.notKept.add("mode", where)
+	}
+	w.xattrs(attributes, where, xattrs, k, isACL)
+	times, err := timespecs(e.ModTime.ToTime())
+	if err != nil {
+		return fmt.Errorf("set time of /%s: %w", where, err)
+	}
+	// futimens: there is no path that could have changed.
+	if _, _, errno := unix.Syscall6(unix.SYS_UTIMENSAT, f.Fd(), 0, uintptr(unsafe.Pointer(&times[0])), 0, 0, 0); errno != 0 {
+		w.notKept.add("time", where)
+	}
+	return nil
+}
+
+// notKept counts what could not be set, by kind, with the first paths.
+type notKept struct {
+	mu    sync.Mutex
+	first map[string][]string
+	count map[string]int
+}
+
+func (n *notKept) add(kind, path string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.count == nil {
+		n.count, n.first = map[string]int{}, map[string][]string{}
+	}
+	n.count[kind]++
+	if first := n.first[kind]; len(first) < 3 && !slices.Contains(first, "/"+path) {
+		n.first[kind] = append(first, "/"+path)
+	}
+}
+
+func (n *notKept) lines() []string {
+	var out []string
+	for _, kind := range []string{"owner", "mode", "time", "extended attribute", "hard link", "special file"} {
+		if n.count[kind] == 0 {
+			continue
+		}
+		out = append(out, fmt.Sprintf("%s of %d entries could not be set by uid %d, first: %s", kind, n.count[kind], os.Getuid(), strings.Join(n.first[kind], ", ")))
+	}
+	return out
+}

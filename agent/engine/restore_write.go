@@ -1,0 +1,242 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"sync"
+
+	"github.com/kopia/kopia/snapshot"
+	"golang.org/x/sys/unix"
+)
+
+// tempPrefix begins the names of files under way, and of a restore's own mark.
+const tempPrefix = ".kopia-restore-"
+
+func (w *restorer) tempName() string {
+	return fmt.Sprintf("%s%s-%d", tempPrefix, w.token, w.temp.Add(1))
+}
+
+// link is a file with more than one name. The first who wants it writes it, the
+// others wait and link to it.
+type link struct {
+	mu   sync.Mutex
+	done bool
+	path string // in the volume
+}
+
+// file restores a file, or a further name of one that was restored already.
+func (w *restorer) file(ctx context.Context, f *folder, name string, e *snapshot.DirEntry, x extra) error {
+	if x.Inode == "" {
+		return w.writeFile(ctx, f, name, e, x)
+	}
+	w.mu.Lock()
+	l := w.links[x.Inode]
+	if l == nil {
+		l = &link{}
+		w.links[x.Inode] = l
+	}
+	w.mu.Unlock()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	where := path.Join(f.path, name)
+	if !l.done {
+		if err := w.writeFile(ctx, f, name, e, x); err != nil {
+			return err
+		}
+		l.done, l.path = true, where
+		return nil
+	}
+	first, err := w.volume.Lstat(l.path)
+	if err != nil {
+		return fmt.Errorf("link /%s to /%s: %w", where, l.path, err)
+	}
+	if there, err := f.root.Lstat(name); err != nil || !os.SameFile(first, there) {
+		temp := w.tempName()
+		if err := w.volume.Link(l.path, path.Join(f.path, temp)); err != nil {
+			// Not every file system has hard links; the content is what counts.
+			w.notKept.add("hard link", where)
+			return w.writeFile(ctx, f, name, e, x)
+		}
+		if err := w.place(f, temp, name); err != nil {
+			return err
+		}
+	}
+	w.hardLinks.Add(1)
+	w.files.Add(1)
+	w.progress.files.Add(1)
+	return nil
+}
+
+// writeFile writes a file beside its place and renames it there when complete, so
+// that nobody sees half of one and a link in its place is replaced, not followed.
+func (w *restorer) writeFile(ctx context.Context, f *folder, name string, e *snapshot.DirEntry, x extra) (err error) {
+	where := path.Join(f.path, name)
+	if w.resume.has(f, name, e) {
+		w.resumed.Add(1)
+		w.files.Add(1)
+		w.progress.files.Add(1)
+		w.progress.bytes.Add(e.FileSize)
+		return nil
+	}
+	reader, err := w.rep.OpenObject(ctx, e.ObjectID)
+	if err != nil {
+		return fmt.Errorf("read %s from the backup: %w", where, err)
+	}
+	defer reader.Close()
+	temp := w.tempName()
+	out, err := f.root.OpenFile(temp, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
+	if err != nil {
+		return fmt.Errorf("make /%s: %w", where, err)
+	}
+	defer func() {
+		if err != nil {
+			_ = f.root.Remove(temp)
+		}
+	}()
+	err = w.copy(ctx, out, reader, e.FileSize)
+	if err != nil {
+		err = fmt.Errorf("write /%s: %w", where, err)
+	} else {
+		err = w.fileAttributes(out, where, e, x.Xattrs)
+	}
+	if closeErr := out.Close(); err == nil && closeErr != nil {
+		err = fmt.Errorf("write /%s: %w", where, closeErr)
+	}
+	if err != nil {
+		return err
+	}
+	if err := w.place(f, temp, name); err != nil {
+		return err
+	}
+	w.files.Add(1)
+	w.progress.files.Add(1)
+	return nil
+}
+
+// buffers are of the size in which content is copied.
+var buffers = sync.Pool{New: func() any { return new([128 << 10]byte) }}
+
+// copy writes the content and leaves holes where there are only zeros.
+func (w *restorer) copy(ctx context.Context, out *os.File, in io.Reader, size int64) error {
+	buffer := buffers.Get().(*[128 << 10]byte)
+	defer buffers.Put(buffer)
+	var written int64
+	for {
+		if err := context.Cause(ctx); err != nil {
+			return err
+		}
+		n, readErr := io.ReadFull(in, buffer[:])
+		if n > 0 {
+			if !allZero(buffer[:n]) {
+				if _, err := out.WriteAt(buffer[:n], written); err != nil {
+					return err
+				}
+			}
+			written += int64(n)
+			w.progress.bytes.Add(int64(n))
+			w.progress.downloaded.Add(int64(n))
+		}
+		if readErr == io.EOF || readErr == io.ErrUnexpectedEOF {
+			break
+		}
+		if readErr != nil {
+			return readErr
+		}
+	}
+	if written != size {
+		return fmt.Errorf("the backup gave %d bytes of %d", written, size)
+	}
+	return out.Truncate(size)
+}
+
+func allZero(b []byte) bool {
+	for _, x := range b {
+		if x != 0 {
+			return false
+		}
+	}
+	return true
+}
+
+func (w *restorer) symlink(ctx context.Context, f *folder, name string, e *snapshot.DirEntry) error {
+	where := path.Join(f.path, name)
+	reader, err := w.rep.OpenObject(ctx, e.ObjectID)
+	if err != nil {
+		return fmt.Errorf("read link %s from the backup: %w", where, err)
+	}
+	defer reader.Close()
+	target, err := io.ReadAll(io.LimitReader(reader, pathMax))
+	if err != nil {
+		return fmt.Errorf("read link %s from the backup: %w", where, err)
+	}
+	temp := w.tempName()
+	if err := f.root.Symlink(string(target), temp); err != nil {
+		return fmt.Errorf("make link /%s: %w", where, err)
+	}
+	if _, err := w.owner(where, e.UserID, e.GroupID, func() (fs.FileInfo, error) { return f.root.Lstat(temp) },
+		func(uid, gid int) error { return f.root.Lchown(temp, uid, gid) }); err != nil {
+		return err
+	}
+	w.timeAt(f, temp, where, e.ModTime.ToTime())
+	if err := w.place(f, temp, name); err != nil {
+		return err
+	}
+	w.symlinks.Add(1)
+	return nil
+}
+
+// specialFile makes a socket, a pipe or a device. Devices need a capability that no
+// restricted pod has: they are told as not kept.
+func (w *restorer) specialFile(f *folder, name string, x extra) error {
+	s, where := x.Special, path.Join(f.path, name)
+	kind, known := specialKinds[s.Kind]
+	if !known {
+		return fmt.Errorf("restore /%s: special file of unknown kind %q in the snapshot", where, s.Kind)
+	}
+	temp := w.tempName()
+	err := unix.Mknodat(int(f.self.Fd()), temp, kind|0o600, int(unix.Mkdev(s.Major, s.Minor)))
+	if errors.Is(err, unix.EPERM) || errors.Is(err, unix.ENOTSUP) || errors.Is(err, unix.EOPNOTSUPP) {
+		w.notKept.add("special file", where)
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("make /%s: %w", where, err)
+	}
+	mode, err := w.owner(where, s.UID, s.GID, func() (fs.FileInfo, error) { return f.root.Lstat(temp) },
+		func(uid, gid int) error { return f.root.Lchown(temp, uid, gid) })
+	if err != nil {
+		return err
+	}
+	attributes := unopened(f.self.Fd(), temp)
+	w.xattrs(attributes, where, x.Xattrs, mode, notACL)
+	if err := f.root.Chmod(temp, mode.of(s.Mode)); err != nil {
+		w.notKept.add("mode", where)
+	}
+	w.xattrs(attributes, where, x.Xattrs, mode, isACL)
+	w.timeAt(f, temp, where, s.ModTime)
+	if err := w.place(f, temp, name); err != nil {
+		return err
+	}
+	w.special.Add(1)
+	return nil
+}
+
+// place puts what was made as temp in the place of name.
+func (w *restorer) place(f *folder, temp, name string) error {
+	if info, err := f.root.Lstat(name); err == nil && info.IsDir() {
+		if err := f.root.RemoveAll(name); err != nil {
+			return fmt.Errorf("replace directory /%s: %w", path.Join(f.path, name), err)
+		}
+	}
+	if err := f.root.Rename(temp, name); err != nil {
+		return fmt.Errorf("make /%s: %w", path.Join(f.path, name), err)
+	}
+	return nil
+}
