@@ -111,6 +111,18 @@ func (s *Server) operations() map[string]http.HandlerFunc {
 			op, err := ops.Get(r.PathValue("id"))
 			WriteJSON(w, http.StatusOK, op, err)
 		},
+		"PATCH /v1/operations/{id}": func(w http.ResponseWriter, r *http.Request) {
+			var req api.PatchRequest
+			if !ReadJSON(w, r, &req) {
+				return
+			}
+			if req.RateLimit == nil {
+				WriteJSON(w, 0, nil, &api.Problem{Status: 400, Code: api.CodeBadRequest, Title: "change operation: rateLimit is missing"})
+				return
+			}
+			op, err := ops.Limit(r.PathValue("id"), *req.RateLimit)
+			WriteJSON(w, http.StatusOK, op, err)
+		},
 		"DELETE /v1/operations/{id}": func(w http.ResponseWriter, r *http.Request) {
 			op, err := ops.Cancel(r.PathValue("id"))
 			WriteJSON(w, http.StatusOK, op, err)

@@ -31,7 +31,7 @@ type stepRunner struct {
 	runs  atomic.Int64
 }
 
-func (r *stepRunner) Run(ctx context.Context, _ api.StartRequest, report func(api.Progress)) (*api.Result, *api.Problem) {
+func (r *stepRunner) Run(ctx context.Context, _ api.StartRequest, _ <-chan int64, report func(api.Progress)) (*api.Result, *api.Problem) {
 	r.runs.Add(1)
 	files := int64(0)
 	report(api.Progress{})

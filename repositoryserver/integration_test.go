@@ -460,6 +460,57 @@ func TestIntegrationSameOperation(t *testing.T) {
 }
 
 // What cannot be backed up is a failure that names it, and saves nothing.
+// A rate limit slows a running backup and a running restore down, and can be lifted.
+func TestIntegrationRateLimit(t *testing.T) {
+	w := newWorld(t)
+	source := w.volume()
+	const size = 24 << 20
+	content := make([]byte, size)
+	_, _ = rand.NewChaCha8([32]byte{4}).Read(content)
+	w.must(os.WriteFile(filepath.Join(source, "noise"), content, 0o640))
+	want := testenv.Tree(w, source)
+	s := w.serve()
+	agent, _ := w.sidecar(source, nil)
+
+	// At this limit each would take 1,500 s; the test's context ends long before.
+	const slow = api.LeastRateLimit
+	limited := func(agent *client.Client, req api.StartRequest) *api.Result {
+		w.Helper()
+		req.RateLimit = slow
+		ctx, cancel := context.WithTimeout(w.context(), 2*time.Minute)
+		defer cancel()
+		lifted := false
+		result, err := agent.Run(ctx, req, func(p api.Progress) {
+			if p.Bytes == 0 || lifted {
+				return
+			}
+			lifted = true
+			if p.Bytes > size/2 {
+				w.Errorf("%s: %d bytes were moved under the limit, want few", req.Kind, p.Bytes)
+			}
+			op, err := agent.Limit(ctx, req.ID, 0)
+			if err != nil || op.RateLimit != 0 || op.State != api.StateRunning {
+				w.Errorf("%s: lift the limit: %+v, %v", req.Kind, op, err)
+			}
+		})
+		w.must(err)
+		if !lifted {
+			w.Errorf("%s: it was over before its limit was lifted", req.Kind)
+		}
+		return result
+	}
+	snapshot := limited(agent, snapshotRequest("slow-backup", w.session(s, "slow-backup", "pvc.data"), "/")).Snapshot
+	target := w.volume()
+	to, _ := w.sidecar(target, nil)
+	limited(to, api.StartRequest{ID: "slow-restore", Kind: api.KindRestore, Credentials: w.session(s, "slow-restore", "restore"), Restore: &api.RestoreRequest{
+		RootObject: snapshot.RootObject, Root: snapshot.Root, Volume: "data", Path: "/",
+	}})
+	w.same(want, testenv.Tree(w, target))
+	if _, err := to.Limit(w.context(), "slow-restore", -1); code(err) != api.CodeBadRequest {
+		t.Errorf("a limit of -1: %v, want a refusal", err)
+	}
+}
+
 func TestIntegrationBackupRefused(t *testing.T) {
 	w := newWorld(t)
 	source := w.volume()

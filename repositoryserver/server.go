@@ -142,7 +142,7 @@ func Run(ctx context.Context, o Options) error {
 func probe(ctx context.Context, child operation.Child, k *kopiaServer) error {
 	_, problem := child.Run(ctx, api.StartRequest{
 		ID: "probe", Kind: api.KindProbe, Credentials: k.credentials(probeUser, probeHost),
-	}, func(api.Progress) {})
+	}, nil, func(api.Progress) {})
 	if problem != nil {
 		return fmt.Errorf("prove that access control is in force: %w", problem)
 	}

@@ -7,6 +7,7 @@
 //	GET    /v1/operations              list
 //	GET    /v1/operations/{id}         one
 //	GET    /v1/operations/{id}/events  server-sent events: one Operation per "data:" line
+//	PATCH  /v1/operations/{id}         change its rate limit
 //	DELETE /v1/operations/{id}         cancel
 //	GET    /v1/info                    versions and volumes
 //
@@ -25,6 +26,10 @@ import (
 
 // ProtocolVersion is raised when a client of the previous version would break.
 const ProtocolVersion = 1
+
+// LeastRateLimit is the least that an operation may be slowed down to: slower, it
+// could not be told from one that hangs.
+const LeastRateLimit = 16 << 10
 
 // Kind says what an operation does.
 type Kind string
@@ -75,6 +80,11 @@ type StartRequest struct {
 	Record   *RecordRequest   `json:"record,omitempty"`
 	Find     *FindRequest     `json:"find,omitempty"`
 	Delete   *DeleteRequest   `json:"delete,omitempty"`
+
+	// RateLimit in bytes of content a second, read or written: 0, for none, or at
+	// least LeastRateLimit. It is not
+	// part of the comparison either: a patch may have changed it.
+	RateLimit int64 `json:"rateLimit,omitempty"`
 
 	// Credentials for the repository server. A repository server's own agent
 	// needs none: it works through the running server as its administrator.
@@ -133,6 +143,13 @@ type RestoreRequest struct {
 	Parallel int `json:"parallel,omitempty"`
 }
 
+// PatchRequest changes an operation that has not ended.
+type PatchRequest struct {
+	// RateLimit in bytes of content a second, in force at once: 0, for none, or at
+	// least LeastRateLimit.
+	RateLimit *int64 `json:"rateLimit"`
+}
+
 // Record is what makes a snapshot a backup: a manifest of our own type that only
 // the repository server's own agent can write. Every look-up goes through records.
 type Record struct {
@@ -186,9 +203,11 @@ type Operation struct {
 	Created  time.Time  `json:"created"`
 	Started  *time.Time `json:"started,omitempty"`
 	Finished *time.Time `json:"finished,omitempty"`
-	Progress Progress   `json:"progress"`
-	Result   *Result    `json:"result,omitempty"`
-	Failure  *Problem   `json:"failure,omitempty"`
+	// RateLimit in bytes of content a second; 0 is none.
+	RateLimit int64    `json:"rateLimit,omitempty"`
+	Progress  Progress `json:"progress"`
+	Result    *Result  `json:"result,omitempty"`
+	Failure   *Problem `json:"failure,omitempty"`
 }
 
 // Progress of a running operation. Counters only grow.

@@ -145,6 +145,11 @@ func (c *Client) List(ctx context.Context) (ops []api.Operation, err error) {
 	return ops, c.do(ctx, http.MethodGet, "operations", nil, &ops)
 }
 
+// Limit changes the rate limit of an operation, in bytes a second; 0 is none.
+func (c *Client) Limit(ctx context.Context, id string, limit int64) (op api.Operation, err error) {
+	return op, c.do(ctx, http.MethodPatch, "operations/"+url.PathEscape(id), api.PatchRequest{RateLimit: &limit}, &op)
+}
+
 // Cancel asks an operation to end.
 func (c *Client) Cancel(ctx context.Context, id string) error {
 	return c.do(ctx, http.MethodDelete, "operations/"+url.PathEscape(id), nil, nil)

@@ -20,6 +20,8 @@ type Env struct {
 	// ScratchDir is private and writable; what is made there is removed.
 	ScratchDir string
 	Now        func() time.Time
+	// Limits replace the request's rate limit; nil: nothing does.
+	Limits <-chan int64
 }
 
 // Run runs one operation to its end. report is called about once a second while
@@ -46,11 +48,13 @@ func run(ctx context.Context, req api.StartRequest, env Env, p *progress) (*api.
 	defer conn.close()
 	stop := p.run()
 	defer stop()
+	limit := newThrottle(ctx, req.RateLimit)
+	defer limit.follow(env.Limits)()
 	switch req.Kind {
 	case api.KindSnapshot:
-		return snapshotVolume(ctx, conn, req, env, p)
+		return snapshotVolume(ctx, conn, req, env, p, limit)
 	case api.KindRestore:
-		return restoreVolume(ctx, conn, req, env, p)
+		return restoreVolume(ctx, conn, req, env, p, limit)
 	case api.KindRecord:
 		return writeRecord(ctx, conn, *req.Record)
 	case api.KindFind:

@@ -37,7 +37,7 @@ const defaultParallel = 8
 // restoreVolume writes the tree below a root object. It walks the tree itself
 // instead of with Kopia's walker: a name from a snapshot is hostile until checked,
 // and every write goes through an os.Root of the target.
-func restoreVolume(ctx context.Context, conn *connection, req api.StartRequest, env Env, p *progress) (*api.Result, error) {
+func restoreVolume(ctx context.Context, conn *connection, req api.StartRequest, env Env, p *progress, limit *throttle) (*api.Result, error) {
 	r := req.Restore
 	entry, x, err := rootEntry(ctx, conn.rep, *r)
 	if err != nil {
@@ -48,7 +48,7 @@ func restoreVolume(ctx context.Context, conn *connection, req api.StartRequest, 
 		return nil, err
 	}
 	defer volume.Close()
-	w := &restorer{rep: conn.rep, volume: volume, progress: p, deleteExtra: r.DeleteExtra, token: rand.Text(), links: map[string]*link{}}
+	w := &restorer{rep: conn.rep, volume: volume, progress: p, limit: limit, deleteExtra: r.DeleteExtra, token: rand.Text(), links: map[string]*link{}}
 	w.parallel = r.Parallel
 	if w.parallel <= 0 {
 		w.parallel = defaultParallel
@@ -163,6 +163,7 @@ type restorer struct {
 	rep         repo.Repository
 	volume      *os.Root
 	progress    *progress
+	limit       *throttle
 	parallel    int
 	deleteExtra bool
 	token       string // in the names of this restore's files under way

@@ -133,6 +133,9 @@ func (w *restorer) copy(ctx context.Context, out *os.File, in io.Reader, size in
 			return err
 		}
 		n, readErr := io.ReadFull(in, buffer[:])
+		if err := w.limit.wait(n); err != nil {
+			return err
+		}
 		if n > 0 {
 			if !allZero(buffer[:n]) {
 				if _, err := out.WriteAt(buffer[:n], written); err != nil {

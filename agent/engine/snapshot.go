@@ -40,14 +40,14 @@ var compressions = []string{
 	"pgzip", "pgzip-best-speed", "pgzip-best-compression",
 }
 
-func snapshotVolume(ctx context.Context, conn *connection, req api.StartRequest, env Env, p *progress) (*api.Result, error) {
+func snapshotVolume(ctx context.Context, conn *connection, req api.StartRequest, env Env, p *progress, limit *throttle) (*api.Result, error) {
 	r := req.Snapshot
 	volume, err := openVolume(env.VolumesDir, r.Volume)
 	if err != nil {
 		return nil, err
 	}
 	defer volume.Close()
-	src := newSource(volume)
+	src := newSource(volume, limit)
 	root, err := src.entry(r.Path)
 	if err != nil {
 		return nil, err

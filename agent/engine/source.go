@@ -57,6 +57,7 @@ func openVolume(volumesDir, volume string) (*os.Root, error) {
 type source struct {
 	volume *os.Root
 
+	limit  *throttle
 	device uint64 // of the volume's root
 
 	mu       sync.Mutex
@@ -75,8 +76,8 @@ type recorded struct {
 }
 
 // newSource returns a source that reads a volume.
-func newSource(volume *os.Root) *source {
-	s := &source{volume: volume}
+func newSource(volume *os.Root, limit *throttle) *source {
+	s := &source{volume: volume, limit: limit}
 	if info, err := volume.Lstat("."); err == nil {
 		if stat, ok := info.Sys().(*syscall.Stat_t); ok {
 			s.device = stat.Dev
@@ -248,7 +249,15 @@ type sourceReader struct {
 	entry *sourceFile
 }
 
-func (r *sourceReader) Read(p []byte) (int, error)                 { return r.file.Read(p) }
+// Read takes its time if there is a rate limit.
+func (r *sourceReader) Read(p []byte) (int, error) {
+	n, err := r.file.Read(p)
+	if waitErr := r.entry.s.limit.wait(n); err == nil {
+		err = waitErr
+	}
+	return n, err
+}
+
 func (r *sourceReader) Seek(offset int64, from int) (int64, error) { return r.file.Seek(offset, from) }
 
 // Close notes whether the file was written to since it was listed: what was read of

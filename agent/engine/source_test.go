@@ -38,7 +38,7 @@ func testVolume(t *testing.T) (dir string, s *source) {
 	volume, err := openVolume(filepath.Join(base, "volumes"), "data")
 	must(t, err)
 	t.Cleanup(func() { volume.Close() })
-	return dir, newSource(volume)
+	return dir, newSource(volume, newThrottle(t.Context(), 0))
 }
 
 func code(err error) api.Code {

@@ -4,7 +4,6 @@ package operation
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -37,6 +36,31 @@ type Child struct {
 	Stall time.Duration
 }
 
+// ask writes the request to a child, and what changes of it while it runs. A child
+// that does not read any more has ended or is about to.
+func ask(stdin io.WriteCloser, req api.StartRequest, limits <-chan int64, ended <-chan struct{}) {
+	defer stdin.Close()
+	encoder := json.NewEncoder(stdin)
+	if encoder.Encode(req) != nil {
+		return
+	}
+	for {
+		select {
+		case <-ended:
+			return
+		case limit := <-limits:
+			if encoder.Encode(control{RateLimit: limit}) != nil {
+				return
+			}
+		}
+	}
+}
+
+// control is what follows the request on a child's standard input.
+type control struct {
+	RateLimit int64 `json:"rateLimit"`
+}
+
 // message is one line of a child's standard output.
 type message struct {
 	Progress *api.Progress `json:"progress,omitempty"`
@@ -45,11 +69,7 @@ type message struct {
 }
 
 // Run implements Runner.
-func (c Child) Run(ctx context.Context, req api.StartRequest, report func(api.Progress)) (*api.Result, *api.Problem) {
-	input, err := json.Marshal(req)
-	if err != nil {
-		return nil, internal("encode request", err)
-	}
+func (c Child) Run(ctx context.Context, req api.StartRequest, limits <-chan int64, report func(api.Progress)) (*api.Result, *api.Problem) {
 	ca, err := c.writeCA(req)
 	if err != nil {
 		return nil, internal("write CA bundle", err)
@@ -61,7 +81,10 @@ func (c Child) Run(ctx context.Context, req api.StartRequest, report func(api.Pr
 	p := exec.CommandContext(watch.ctx, c.Command[0], c.Command[1:]...)
 	// Only this CA: the system's roots are looked for where nothing is.
 	p.Env = append([]string{"SSL_CERT_FILE=" + ca, "SSL_CERT_DIR=" + filepath.Join(c.StateDir, "none"), "HOME=" + c.StateDir}, c.Env...)
-	p.Stdin = bytes.NewReader(input)
+	stdin, err := p.StdinPipe()
+	if err != nil {
+		return nil, internal("start child", err)
+	}
 	p.Cancel = func() error { return p.Process.Signal(syscall.SIGTERM) }
 	p.WaitDelay = defaulted(c.Grace, 10*time.Second)
 	p.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
@@ -74,6 +97,11 @@ func (c Child) Run(ctx context.Context, req api.StartRequest, report func(api.Pr
 	if err := p.Start(); err != nil {
 		return nil, internal("start child", err)
 	}
+	ended := make(chan struct{})
+	var asking sync.WaitGroup
+	asking.Go(func() { ask(stdin, req, limits, ended) })
+	defer asking.Wait()
+	defer close(ended)
 	var last message
 	var lastProgress api.Progress
 	lines := bufio.NewReader(stdout)
@@ -208,12 +236,29 @@ func (t *tail) String() string {
 // Serve is the child's side: it reads a request from in, runs it and writes what
 // happens to out. SIGTERM cancels it; the end of the parent kills it.
 func Serve(ctx context.Context, in io.Reader, out io.Writer,
-	run func(context.Context, api.StartRequest, func(api.Progress)) (*api.Result, *api.Problem),
+	run func(context.Context, api.StartRequest, <-chan int64, func(api.Progress)) (*api.Result, *api.Problem),
 ) error {
 	var req api.StartRequest
-	if err := json.NewDecoder(in).Decode(&req); err != nil {
+	decoder := json.NewDecoder(in)
+	if err := decoder.Decode(&req); err != nil {
 		return fmt.Errorf("read request: %w", err)
 	}
+	limits := make(chan int64)
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	go func() { // ends with its input, at the latest with the process
+		for {
+			var c control
+			if decoder.Decode(&c) != nil {
+				return
+			}
+			select {
+			case limits <- c.RateLimit:
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
 	var mu sync.Mutex
 	encoder := json.NewEncoder(out)
 	say := func(m message) {
@@ -221,7 +266,7 @@ func Serve(ctx context.Context, in io.Reader, out io.Writer,
 		defer mu.Unlock()
 		_ = encoder.Encode(m) // a parent that is gone kills us
 	}
-	result, problem := run(ctx, req, func(p api.Progress) { say(message{Progress: &p}) })
+	result, problem := run(ctx, req, limits, func(p api.Progress) { say(message{Progress: &p}) })
 	say(message{Result: result, Problem: problem})
 	return nil
 }

@@ -34,7 +34,7 @@ func TestChild(t *testing.T) {
 			dir := t.TempDir()
 			child := Child{Command: []string{"/bin/sh", "-c", c.script}, StateDir: dir, Env: []string{"PATH=" + os.Getenv("PATH")}, Grace: 200 * time.Millisecond, Stall: time.Second}
 			var files int64
-			result, problem := child.Run(t.Context(), backup("a", "/", "p"), func(p api.Progress) { files = p.Files })
+			result, problem := child.Run(t.Context(), backup("a", "/", "p"), nil, func(p api.Progress) { files = p.Files })
 			switch {
 			case c.want == "":
 				if problem != nil || result == nil || result.Snapshot.ID != "x" {
@@ -53,6 +53,19 @@ func TestChild(t *testing.T) {
 	}
 }
 
+// A child is told of new limits while it runs, on its standard input, after the request.
+func TestChildIsTold(t *testing.T) {
+	limits := make(chan int64, 1)
+	child := Child{
+		Command:  []string{"/bin/sh", "-c", `read request; echo '{"progress":{"files":1}}'; read limit; echo '{"result":{"snapshot":{"id":"'$(echo "$limit" | tr -dc 0-9)'"}}}'`},
+		StateDir: t.TempDir(), Env: []string{"PATH=" + os.Getenv("PATH")}, Stall: 10 * time.Second,
+	}
+	result, problem := child.Run(t.Context(), backup("a", "/", "p"), limits, func(api.Progress) { limits <- 65536 })
+	if problem != nil || result.Snapshot.ID != "65536" {
+		t.Errorf("the child was told %+v, %v, want 65536", result, problem)
+	}
+}
+
 func TestChildIsCancelled(t *testing.T) {
 	for name, script := range map[string]string{
 		"obeys":    `trap 'exit 0' TERM; echo '{"progress":{"files":1}}'; while :; do sleep 0.05; done`,
@@ -63,7 +76,7 @@ func TestChildIsCancelled(t *testing.T) {
 			ctx, cancel := context.WithCancel(t.Context())
 			child := Child{Command: []string{"/bin/sh", "-c", script}, StateDir: t.TempDir(), Env: []string{"PATH=" + os.Getenv("PATH")}, Grace: 200 * time.Millisecond}
 			begun := time.Now()
-			_, problem := child.Run(ctx, backup("a", "/", "p"), func(api.Progress) { cancel() })
+			_, problem := child.Run(ctx, backup("a", "/", "p"), nil, func(api.Progress) { cancel() })
 			if problem == nil || problem.Code != api.CodeCancelled {
 				t.Errorf("problem %v, want cancelled", problem)
 			}
@@ -82,11 +95,11 @@ func TestChildEnvironment(t *testing.T) {
 	t.Setenv("PARENT_SECRET", "parent-secret")
 	dir := t.TempDir()
 	seen := filepath.Join(t.TempDir(), "seen")
-	script := fmt.Sprintf(`{ env; cat "$SSL_CERT_FILE"; ls "$SSL_CERT_DIR" 2>&1; tr '\0' ' ' </proc/$$/cmdline; } >%s; cat >/dev/null; echo '{"result":{}}'`, seen)
+	script := fmt.Sprintf(`{ env; cat "$SSL_CERT_FILE"; ls "$SSL_CERT_DIR" 2>&1; tr '\0' ' ' </proc/$$/cmdline; } >%s; read request; echo '{"result":{}}'`, seen)
 	child := Child{Command: []string{"/bin/sh", "-c", script}, StateDir: dir, Env: []string{"PATH=" + os.Getenv("PATH")}}
 	req := backup("a", "/", "operation-password")
 	req.Credentials.CA = "the CA"
-	if _, problem := child.Run(t.Context(), req, func(api.Progress) {}); problem != nil {
+	if _, problem := child.Run(t.Context(), req, nil, func(api.Progress) {}); problem != nil {
 		t.Fatal(problem)
 	}
 	raw, err := os.ReadFile(seen)

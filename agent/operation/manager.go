@@ -22,9 +22,10 @@ import (
 	"github.com/kanister-kopia/kanister-kopia/agent/api"
 )
 
-// Runner runs one operation to its end.
+// Runner runs one operation to its end. What comes from limits replaces the
+// request's rate limit.
 type Runner interface {
-	Run(ctx context.Context, req api.StartRequest, report func(api.Progress)) (*api.Result, *api.Problem)
+	Run(ctx context.Context, req api.StartRequest, limits <-chan int64, report func(api.Progress)) (*api.Result, *api.Problem)
 }
 
 // Options of a Manager.
@@ -60,7 +61,12 @@ type op struct {
 	request api.StartRequest // credentials included; never written
 	state   api.Operation
 	cancel  context.CancelFunc
+	limits  chan int64    // the newest rate limit that the runner has not taken yet
 	changed chan struct{} // closed and replaced at each change
+}
+
+func newOp(req api.StartRequest, state api.Operation) *op {
+	return &op{request: req, state: state, limits: make(chan int64, 1), changed: make(chan struct{})}
 }
 
 // stored is what is kept on disk.
@@ -103,7 +109,7 @@ func New(opt Options) (*Manager, error) {
 		if !s.Operation.State.Done() {
 			s.Operation.State = api.StateNeedsCredentials
 		}
-		m.ops[s.Operation.ID] = &op{request: s.Request, state: s.Operation, changed: make(chan struct{})}
+		m.ops[s.Operation.ID] = newOp(s.Request, s.Operation)
 	}
 	return m, nil
 }
@@ -146,10 +152,11 @@ func (m *Manager) Start(req api.StartRequest) (api.Operation, error) {
 		}
 	}
 	if !ok {
-		o = &op{changed: make(chan struct{}), state: api.Operation{ID: req.ID, Kind: req.Kind, Created: m.opt.Now().UTC()}}
+		o = newOp(req, api.Operation{ID: req.ID, Kind: req.Kind, Created: m.opt.Now().UTC(), RateLimit: req.RateLimit})
 		m.ops[req.ID] = o
 		m.forgetOldest()
 	}
+	req.RateLimit = o.state.RateLimit // a patch holds over a restart
 	o.request = req
 	ctx, cancel := context.WithCancel(context.Background())
 	o.cancel = cancel
@@ -204,7 +211,7 @@ func (m *Manager) run(ctx context.Context, o *op) {
 		return
 	}
 	m.opt.Log.Info("operation started", "id", req.ID, "kind", req.Kind)
-	result, problem := m.opt.Runner.Run(ctx, req, func(p api.Progress) {
+	result, problem := m.opt.Runner.Run(ctx, req, o.limits, func(p api.Progress) {
 		m.mu.Lock()
 		defer m.mu.Unlock()
 		o.state.Progress = p // told to watchers, not worth a write
@@ -289,9 +296,10 @@ func (m *Manager) forgetOldest() {
 	}
 }
 
-// same compares what makes an operation: all but credentials.
+// same compares what makes an operation: all but credentials and rate limit.
 func same(a, b api.StartRequest) bool {
 	a.Credentials, b.Credentials = nil, nil
+	a.RateLimit, b.RateLimit = 0, 0
 	return reflect.DeepEqual(normal(a), normal(b))
 }
 
@@ -315,6 +323,9 @@ func (m *Manager) validate(req api.StartRequest) error {
 	if !slices.Contains(m.opt.Kinds, req.Kind) {
 		return &api.Problem{Status: 400, Code: api.CodeUnsupported, Title: fmt.Sprintf("start operation: kind %q is not served here", req.Kind)}
 	}
+	if err := validLimit(req.RateLimit); err != nil {
+		return err
+	}
 	var set []string
 	for kind, given := range map[api.Kind]bool{
 		api.KindSnapshot: req.Snapshot != nil, api.KindRestore: req.Restore != nil, api.KindRecord: req.Record != nil,
@@ -327,6 +338,16 @@ func (m *Manager) validate(req api.StartRequest) error {
 	if len(set) != 1 || set[0] != string(req.Kind) {
 		slices.Sort(set)
 		return &api.Problem{Status: 400, Code: api.CodeBadRequest, Title: fmt.Sprintf("start operation: kind %q needs exactly its own field, got [%s]", req.Kind, strings.Join(set, " "))}
+	}
+	return nil
+}
+
+func validLimit(limit int64) error {
+	if limit < 0 || limit > 0 && limit < api.LeastRateLimit {
+		return &api.Problem{
+			Status: 400, Code: api.CodeBadRequest,
+			Title: fmt.Sprintf("limit operation: %d bytes a second is neither 0, for no limit, nor at least %d", limit, api.LeastRateLimit),
+		}
 	}
 	return nil
 }
@@ -381,6 +402,31 @@ func (m *Manager) Watch(ctx context.Context, id string, fn func(api.Operation) e
 		case <-changed:
 		}
 	}
+}
+
+// Limit changes the rate limit of an operation, in bytes a second; 0 is none. One
+// that is done stays as it is.
+func (m *Manager) Limit(id string, limit int64) (api.Operation, error) {
+	if err := validLimit(limit); err != nil {
+		return api.Operation{}, err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	o, ok := m.ops[id]
+	if !ok {
+		return api.Operation{}, notFound(id)
+	}
+	if o.state.State.Done() {
+		return o.state, nil
+	}
+	o.request.RateLimit = limit
+	m.set(o, func(s *api.Operation) { s.RateLimit = limit })
+	select {
+	case <-o.limits: // an older one that nobody took
+	default:
+	}
+	o.limits <- limit
+	return o.state, nil
 }
 
 // Cancel asks an operation to end. One that is done stays as it is.

@@ -18,22 +18,28 @@ import (
 
 // fakeRunner runs what it is told to, and remembers the passwords it was given.
 type fakeRunner struct {
+	limited chan int64    // what it was limited to
 	release chan struct{} // an operation ends when it can receive from here
 
 	mu        sync.Mutex
 	passwords []string
 }
 
-func (r *fakeRunner) Run(ctx context.Context, req api.StartRequest, report func(api.Progress)) (*api.Result, *api.Problem) {
+func (r *fakeRunner) Run(ctx context.Context, req api.StartRequest, limits <-chan int64, report func(api.Progress)) (*api.Result, *api.Problem) {
 	r.mu.Lock()
 	r.passwords = append(r.passwords, req.Credentials.Password)
 	r.mu.Unlock()
 	report(api.Progress{Files: 1})
-	select {
-	case <-r.release:
+	for {
+		select {
+		case limit := <-limits:
+			r.limited <- limit
+			continue
+		case <-r.release:
+		case <-ctx.Done():
+			return nil, &api.Problem{Code: api.CodeCancelled, Title: "cancelled"}
+		}
 		return &api.Result{Snapshot: &api.SnapshotResult{ID: req.ID}}, nil
-	case <-ctx.Done():
-		return nil, &api.Problem{Code: api.CodeCancelled, Title: "cancelled"}
 	}
 }
 
@@ -150,6 +156,39 @@ func TestStartTwiceIsOnce(t *testing.T) {
 	}
 }
 
+// A limit reaches the operation that runs, is not part of what makes it, and holds
+// over a restart of the agent.
+func TestLimit(t *testing.T) {
+	dir := t.TempDir()
+	runner := &fakeRunner{limited: make(chan int64), release: make(chan struct{})}
+	m := newManager(t, dir, runner)
+	req := backup("a", "/", "p")
+	req.RateLimit = 1 << 20
+	op, err := m.Start(req)
+	must(t, err)
+	if op.RateLimit != 1<<20 {
+		t.Errorf("it starts with a limit of %d, want that of its request", op.RateLimit)
+	}
+	_, err = m.Limit("a", 2<<20)
+	must(t, err)
+	if got := <-runner.limited; got != 2<<20 {
+		t.Errorf("the operation is limited to %d, want what was asked for", got)
+	}
+	if op, err = m.Start(req); err != nil || op.RateLimit != 2<<20 {
+		t.Errorf("asked for again: limit %d, %v, want the same operation with its new limit", op.RateLimit, err)
+	}
+	must(t, m.Close(t.Context()))
+	again := newManager(t, dir, runner)
+	if op, err = again.Start(req); err != nil || op.RateLimit != 2<<20 {
+		t.Errorf("after a restart: limit %d, %v, want the patched one", op.RateLimit, err)
+	}
+	runner.release <- struct{}{}
+	must(t, again.Watch(t.Context(), "a", func(api.Operation) error { return nil }))
+	if op, err = again.Limit("a", 0); err != nil || op.State != api.StateSucceeded || op.RateLimit != 2<<20 {
+		t.Errorf("when it has ended: %+v, %v, want nothing changed", op, err)
+	}
+}
+
 func TestRefusedRequests(t *testing.T) {
 	m := newManager(t, t.TempDir(), &fakeRunner{})
 	good := backup("a", "/", "p")
@@ -157,15 +196,17 @@ func TestRefusedRequests(t *testing.T) {
 		change func(*api.StartRequest)
 		want   api.Code
 	}{
-		"no id":          {func(r *api.StartRequest) { r.ID = "" }, api.CodeBadRequest},
-		"a path":         {func(r *api.StartRequest) { r.ID = "../a" }, api.CodeBadRequest},
-		"long":           {func(r *api.StartRequest) { r.ID = strings.Repeat("a", 129) }, api.CodeBadRequest},
-		"not served":     {func(r *api.StartRequest) { r.Kind = api.KindFind }, api.CodeUnsupported},
-		"no kind":        {func(r *api.StartRequest) { r.Kind = "" }, api.CodeUnsupported},
-		"another's body": {func(r *api.StartRequest) { r.Kind = api.KindRestore }, api.CodeBadRequest},
-		"two bodies":     {func(r *api.StartRequest) { r.Restore = &api.RestoreRequest{} }, api.CodeBadRequest},
-		"no body":        {func(r *api.StartRequest) { r.Snapshot = nil }, api.CodeBadRequest},
-		"no credentials": {func(r *api.StartRequest) { r.Credentials = nil }, api.CodeBadRequest},
+		"no id":                     {func(r *api.StartRequest) { r.ID = "" }, api.CodeBadRequest},
+		"a path":                    {func(r *api.StartRequest) { r.ID = "../a" }, api.CodeBadRequest},
+		"long":                      {func(r *api.StartRequest) { r.ID = strings.Repeat("a", 129) }, api.CodeBadRequest},
+		"not served":                {func(r *api.StartRequest) { r.Kind = api.KindFind }, api.CodeUnsupported},
+		"no kind":                   {func(r *api.StartRequest) { r.Kind = "" }, api.CodeUnsupported},
+		"another's body":            {func(r *api.StartRequest) { r.Kind = api.KindRestore }, api.CodeBadRequest},
+		"two bodies":                {func(r *api.StartRequest) { r.Restore = &api.RestoreRequest{} }, api.CodeBadRequest},
+		"no body":                   {func(r *api.StartRequest) { r.Snapshot = nil }, api.CodeBadRequest},
+		"negative limit":            {func(r *api.StartRequest) { r.RateLimit = -1 }, api.CodeBadRequest},
+		"a limit that stands still": {func(r *api.StartRequest) { r.RateLimit = 1 }, api.CodeBadRequest},
+		"no credentials":            {func(r *api.StartRequest) { r.Credentials = nil }, api.CodeBadRequest},
 	} {
 		req := good
 		c.change(&req)
@@ -178,6 +219,7 @@ func TestRefusedRequests(t *testing.T) {
 	}
 	for what, err := range map[string]error{
 		"get":    func() error { _, err := m.Get("x"); return err }(),
+		"limit":  func() error { _, err := m.Limit("x", 0); return err }(),
 		"cancel": func() error { _, err := m.Cancel("x"); return err }(),
 		"watch":  m.Watch(t.Context(), "x", func(api.Operation) error { return nil }),
 	} {
@@ -280,5 +322,12 @@ func TestForgetsTheOldest(t *testing.T) {
 	}
 	if files, _ := filepath.Glob(filepath.Join(dir, "operations", "*")); len(files) != len(ids) {
 		t.Errorf("keeps %d files of %d operations", len(files), len(ids))
+	}
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
 	}
 }

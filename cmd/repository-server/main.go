@@ -86,7 +86,7 @@ func runOperation(ctx context.Context, args []string) error {
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
-	return operation.Serve(ctx, os.Stdin, os.Stdout, func(ctx context.Context, req api.StartRequest, report func(api.Progress)) (*api.Result, *api.Problem) {
+	return operation.Serve(ctx, os.Stdin, os.Stdout, func(ctx context.Context, req api.StartRequest, _ <-chan int64, report func(api.Progress)) (*api.Result, *api.Problem) {
 		return engine.Run(ctx, req, engine.Env{ScratchDir: *scratchDir, Now: time.Now}, report)
 	})
 }

@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package engine
+
+import (
+	"context"
+	"sync"
+
+	"golang.org/x/time/rate"
+)
+
+// throttleBurst is what may be read or written at once under a limit: a chunk is
+// never larger.
+const throttleBurst = 256 << 10
+
+// throttle bounds how many bytes of content are read or written in a second, by all
+// of an operation together. The limit may change at any time.
+type throttle struct {
+	ctx     context.Context
+	limiter *rate.Limiter
+}
+
+// newThrottle returns a throttle; limit 0 is none.
+func newThrottle(ctx context.Context, limit int64) *throttle {
+	t := &throttle{ctx: ctx, limiter: rate.NewLimiter(rate.Inf, throttleBurst)}
+	t.set(limit)
+	return t
+}
+
+func (t *throttle) set(limit int64) {
+	if limit <= 0 {
+		t.limiter.SetLimit(rate.Inf)
+		return
+	}
+	t.limiter.SetLimit(rate.Limit(limit))
+}
+
+// follow takes new limits until stop.
+func (t *throttle) follow(limits <-chan int64) (stop func()) {
+	done := make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			select {
+			case limit := <-limits:
+				t.set(limit)
+			case <-done:
+				return
+			}
+		}
+	})
+	return func() { close(done); wg.Wait() }
+}
+
+// wait returns when n more bytes are allowed, or with the end of the operation. Who
+// waits already does so under the old limit, at most for one burst.
+func (t *throttle) wait(n int) error {
+	for n > 0 {
+		part := min(n, throttleBurst)
+		if err := t.limiter.WaitN(t.ctx, part); err != nil {
+			return err
+		}
+		n -= part
+	}
+	return nil
+}
