@@ -39,7 +39,7 @@ test: need-cc unit integration e2e ## All tests: unit, integration, end to end.
 
 .PHONY: unit
 unit: need-cc ## Tests beside the code; nothing else is needed.
-	@$(GO_TEST) -timeout 15m $$(go list ./... | grep -v /test/)
+	@$(GO_TEST) -timeout 15m $$(go list ./... | grep -v /test/) ./test/bench
 	@cd test/cluster && $(GO_TEST) ./...
 
 # -count 1: Go's test cache does not know the programs that these tests build and run.
@@ -52,10 +52,14 @@ e2e: need-cc cluster images deploy ## The demo's flow and its failures, asserted
 	@$(GO_TEST) -timeout 40m -tags e2e -count 1 ./test/e2e -args -ginkgo.v=$(or $(V),0)
 
 .PHONY: bench
-bench: tools cluster images deploy ## Speed and memory; compare figures of one run only.
+bench: bench-data cluster images deploy ## Speed and memory; compare figures of one run only.
 	@go test -run '^$$' -bench . -benchtime 3x -benchmem ./repositoryserver
 	@GOGC=400 go test -run '^$$' -bench . -benchtime 3s -benchmem ./webhook/...
 	@go run ./test/podstart
+
+.PHONY: bench-data
+bench-data: tools ## The data path against kopia and restic, without a cluster; BENCH_SCALE=0.1 is quick.
+	@go run ./test/bench $(BENCH_FLAGS)
 
 .PHONY: golden
 golden: ## Refresh the expected pods of the injector; read the diff.

@@ -1,0 +1,231 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Use is what one operation took.
+type Use struct {
+	Seconds float64 `json:"seconds"`
+	// SyncSeconds more until what was restored is on disk.
+	SyncSeconds float64 `json:"syncSeconds,omitempty"`
+	// CPU seconds of whoever reads or writes the data, of the peer's server and of
+	// the S3 gateway.
+	ClientCPU  float64 `json:"clientCPU"`
+	ServerCPU  float64 `json:"serverCPU"`
+	StorageCPU float64 `json:"storageCPU"`
+	// Peak resident memory in bytes.
+	ClientRSS int64 `json:"clientRSS"`
+	ServerRSS int64 `json:"serverRSS"`
+	// Stored bytes, all in all, after a backup.
+	Stored int64 `json:"stored,omitempty"`
+}
+
+// meter measures one peer. Memory is what the kernel remembers as a process's peak
+// (VmHWM), asked for until the process ends: the figure that a parent gets when its
+// child has ended includes the parent's own.
+type meter struct {
+	// Processes that outlive an operation; 0: there is none. Of the agent only the
+	// operation's process counts: what the agent itself takes is told apart. Of a
+	// server it is its own peak and that of the largest process it starts.
+	agent, server, gateway int
+
+	command     atomic.Int64 // the client that runs
+	commandCPU  time.Duration
+	client      int64
+	ownServer   int64
+	serverChild int64
+}
+
+// measure runs one operation.
+func (m *meter) measure(ctx context.Context, do func(context.Context) error) (Use, error) {
+	// No operation pays for what an earlier one has not written to disk yet.
+	unix.Sync()
+	m.commandCPU, m.client, m.ownServer, m.serverChild = 0, 0, 0, 0
+	if err := forgetPeak(m.server); err != nil {
+		return Use{}, err
+	}
+	agent, server, gateway := cpuOf(m.agent), cpuOf(m.server), cpuOf(m.gateway)
+	stop := m.watch()
+	begin := time.Now()
+	err := do(ctx)
+	took := time.Since(begin)
+	stop()
+	if err != nil {
+		return Use{}, err
+	}
+	return Use{
+		Seconds:    took.Seconds(),
+		ClientCPU:  (m.commandCPU + cpuOf(m.agent) - agent).Seconds(),
+		ServerCPU:  (cpuOf(m.server) - server).Seconds(),
+		StorageCPU: (cpuOf(m.gateway) - gateway).Seconds(),
+		ClientRSS:  m.client,
+		ServerRSS:  m.ownServer + m.serverChild,
+	}, nil
+}
+
+// run runs a client's program to its end.
+func (m *meter) run(ctx context.Context, dir string, env []string, program string, args ...string) (stdout []byte, err error) {
+	var out, complaints bytes.Buffer
+	cmd := exec.CommandContext(ctx, program, args...)
+	cmd.Dir, cmd.Env, cmd.Stdout, cmd.Stderr = dir, env, &out, &complaints
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := cmd.Start(); err != nil {
+		return nil, err
+	}
+	m.command.Store(int64(cmd.Process.Pid))
+	err = cmd.Wait()
+	m.command.Store(0)
+	if cmd.ProcessState != nil {
+		m.commandCPU += cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s %s: %w\n%s", filepath.Base(program), args[0], err, bytes.TrimSpace(complaints.Bytes()))
+	}
+	return out.Bytes(), nil
+}
+
+// watch looks at memory until it is stopped.
+func (m *meter) watch() (stop func()) {
+	done, ended := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
+		ticker := time.NewTicker(40 * time.Millisecond)
+		defer ticker.Stop()
+		for {
+			m.look()
+			select {
+			case <-done:
+				m.look()
+				return
+			case <-ticker.C:
+			}
+		}
+	}()
+	return func() { close(done); <-ended }
+}
+
+func (m *meter) look() {
+	m.client = max(m.client, memoryOf(int(m.command.Load())).Peak)
+	for _, pid := range children(m.agent) {
+		m.client = max(m.client, memoryOf(pid).Peak)
+	}
+	m.ownServer = max(m.ownServer, memoryOf(m.server).Peak)
+	for _, pid := range children(m.server) {
+		m.serverChild = max(m.serverChild, memoryOf(pid).Peak)
+	}
+}
+
+// Memory of a process in bytes; all zero when it has ended.
+type Memory struct {
+	Peak      int64 `json:"-"`
+	Resident  int64 `json:"resident"`
+	Anonymous int64 `json:"anonymous"`
+}
+
+func memoryOf(pid int) (m Memory) {
+	if pid == 0 {
+		return m
+	}
+	status, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid)) // it may just have ended
+	for line := range strings.Lines(string(status)) {
+		name, value, _ := strings.Cut(line, ":")
+		var into *int64
+		switch name {
+		case "VmHWM":
+			into = &m.Peak
+		case "VmRSS":
+			into = &m.Resident
+		case "RssAnon":
+			into = &m.Anonymous
+		default:
+			continue
+		}
+		kib, _ := strconv.ParseInt(strings.TrimSuffix(strings.TrimSpace(value), " kB"), 10, 64)
+		*into = kib << 10
+	}
+	return m
+}
+
+// forgetPeak makes what a process has now its peak.
+func forgetPeak(pid int) error {
+	if pid == 0 {
+		return nil
+	}
+	return os.WriteFile(fmt.Sprintf("/proc/%d/clear_refs", pid), []byte("5"), 0)
+}
+
+// children are the processes that a process has started and that still run.
+func children(pid int) (pids []int) {
+	if pid == 0 {
+		return nil
+	}
+	lists, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
+	for _, list := range lists {
+		raw, _ := os.ReadFile(list) // its thread may just have ended
+		for _, field := range strings.Fields(string(raw)) {
+			if child, err := strconv.Atoi(field); err == nil {
+				pids = append(pids, child)
+			}
+		}
+	}
+	return pids
+}
+
+// tick is the unit of /proc/<pid>/stat on every Linux that Go runs on.
+const tick = 10 * time.Millisecond
+
+// cpuOf is the CPU time of a process and of those it started that have ended.
+func cpuOf(pid int) (total time.Duration) {
+	if pid == 0 {
+		return 0
+	}
+	stat, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	total, _ = cpuIn(string(stat))
+	return total
+}
+
+// cpuIn adds up utime, stime, cutime and cstime. The program's name, in
+// parentheses, may hold anything.
+func cpuIn(stat string) (total time.Duration, err error) {
+	fields := strings.Fields(stat[strings.LastIndexByte(stat, ')')+1:])
+	const utime, cstime = 11, 14 // counted from the field after the name
+	if len(fields) <= cstime {
+		return 0, errors.New("/proc/<pid>/stat is short")
+	}
+	for _, field := range fields[utime : cstime+1] {
+		ticks, err := strconv.ParseInt(field, 10, 64)
+		if err != nil {
+			return 0, err
+		}
+		total += time.Duration(ticks) * tick
+	}
+	return total, nil
+}
+
+// pause waits, unless ctx ends.
+func pause(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-timer.C:
+		return nil
+	}
+}
