@@ -44,14 +44,13 @@ func main() {
 func run(ctx context.Context) error {
 	scale := flag.Float64("scale", scaleFromEnvironment(), "size of the data sets, 1 is all; BENCH_SCALE is its default")
 	only := flag.String("data", "", "data sets, separated by commas; empty is all")
+	against := flag.String("peers", "", "whom to compare with, separated by commas; empty is everybody")
 	file := flag.String("json", "", "file for the figures")
 	flag.Parse()
 	if *scale <= 0 {
 		return errors.New("-scale must be more than 0")
 	}
-	sets := slices.DeleteFunc(dataSets(*scale), func(d dataSet) bool {
-		return *only != "" && !slices.Contains(strings.Split(*only, ","), d.name)
-	})
+	sets := slices.DeleteFunc(dataSets(*scale), func(d dataSet) bool { return !chosen(*only, d.name) })
 	if len(sets) == 0 {
 		return fmt.Errorf("-data %s names no data set", *only)
 	}
@@ -69,6 +68,7 @@ func run(ctx context.Context) error {
 	if p, report.Peers, err = build(ctx, root); err != nil {
 		return err
 	}
+	report.Peers = slices.DeleteFunc(report.Peers, func(p Peer) bool { return p.Name != peerOurs && !chosen(*against, p.Name) })
 	err = within(ctx, root, func(s *scope) error {
 		report.StartSeconds, err = starts(s, p)
 		return err
@@ -96,6 +96,11 @@ func run(ctx context.Context) error {
 		return err
 	}
 	return os.WriteFile(*file, append(raw, '\n'), 0o644)
+}
+
+// chosen says whether a list has a name; an empty one has all.
+func chosen(list, name string) bool {
+	return list == "" || slices.Contains(strings.Split(list, ","), name)
 }
 
 func scaleFromEnvironment() float64 {

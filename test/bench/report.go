@@ -68,11 +68,11 @@ const (
 const (
 	peerOurs        = "ours"
 	peerKopia       = "kopia"
-	peerKopiaServer = "kopia, server"
+	peerKopiaServer = "kopia-server"
 	peerRestic      = "restic"
 )
 
-// idleFor is how long an agent's idle CPU is looked at.
+// idleSeconds is how long an agent is left alone before it counts as idle.
 const idleSeconds = 2
 
 func (r Report) String() string {

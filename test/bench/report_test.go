@@ -64,7 +64,7 @@ func TestBudgets(t *testing.T) {
 		{"as fast as it must be", figuresOf("small", 2, 2), "small: first backup, speed against restic", "1.00 x", "at least 1 x", true, true},
 		{"slower", figuresOf("small", 2, 1), "small: restore, speed against restic", "0.50 x", "at least 1 x", false, true},
 		{"bounded for small files only", figuresOf("text", 2, 1), "text: restore, speed against restic", "", "", false, false},
-		{"who did not run", figuresOf("small", 2, 1), "small: first backup, speed against kopia, server", "", "", false, false},
+		{"who did not run", figuresOf("small", 2, 1), "small: first backup, speed against kopia-server", "", "", false, false},
 		{"memory of small files", figuresOf("small", 2, 1), "small: memory of one operation", "30 MiB", "at most 64 MiB", true, true},
 		{"memory of large files", figuresOf("random", 2, 1), "random: memory of one operation", "30 MiB", "at most 128 MiB", true, true},
 		{"the worst of before and after", figuresOf("small", 2, 1), "agent idle: memory", "21 MiB", "at most 20 MiB", false, true},
