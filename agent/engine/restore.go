@@ -168,6 +168,7 @@ type restorer struct {
 	deleteExtra bool
 	token       string // in the names of this restore's files under way
 	resume      resume
+	batch       batch // of the walk alone
 
 	files, dirs, symlinks, deleted atomic.Int64
 	hardLinks, special, resumed    atomic.Int64
@@ -266,6 +267,9 @@ func (w *restorer) run(ctx context.Context, target string, r api.RestoreRequest,
 		walkErr = w.fill(walkCtx, group, top)
 	} else {
 		walkErr = w.entry(walkCtx, group, top, entry, x)
+	}
+	if walkErr == nil {
+		walkErr = w.batch.start(walkCtx, w.rep, group)
 	}
 	top.refs.Add(1) // completed below, when all is on disk
 	walkErr = w.release(top, walkErr)
@@ -380,7 +384,14 @@ func (w *restorer) entry(ctx context.Context, group *errgroup.Group, f *folder, 
 		return w.release(below, w.fill(ctx, group, below))
 	case snapshot.EntryTypeFile:
 		f.refs.Add(1)
-		group.Go(func() error { return w.release(f, w.file(ctx, f, name, e, x)) })
+		write := func() error { return w.release(f, w.file(ctx, f, name, e, x)) }
+		if e.FileSize > smallFile {
+			group.Go(write)
+			return nil
+		}
+		if w.batch.add(f, e, write) {
+			return w.batch.start(ctx, w.rep, group)
+		}
 		return nil
 	case snapshot.EntryTypeSymlink:
 		return w.symlink(ctx, f, name, e)
