@@ -32,7 +32,7 @@ type Child struct {
 	Env []string
 	// Grace is how long a cancelled child may take to end; default 10 s.
 	Grace time.Duration
-	// Stall is how long a child may report no progress at all; default 5 min.
+	// Stall is how long a child may report no progress at all; default DefaultStall.
 	Stall time.Duration
 }
 
@@ -61,6 +61,10 @@ type control struct {
 	RateLimit int64 `json:"rateLimit"`
 }
 
+// DefaultStall is longer than what a network takes to come back, and than what a
+// storage takes to answer.
+const DefaultStall = 5 * time.Minute
+
 // message is one line of a child's standard output.
 type message struct {
 	Progress *api.Progress `json:"progress,omitempty"`
@@ -76,7 +80,7 @@ func (c Child) Run(ctx context.Context, req api.StartRequest, limits <-chan int6
 	}
 	defer os.Remove(ca)
 
-	watch, stalled := newWatchdog(ctx, defaulted(c.Stall, 5*time.Minute))
+	watch, stalled := newWatchdog(ctx, defaulted(c.Stall, DefaultStall))
 	defer watch.stop()
 	p := exec.CommandContext(watch.ctx, c.Command[0], c.Command[1:]...)
 	// Only this CA: the system's roots are looked for where nothing is.
@@ -132,7 +136,7 @@ func (c Child) Run(ctx context.Context, req api.StartRequest, limits <-chan int6
 	case stalled():
 		return nil, &api.Problem{
 			Code:  api.CodeStalled,
-			Title: fmt.Sprintf("%s: no data moved for %s; the operation was ended", req.Kind, defaulted(c.Stall, 5*time.Minute)),
+			Title: fmt.Sprintf("%s: no data moved for %s; the operation was ended", req.Kind, defaulted(c.Stall, DefaultStall)),
 			Hint:  "look at the repository server and its storage",
 		}
 	case ctx.Err() != nil:

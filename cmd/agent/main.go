@@ -55,6 +55,7 @@ func serve(ctx context.Context, args []string) error {
 	volumesDir := flags.String("volumes-dir", names.VolumesDir, "folder with the mirrored volumes")
 	listen := flags.String("listen", fmt.Sprintf("127.0.0.1:%d", names.AgentPort), "address of the API")
 	health := flags.String("health-listen", fmt.Sprintf(":%d", names.AgentHealthPort), "address of /healthz and /metrics; empty: none")
+	stall := flags.Duration("stall-timeout", operation.DefaultStall, "how long an operation may move no data before it is ended")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
@@ -69,7 +70,7 @@ func serve(ctx context.Context, args []string) error {
 		Kinds: []api.Kind{api.KindSnapshot, api.KindRestore}, StateDir: *stateDir, Now: time.Now, Log: log,
 		Runner: operation.Child{
 			Command:  []string{self, "run-operation", "-volumes-dir", *volumesDir, "-scratch-dir", *stateDir},
-			StateDir: *stateDir, Env: agent.ChildEnv(),
+			StateDir: *stateDir, Env: agent.ChildEnv(), Stall: *stall,
 		},
 	})
 	if err != nil {
