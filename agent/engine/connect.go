@@ -47,7 +47,8 @@ func awaitServer(ctx context.Context, server string) error {
 		d := tls.Dialer{Config: &tls.Config{MinVersion: tls.VersionTLS12}}
 		conn, err := d.DialContext(settled, "tcp", u.Host)
 		if err == nil {
-			return conn.Close()
+			_ = conn.Close() // it was there, and trusted: what becomes of it, others find out
+			return nil
 		}
 		var timeout net.Error
 		if last != nil && errors.As(err, &timeout) && timeout.Timeout() {
