@@ -2,7 +2,12 @@
 
 package api
 
-import "strings"
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"syscall"
+)
 
 // Code is a stable, machine-readable reason.
 type Code string
@@ -57,4 +62,13 @@ func (p *Problem) Error() string {
 		b.WriteString(")")
 	}
 	return b.String()
+}
+
+// OwnFolder is the problem of an agent that cannot write what it keeps for itself.
+func OwnFolder(what string, err error) *Problem {
+	p := &Problem{Code: CodeInternal, Title: fmt.Sprintf("%s: %v", what, err)}
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		p.Code, p.Hint = CodeNoSpace, "the agent's own folder is full, not the volume; a new pod begins with an empty one"
+	}
+	return p
 }

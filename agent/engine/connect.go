@@ -81,7 +81,7 @@ type connection struct {
 func connect(ctx context.Context, creds *api.Credentials, scratch string) (*connection, error) {
 	dir, err := os.MkdirTemp(scratch, "kopia-")
 	if err != nil {
-		return nil, fmt.Errorf("make scratch folder: %w", err)
+		return nil, api.OwnFolder("connect to repository server: make scratch folder", err)
 	}
 	c := &connection{scratch: dir, creds: creds}
 	if err := awaitServer(ctx, creds.URL); err != nil {
@@ -99,7 +99,7 @@ func connect(ctx context.Context, creds *api.Credentials, scratch string) (*conn
 	file := filepath.Join(dir, "repository.config")
 	if err := os.WriteFile(file, config, 0o600); err != nil {
 		c.close()
-		return nil, fmt.Errorf("write connection: %w", err)
+		return nil, api.OwnFolder("connect to repository server: write connection", err)
 	}
 	openCtx, cancel := context.WithTimeout(ctx, openTimeout)
 	defer cancel()

@@ -76,7 +76,7 @@ type message struct {
 func (c Child) Run(ctx context.Context, req api.StartRequest, limits <-chan int64, report func(api.Progress)) (*api.Result, *api.Problem) {
 	ca, err := c.writeCA(req)
 	if err != nil {
-		return nil, internal("write CA bundle", err)
+		return nil, api.OwnFolder(string(req.Kind)+": write CA bundle", err)
 	}
 	defer os.Remove(ca)
 
@@ -177,8 +177,7 @@ func (c Child) writeCA(req api.StartRequest) (string, error) {
 	}
 	if req.Credentials != nil {
 		if _, err := f.WriteString(req.Credentials.CA); err != nil {
-			f.Close()
-			return "", err
+			return "", errors.Join(err, f.Close(), os.Remove(f.Name()))
 		}
 	}
 	return f.Name(), f.Close()
