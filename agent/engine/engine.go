@@ -7,6 +7,7 @@ package engine
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -32,9 +33,14 @@ func Run(ctx context.Context, req api.StartRequest, env Env, report func(api.Pro
 		return nil, &api.Problem{Code: api.CodeBadRequest, Title: "start operation: credentials are missing"}
 	}
 	logs := newLogTail(req.Credentials.Password)
-	ctx = logs.context(ctx)
-	result, err := run(ctx, req, env, newProgress(env.Now, report))
+	inner, cancel := context.WithCancelCause(logs.context(ctx))
+	defer cancel(nil)
+	logs.denied = func(err error) { cancel(&connectError{err}) }
+	result, err := run(inner, req, env, newProgress(env.Now, report))
 	if err != nil {
+		if denied := context.Cause(inner); errors.As(denied, new(*connectError)) {
+			err = denied
+		}
 		return nil, problemOf(ctx, req, err, logs)
 	}
 	return result, nil

@@ -4,6 +4,7 @@ package engine
 
 import (
 	"context"
+	"errors"
 	"regexp"
 	"strings"
 	"sync"
@@ -17,19 +18,48 @@ import (
 // place where it says what went wrong.
 type logTail struct {
 	secrets []string
+	denied  func(error) // called when the server does not let us in any more
 	mu      sync.Mutex
 	lines   []string
 }
 
 const tailLines = 5
 
-func newLogTail(secrets ...string) *logTail { return &logTail{secrets: secrets} }
+func newLogTail(secrets ...string) *logTail {
+	return &logTail{secrets: secrets, denied: func(error) {}}
+}
 
 func (t *logTail) context(ctx context.Context) context.Context {
-	core := zapcore.NewCore(
-		zapcore.NewConsoleEncoder(zapcore.EncoderConfig{MessageKey: "m"}), t, zapcore.WarnLevel)
-	logger := zap.New(core).Sugar()
-	return logging.WithLogger(ctx, func(string) logging.Logger { return logger })
+	encoder := zapcore.NewConsoleEncoder(zapcore.EncoderConfig{MessageKey: "m"})
+	loud := zapcore.NewCore(encoder, t, zapcore.WarnLevel)
+	all := zap.New(loud).Sugar()
+	connection := zap.New(zapcore.NewTee(loud, zapcore.NewCore(encoder, denials{t}, zapcore.DebugLevel))).Sugar()
+	return logging.WithLogger(ctx, func(module string) logging.Logger {
+		if module == connectionModule {
+			return connection
+		}
+		return all
+	})
+}
+
+// connectionModule is Kopia's name of what speaks to a server, and streamEnded what
+// it says, at its lowest level, when a stream has ended.
+const (
+	connectionModule = "kopia/repo"
+	streamEnded      = "GRPC stream read loop terminated with "
+)
+
+// denials sees a server that does not let us in. To Kopia's reads it looks like one
+// that went away: they try a hundred times, for two minutes, and then say that they
+// should try again.
+type denials struct{ *logTail }
+
+func (d denials) Write(p []byte) (int, error) {
+	line := scrub(strings.TrimSpace(string(p)), d.secrets...)
+	if reason, ok := strings.CutPrefix(line, streamEnded); ok && strings.Contains(reason, "code = Unauthenticated") {
+		d.denied(errors.New(reason))
+	}
+	return len(p), nil
 }
 
 // Write implements zapcore.WriteSyncer: one line a call.

@@ -13,6 +13,8 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/kopia/kopia/repo/logging"
+
 	"github.com/kanister-kopia/kanister-kopia/agent/api"
 )
 
@@ -87,6 +89,25 @@ func TestScrub(t *testing.T) {
 		if got := scrub(in, "pw-1", ""); got != want {
 			t.Errorf("scrub(%q) = %q, want %q", in, got, want)
 		}
+	}
+}
+
+// A server that does not let us in is found out also where Kopia only whispers it.
+func TestLogTailHearsDenials(t *testing.T) {
+	logs := newLogTail("s3cret")
+	var denied []error
+	logs.denied = func(err error) { denied = append(denied, err) }
+	log := logging.Module(connectionModule)(logs.context(t.Context()))
+	log.Debugf("%s%v", streamEnded, io.EOF)
+	log.Debugf("found code = Unauthenticated in the data")
+	logging.Module("kopia/other")(logs.context(t.Context())).Debugf("%srpc error: code = Unauthenticated", streamEnded)
+	log.Warn("loud")
+	if len(denied) > 0 || fmt.Sprint(logs.tail()) != "[loud]" {
+		t.Errorf("denied %v, tail %v", denied, logs.tail())
+	}
+	log.Debugf("%s%v", streamEnded, errors.New("rpc error: code = Unauthenticated desc = access denied with s3cret"))
+	if len(denied) != 1 || denied[0].Error() != "rpc error: code = Unauthenticated desc = access denied with [hidden]" {
+		t.Errorf("denied %v", denied)
 	}
 }
 
