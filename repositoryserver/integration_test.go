@@ -114,17 +114,19 @@ func (w *world) ready(s *server) {
 	s.agent = w.plane.Client(w, s.Process, s.agentPort)
 }
 
-// sidecar starts an agent that sees a folder named data as its volume.
-func (w *world) sidecar(volume string, setup func(*exec.Cmd)) (*client.Client, *testenv.Process) {
+// sidecar starts an agent that sees a folder named data, and those beside it, as its volumes.
+func (w *world) sidecar(volume string, setup func(*exec.Cmd), args ...string) (*client.Client, *testenv.Process) {
 	w.Helper()
 	dir := w.TempDir()
 	w.must(os.Chmod(dir, 0o777))
 	w.must(os.Mkdir(filepath.Join(dir, "state"), 0o777))
 	w.must(os.Chmod(filepath.Join(dir, "state"), 0o777))
 	port := testenv.Port(w)
-	p := testenv.Start(w, setup, testenv.Program(w, "agent"), "serve",
+	p := testenv.Start(w, setup, testenv.Program(w, "agent"), append([]string{
+		"serve",
 		"-state-dir", filepath.Join(dir, "state"), "-ca-dir", w.plane.CADir, "-volumes-dir", filepath.Dir(volume),
-		"-listen", fmt.Sprintf("127.0.0.1:%d", port), "-health-listen", "")
+		"-listen", fmt.Sprintf("127.0.0.1:%d", port), "-health-listen", "",
+	}, args...)...)
 	return w.plane.Client(w, p, port), p
 }
 
