@@ -5,11 +5,13 @@
 package operation
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -54,10 +56,12 @@ type Manager struct {
 
 	mu     sync.Mutex // protects the following
 	ops    map[string]*op
+	begun  int // operations so far
 	closed bool
 }
 
 type op struct {
+	number  int              // in the order they were begun, whatever the clock said
 	request api.StartRequest // credentials included; never written
 	state   api.Operation
 	cancel  context.CancelFunc
@@ -111,7 +115,18 @@ func New(opt Options) (*Manager, error) {
 		}
 		m.ops[s.Operation.ID] = newOp(s.Request, s.Operation)
 	}
+	kept := slices.SortedFunc(maps.Values(m.ops), func(a, b *op) int { return a.state.Created.Compare(b.state.Created) })
+	for i, o := range kept {
+		o.number = i
+	}
+	m.begun = len(kept)
 	return m, nil
+}
+
+// since is now, or the earlier time if the clock was set back behind it: whoever
+// reads two times of an operation sees no negative span.
+func (m *Manager) since(earlier time.Time) time.Time {
+	return earlier.Add(max(0, m.opt.Now().Sub(earlier))).UTC()
 }
 
 func (m *Manager) dir() string { return filepath.Join(m.opt.StateDir, "operations") }
@@ -153,6 +168,8 @@ func (m *Manager) Start(req api.StartRequest) (api.Operation, error) {
 	}
 	if !ok {
 		o = newOp(req, api.Operation{ID: req.ID, Kind: req.Kind, Created: m.opt.Now().UTC(), RateLimit: req.RateLimit})
+		o.number = m.begun
+		m.begun++
 		m.ops[req.ID] = o
 		m.forgetOldest()
 	}
@@ -201,7 +218,7 @@ func (m *Manager) run(ctx context.Context, o *op) {
 	case <-ctx.Done():
 	}
 	m.mu.Lock()
-	req, now := o.request, m.opt.Now().UTC()
+	req, now := o.request, m.since(o.state.Created)
 	if ctx.Err() == nil {
 		m.set(o, func(s *api.Operation) { s.State, s.Started = api.StateRunning, &now })
 	}
@@ -223,7 +240,11 @@ func (m *Manager) run(ctx context.Context, o *op) {
 func (m *Manager) finish(o *op, result *api.Result, problem *api.Problem) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	now := m.opt.Now().UTC()
+	began := o.state.Created
+	if o.state.Started != nil {
+		began = *o.state.Started
+	}
+	now := m.since(began)
 	o.request.Credentials = nil
 	if m.closed && o.state.State != api.StateCancelling && problem != nil && problem.Code == api.CodeCancelled {
 		// Nobody asked for its end: it goes on when somebody asks for it again.
@@ -289,7 +310,7 @@ func (m *Manager) forgetOldest() {
 			done = append(done, o)
 		}
 	}
-	slices.SortFunc(done, func(a, b *op) int { return a.state.Created.Compare(b.state.Created) })
+	slices.SortFunc(done, func(a, b *op) int { return cmp.Compare(a.number, b.number) })
 	for i := 0; i < len(done)-m.opt.Keep; i++ {
 		delete(m.ops, done[i].state.ID)
 		_ = os.Remove(filepath.Join(m.dir(), done[i].state.ID+".json"))
@@ -371,10 +392,9 @@ func (m *Manager) List() []api.Operation {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	out := []api.Operation{}
-	for _, o := range m.ops {
+	for _, o := range slices.SortedFunc(maps.Values(m.ops), func(a, b *op) int { return cmp.Compare(a.number, b.number) }) {
 		out = append(out, o.state)
 	}
-	slices.SortFunc(out, func(a, b api.Operation) int { return a.Created.Compare(b.Created) })
 	return out
 }
 
@@ -439,7 +459,7 @@ func (m *Manager) Cancel(id string) (api.Operation, error) {
 		return api.Operation{}, notFound(id)
 	case o.state.State.Done():
 	case o.state.State == api.StateNeedsCredentials:
-		now := m.opt.Now().UTC()
+		now := m.since(o.state.Created)
 		m.set(o, func(s *api.Operation) {
 			s.State, s.Finished = api.StateCancelled, &now
 			s.Failure = &api.Problem{Code: api.CodeCancelled, Title: fmt.Sprintf("%s: cancelled", s.Kind)}

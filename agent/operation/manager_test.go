@@ -3,11 +3,14 @@
 package operation
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -322,6 +325,90 @@ func TestForgetsTheOldest(t *testing.T) {
 	}
 	if files, _ := filepath.Glob(filepath.Join(dir, "operations", "*")); len(files) != len(ids) {
 		t.Errorf("keeps %d files of %d operations", len(files), len(ids))
+	}
+}
+
+// clock is set by hand.
+type clock struct {
+	mu  sync.Mutex
+	now time.Time
+}
+
+func (c *clock) time() time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.now
+}
+
+func (c *clock) jump(d time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.now = c.now.Add(d)
+}
+
+// A clock that is set in the midst of an operation changes no outcome: no span is
+// negative, and what has just ended is not what is forgotten as the oldest.
+func TestClockJumps(t *testing.T) {
+	r := &fakeRunner{release: make(chan struct{})}
+	var log bytes.Buffer
+	c := &clock{now: time.Date(2026, 3, 29, 2, 0, 0, 0, time.UTC)}
+	dir := t.TempDir()
+	options := Options{
+		Runner: r, Kinds: []api.Kind{api.KindSnapshot}, StateDir: dir, Parallel: 1, Keep: 2, Now: c.time,
+		Log: slog.New(slog.NewJSONHandler(&log, nil)),
+	}
+	m, err := New(options)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var ids []string
+	for i, by := range []time.Duration{time.Hour, -time.Hour, -time.Hour, time.Hour, -time.Hour, -time.Hour} {
+		id := fmt.Sprintf("op-%d", i)
+		ids = append(ids, id)
+		start(t, m, backup(id, "/", "p"))
+		awaitRunner(t, m, id)
+		c.jump(by)
+		r.release <- struct{}{}
+		op := await(t, m, id, api.StateSucceeded)
+		if op.Started.Before(op.Created) || op.Finished.Before(*op.Started) || by > 0 && op.Finished.Sub(*op.Started) != by {
+			t.Errorf("%s, clock set by %s: created %s, started %s, finished %s", id, by, op.Created, op.Started, op.Finished)
+		}
+		if again := start(t, m, backup(id, "/", "p")); again.State != api.StateSucceeded {
+			t.Errorf("%s, asked for again, is %s", id, again.State)
+		}
+		c.jump(by / 2)
+	}
+	listed := func(m *Manager) (got []string) {
+		for _, op := range m.List() {
+			got = append(got, op.ID)
+		}
+		return got
+	}
+	if got := listed(m); !slices.Equal(got, ids[3:]) {
+		t.Errorf("remembers %v, want the last ones of %v", got, ids)
+	}
+
+	start(t, m, backup("cut", "/", "p"))
+	awaitRunner(t, m, "cut")
+	if err := m.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	c.jump(-2 * time.Hour)
+	if m, err = New(options); err != nil {
+		t.Fatal(err)
+	}
+	await(t, m, "cut", api.StateNeedsCredentials)
+	start(t, m, backup("cut", "/", "p"))
+	awaitRunner(t, m, "cut")
+	r.release <- struct{}{}
+	if op := await(t, m, "cut", api.StateSucceeded); op.Started.Before(op.Created) || op.Finished.Before(*op.Started) {
+		t.Errorf("after a restart: created %s, started %s, finished %s", op.Created, op.Started, op.Finished)
+	}
+	if err := m.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if strings.Contains(log.String(), `"seconds":-`) || !strings.Contains(log.String(), `"seconds":0`) {
+		t.Errorf("logged:\n%s", log.String())
 	}
 }
 
