@@ -55,6 +55,8 @@ type running struct {
 	caFile string
 	runner *stepRunner
 	pin    string
+	state  string
+	ahead  atomic.Int64 // of the agent's clock, in nanoseconds
 
 	mu    sync.Mutex
 	conns []net.Conn
@@ -89,13 +91,14 @@ func serve(t *testing.T) *running {
 	}
 	r := &running{ca: testenv.NewCA(t), caFile: filepath.Join(t.TempDir(), names.CAKey), runner: &stepRunner{steps: make(chan struct{})}}
 	must(os.WriteFile(r.caFile, r.ca.PEM, 0o600))
-	state := t.TempDir()
-	operations, err := operation.New(operation.Options{Runner: r.runner, Kinds: []api.Kind{api.KindSnapshot}, StateDir: state, Now: time.Now})
+	r.state = t.TempDir()
+	now := func() time.Time { return time.Now().Add(time.Duration(r.ahead.Load())) }
+	operations, err := operation.New(operation.Options{Runner: r.runner, Kinds: []api.Kind{api.KindSnapshot}, StateDir: r.state, Now: now})
 	must(err)
 	var log bytes.Buffer
 	server, err := agent.NewServer(agent.Config{
 		Operations: operations, Info: func() api.Info { return api.Info{Version: "test"} },
-		StateDir: state, CADir: filepath.Dir(r.caFile), Log: slog.New(slog.NewJSONHandler(&log, nil)), Now: time.Now,
+		StateDir: r.state, CADir: filepath.Dir(r.caFile), Log: slog.New(slog.NewJSONHandler(&log, nil)), Now: now,
 	})
 	must(err)
 	r.pin, err = client.PinFromLog(&log)
@@ -234,6 +237,43 @@ func TestClientCertificates(t *testing.T) {
 		if err := ask(r.Client); (err == nil) != step.want {
 			t.Errorf("%s: %v, want it let in: %t", step.name, err, step.want)
 		}
+	}
+}
+
+// An agent whose clock is set keeps its key and its operations. It believes a
+// certificate by its own clock, and again when the clock is right again.
+func TestAgentClockJumps(t *testing.T) {
+	r := serve(t)
+	short := controller
+	short.Expiry = time.Now().Add(30 * time.Minute)
+	c := r.client(t, short)
+	if _, err := c.Start(t.Context(), request); err != nil {
+		t.Fatal(err)
+	}
+	for _, step := range []struct {
+		ahead time.Duration
+		want  bool
+	}{{time.Hour, false}, {-time.Hour, true}, {-3 * time.Hour, false}, {0, true}} {
+		r.ahead.Store(int64(step.ahead))
+		c.Close() // a new connection
+		op, err := c.Get(t.Context(), "op")
+		if (err == nil) != step.want || errors.Is(err, client.ErrPin) {
+			t.Errorf("clock set by %s: %v, want it let in: %t", step.ahead, err, step.want)
+		}
+		if err == nil && (op.State != api.StateRunning || op.Started.Before(op.Created)) {
+			t.Errorf("clock set by %s: %+v", step.ahead, op)
+		}
+		again, err := agent.LoadIdentity(r.state, time.Now().Add(step.ahead))
+		if err != nil || again.SPKISHA256 != r.pin {
+			t.Errorf("a restart while the clock is set by %s: %v, another key", step.ahead, err)
+		}
+	}
+	close(r.runner.steps)
+	if _, err := r.Run(t.Context(), request, func(api.Progress) {}); err != nil {
+		t.Error(err)
+	}
+	if op, err := r.Get(t.Context(), "op"); err != nil || op.State != api.StateSucceeded || op.Finished.Before(*op.Started) {
+		t.Errorf("%+v, %v", op, err)
 	}
 }
 
