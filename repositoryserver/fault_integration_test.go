@@ -359,7 +359,6 @@ func TestIntegrationAccessInFlight(t *testing.T) {
 	// during does something in the midst of a backup and of a restore.
 	during := func(name string, something func(ids ...string)) (backup, restore api.Operation) {
 		t.Helper()
-		saved := tr.saved()
 		reqs := []api.StartRequest{tr.snapshot(name + "-backup"), tr.restoreTo(name+"-restore", record, "/"+name)}
 		tr.held(tr.agent, links[0], noise/2, reqs[0])
 		tr.held(tr.agent, links[1], noise/2, reqs[1])
@@ -367,11 +366,7 @@ func TestIntegrationAccessInFlight(t *testing.T) {
 		for _, link := range links {
 			link.Heal()
 		}
-		backup, restore = tr.ended(tr.agent, reqs[0].ID), tr.ended(tr.agent, reqs[1].ID)
-		if now := tr.saved(); now != saved && backup.State != api.StateSucceeded {
-			t.Errorf("%s: %d snapshots, there were %d", name, now, saved)
-		}
-		return backup, restore
+		return tr.ended(tr.agent, reqs[0].ID), tr.ended(tr.agent, reqs[1].ID)
 	}
 	// refused says how an operation ends that should not get in.
 	refused := func(name string, want api.Code, text string, change func(*api.Credentials)) {
@@ -402,6 +397,7 @@ func TestIntegrationAccessInFlight(t *testing.T) {
 	}
 
 	want = tr.change(1)
+	saved := tr.saved()
 	backup, restore := during("session-ended", func(ids ...string) {
 		for _, id := range ids {
 			tr.must(tr.s.agent.EndSession(tr.context(), id))
@@ -413,6 +409,9 @@ func TestIntegrationAccessInFlight(t *testing.T) {
 	}
 	if !failedWith(restore, api.CodeAccessDenied) || !strings.Contains(restore.Failure.Title, "no operation is going on with this user and password") {
 		t.Errorf("a restore whose session has ended: %s", told(restore))
+	}
+	if now := tr.saved(); now != saved {
+		t.Errorf("%d snapshots are saved, there were %d", now, saved)
 	}
 	refused("wrong-password", api.CodeAccessDenied, "password", func(c *api.Credentials) { c.Password = "wrong" })
 	record = tr.next()
