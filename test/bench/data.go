@@ -182,6 +182,7 @@ func (l *logLines) next() {
 
 // sameTree compares the entries and contents of two folders.
 func sameTree(want, got string) error {
+	var c comparer
 	count := func(root string, visit func(rel string, d fs.DirEntry) error) (n int, err error) {
 		err = filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
 			if err != nil {
@@ -207,7 +208,7 @@ func sameTree(want, got string) error {
 		if d.IsDir() {
 			return nil
 		}
-		return sameFile(filepath.Join(want, rel), filepath.Join(got, rel))
+		return c.sameFile(filepath.Join(want, rel), filepath.Join(got, rel))
 	})
 	if err != nil {
 		return err
@@ -234,10 +235,14 @@ func onlyFile(want, root string) error {
 	if len(found) != 1 {
 		return fmt.Errorf("%d files instead of one", len(found))
 	}
-	return sameFile(want, found[0])
+	var c comparer
+	return c.sameFile(want, found[0])
 }
 
-func sameFile(want, got string) error {
+// comparer keeps its buffers from one file to the next.
+type comparer struct{ want, got *bufio.Reader }
+
+func (c *comparer) sameFile(want, got string) error {
 	w, err := os.Open(want)
 	if err != nil {
 		return err
@@ -248,10 +253,14 @@ func sameFile(want, got string) error {
 		return err
 	}
 	defer g.Close()
-	wb, gb := bufio.NewReaderSize(w, mib), bufio.NewReaderSize(g, mib)
+	if c.want == nil {
+		c.want, c.got = bufio.NewReaderSize(nil, mib), bufio.NewReaderSize(nil, mib)
+	}
+	c.want.Reset(w)
+	c.got.Reset(g)
 	for at := int64(0); ; {
-		a, errA := wb.Peek(mib)
-		b, errB := gb.Peek(mib)
+		a, errA := c.want.Peek(mib)
+		b, errB := c.got.Peek(mib)
 		if !bytes.Equal(a, b) {
 			return fmt.Errorf("%s differs from %s after byte %d", got, want, at)
 		}
@@ -262,8 +271,8 @@ func sameFile(want, got string) error {
 			return errors.Join(errA, errB)
 		}
 		at += int64(len(a))
-		_, _ = wb.Discard(len(a))
-		_, _ = gb.Discard(len(b))
+		_, _ = c.want.Discard(len(a))
+		_, _ = c.got.Discard(len(b))
 	}
 }
 
