@@ -354,7 +354,7 @@ func TestIntegrationAccessInFlight(t *testing.T) {
 	tr := newTrial(newWorld(t))
 	tlsDir := tr.s.Cmd.Args[slices.Index(tr.s.Cmd.Args, "--tls-dir")+1]
 	links := []*testenv.Proxy{tr.network(), tr.network()}
-	want := tr.change(0)
+	tr.change(0)
 	record := tr.next()
 	// during does something in the midst of a backup and of a restore.
 	during := func(name string, something func(ids ...string)) (backup, restore api.Operation) {
@@ -396,7 +396,7 @@ func TestIntegrationAccessInFlight(t *testing.T) {
 		})
 	}
 
-	want = tr.change(1)
+	want := tr.change(1)
 	saved := tr.saved()
 	backup, restore := during("session-ended", func(ids ...string) {
 		for _, id := range ids {
