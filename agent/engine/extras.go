@@ -10,7 +10,6 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
-	"io"
 	"io/fs"
 	"slices"
 	"syscall"
@@ -50,8 +49,9 @@ type extra struct {
 
 // special is an entry that Kopia drops.
 type special struct {
-	Kind    string               `json:"kind"`
-	Mode    snapshot.Permissions `json:"mode"`
+	Kind string `json:"kind"`
+	// Mode has no form for zero: it must be left out then.
+	Mode    snapshot.Permissions `json:"mode,omitempty"`
 	UID     uint32               `json:"uid"`
 	GID     uint32               `json:"gid"`
 	ModTime time.Time            `json:"modTime"`
@@ -137,7 +137,7 @@ func readExtras(ctx context.Context, rep repo.Repository, entries []*snapshot.Di
 	}
 	defer reader.Close()
 	var x extras
-	if err := json.NewDecoder(io.LimitReader(reader, maxExtras)).Decode(&x); err != nil {
+	if err := readJSON(reader, maxExtras, &x); err != nil {
 		return nil, nil, fmt.Errorf("read attributes %s: %w", entry.ObjectID, err)
 	}
 	if x.Version != 1 {

@@ -121,6 +121,9 @@ func rootEntry(ctx context.Context, rep repo.Repository, r api.RestoreRequest) (
 // directoryStream is what Kopia begins the object of a directory with.
 const directoryStream = "kopia:directory"
 
+// maxDirectory is far more than the entries of any one directory take: reading has an end.
+const maxDirectory = 1 << 30
+
 // readDirectory reads the entries of a directory as they are stored. Kopia's own
 // reader puts the newest time below a directory in the place of the directory's.
 func readDirectory(ctx context.Context, rep repo.Repository, dir *snapshot.DirEntry) ([]*snapshot.DirEntry, error) {
@@ -130,13 +133,26 @@ func readDirectory(ctx context.Context, rep repo.Repository, dir *snapshot.DirEn
 	}
 	defer reader.Close()
 	var manifest snapshot.DirManifest
-	if err := json.NewDecoder(reader).Decode(&manifest); err != nil {
+	if err := readJSON(reader, maxDirectory, &manifest); err != nil {
 		return nil, fmt.Errorf("read directory %s: %w", dir.ObjectID, err)
 	}
 	if manifest.StreamType != directoryStream {
 		return nil, fmt.Errorf("read directory %s: it is %q", dir.ObjectID, manifest.StreamType)
 	}
+	if slices.Contains(manifest.Entries, nil) {
+		return nil, fmt.Errorf("read directory %s: an entry is null", dir.ObjectID)
+	}
 	return manifest.Entries, nil
+}
+
+// readJSON reads one value that is not larger than a limit.
+func readJSON(r io.Reader, limit int64, into any) error {
+	bounded := &io.LimitedReader{R: r, N: limit}
+	err := json.NewDecoder(bounded).Decode(into)
+	if err != nil && bounded.N <= 0 {
+		return fmt.Errorf("it is larger than %d bytes", limit)
+	}
+	return err
 }
 
 func notInBackup(subPath string) error {
@@ -150,12 +166,17 @@ func notInBackup(subPath string) error {
 // checkName refuses names that are not one plain component.
 func checkName(name string) error {
 	if name == "" || name == "." || name == ".." || strings.ContainsAny(name, "/\x00") {
-		return &api.Problem{
-			Code:  api.CodePathRefused,
-			Title: fmt.Sprintf("restore: the snapshot holds the name %q, which no file system makes; nothing of it is trusted", name),
-		}
+		return untrusted("restore: the snapshot holds the name %q", name)
 	}
 	return nil
+}
+
+// untrusted refuses a snapshot for what it holds.
+func untrusted(format string, args ...any) error {
+	return &api.Problem{
+		Code:  api.CodePathRefused,
+		Title: fmt.Sprintf(format, args...) + ", which no file system makes; nothing of it is trusted",
+	}
 }
 
 // restorer writes one tree into one volume.
@@ -338,6 +359,10 @@ func (w *restorer) fill(ctx context.Context, group *errgroup.Group, f *folder) e
 		if err != nil {
 			return fmt.Errorf("restore /%s: %w", f.path, err)
 		}
+		if keep[name] {
+			// One would be written through what is there of the other.
+			return untrusted("restore: the snapshot holds the name %q twice in /%s", name, f.path)
+		}
 		keep[name] = true
 		if err := w.entry(ctx, group, f, e, extra[e.Name]); err != nil {
 			return err
@@ -374,6 +399,11 @@ func (w *restorer) entry(ctx context.Context, group *errgroup.Group, f *folder, 
 	}
 	switch e.Type {
 	case snapshot.EntryTypeDirectory:
+		for up := f; up != nil; up = up.parent {
+			if up.entry != nil && up.entry.ObjectID == e.ObjectID {
+				return untrusted("restore: the snapshot's /%s holds itself", path.Join(f.path, name))
+			}
+		}
 		if err := w.makeDirectory(f, name); err != nil {
 			return err
 		}

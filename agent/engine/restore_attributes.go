@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
 	"os"
 	"slices"
 	"strings"
@@ -40,7 +41,12 @@ func (w *restorer) owner(where string, uid, gid uint32, stat func() (fs.FileInfo
 	if u, g := ownerOf(info); u == uid && g == gid {
 		return kept{owner: true}, nil
 	}
-	err = chown(int(uid), int(gid))
+	// To the kernel this number means: leave it as it is.
+	if uid == math.MaxUint32 || gid == math.MaxUint32 {
+		err = fs.ErrPermission
+	} else {
+		err = chown(int(uid), int(gid))
+	}
 	switch {
 	case err == nil:
 		return kept{owner: true}, nil

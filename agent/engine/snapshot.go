@@ -209,7 +209,7 @@ func verdict(ctx context.Context, man *snapshot.Manifest, r api.SnapshotRequest,
 	}
 	if !r.AllowUnreadable {
 		bad += int(man.Stats.IgnoredErrorCount)
-		bad -= src.vanished
+		bad -= len(src.vanished)
 	}
 	if bad > 0 {
 		return &api.Problem{
@@ -289,7 +289,7 @@ func describe(man *snapshot.Manifest, p *progress, src *source, started, ended t
 		},
 		Files: files(man) - src.recorded.files, Bytes: root.FileSize,
 		NewBytes: p.uploaded.Load(), CachedFiles: p.cachedFiles.Load(), Excluded: firstOf(src.excluded),
-		Vanished: int64(src.vanished), Changed: firstOf(src.changed),
+		Vanished: int64(len(src.vanished)), Changed: firstOf(src.changed),
 		LinkedNames: src.recorded.linked, SpecialFiles: src.recorded.special, WithAttributes: src.recorded.attributed,
 		Start: started.UTC(), End: ended.UTC(),
 	}

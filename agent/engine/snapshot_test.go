@@ -56,10 +56,10 @@ func TestVerdict(t *testing.T) {
 		"no root":    {man: snapshot.Manifest{}, fails: true, text: "no root"},
 		"failed":     {man: snapshot.Manifest{RootEntry: directory(3, broken)}, fails: true, want: api.CodeUnreadable, text: "dir/f: permission denied"},
 		"gone meanwhile": {
-			man: snapshot.Manifest{RootEntry: directory(3, broken), Stats: snapshot.Stats{ErrorCount: 1}}, src: &source{vanished: 1},
+			man: snapshot.Manifest{RootEntry: directory(3, broken), Stats: snapshot.Stats{ErrorCount: 1}}, src: &source{vanished: map[string]bool{"dir/f": true}},
 		},
 		"gone meanwhile, and one failed": {
-			man: snapshot.Manifest{RootEntry: directory(3, broken), Stats: snapshot.Stats{ErrorCount: 2}}, src: &source{vanished: 1},
+			man: snapshot.Manifest{RootEntry: directory(3, broken), Stats: snapshot.Stats{ErrorCount: 2}}, src: &source{vanished: map[string]bool{"dir/f": true}},
 			fails: true, want: api.CodeUnreadable, text: "1 entries",
 		},
 		"only stats":  {man: snapshot.Manifest{RootEntry: directory(3), Stats: snapshot.Stats{ErrorCount: 2}}, fails: true, want: api.CodeUnreadable, text: "2 entries"},

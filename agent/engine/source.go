@@ -61,9 +61,9 @@ type source struct {
 	device uint64 // of the volume's root
 
 	mu       sync.Mutex
-	excluded []string // left out
-	vanished int      // listed, but gone when they were to be read
-	changed  []string // written to while they were read
+	excluded []string        // left out
+	vanished map[string]bool // listed, but gone when they were to be read
+	changed  []string        // written to while they were read
 	recorded recorded
 }
 
@@ -188,7 +188,12 @@ func (s *source) gone(where string, err error) {
 		return
 	}
 	if _, err := s.volume.Lstat(where); errors.Is(err, fs.ErrNotExist) {
-		s.note(func() { s.vanished++ })
+		s.note(func() {
+			if s.vanished == nil {
+				s.vanished = map[string]bool{}
+			}
+			s.vanished[where] = true // a large file is opened more than once
+		})
 	}
 }
 

@@ -170,10 +170,13 @@ func MakeTree(t testing.TB, root string) {
 	// What Kopia itself does not keep.
 	must(t, os.Link(filepath.Join(root, "plain.txt"), filepath.Join(root, "dir", "hard link")))
 	must(t, os.Link(filepath.Join(root, "plain.txt"), filepath.Join(root, "many", "hard-\xff")))
-	for name, kind := range map[string]uint32{"dir/pipe": unix.S_IFIFO, "socket": unix.S_IFSOCK} {
+	for name, kind := range map[string]uint32{"dir/pipe": unix.S_IFIFO, "socket": unix.S_IFSOCK, "many/closed": unix.S_IFIFO} {
 		path := filepath.Join(root, name)
 		must(t, unix.Mknod(path, kind, 0))
 		must(t, os.Chmod(path, 0o640))
+		if name == "many/closed" {
+			must(t, os.Chmod(path, 0))
+		}
 		must(t, os.Chtimes(path, at, at))
 	}
 	for name, attributes := range map[string]map[string]string{
