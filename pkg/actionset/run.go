@@ -152,7 +152,7 @@ func (r *run) action(ctx context.Context, i int) error {
 	if failure != nil {
 		return failure
 	}
-	artifacts, err := renderArtifacts(action.OutputArtifacts, params)
+	artifacts, err := param.RenderArtifacts(action.OutputArtifacts, params)
 	if err != nil {
 		return err
 	}
@@ -219,7 +219,7 @@ func (p *phase) do(ctx context.Context, params *param.TemplateParams) (err error
 	p.event(p.actionSet, corev1.EventTypeNormal, "Started Phase", "Executing phase %s", p.spec.Name)
 	p.log.Info("phase started", "phase", p.spec.Name, "function", p.spec.Func)
 
-	args, err := renderMap(p.spec.Args, params)
+	args, err := renderArgs(f, p.spec.Args, params)
 	if err == nil {
 		err = checkArgs(f, args)
 	}
@@ -234,6 +234,14 @@ func (p *phase) do(ctx context.Context, params *param.TemplateParams) (err error
 	}
 	seen.Output = output
 	return nil
+}
+
+// renderArgs leaves the arguments of a function that asks for raw ones as they are.
+func renderArgs(f function.Func, args crv1alpha1.JSONMap, params *param.TemplateParams) (map[string]any, error) {
+	if raw, ok := f.(function.RawArgs); ok && raw.RawArgs() {
+		return args.DeepCopy(), nil
+	}
+	return param.RenderArgs(args, params)
 }
 
 // exec calls the function and writes its progress down as it goes.
@@ -320,7 +328,7 @@ func (p *phase) set(ctx context.Context, state crv1alpha1.State, output map[stri
 func (p *phase) readObjects(ctx context.Context, params *param.TemplateParams, into *param.Phase) error {
 	into.Secrets, into.ConfigMaps = map[string]corev1.Secret{}, map[string]corev1.ConfigMap{}
 	for name, ref := range p.spec.ObjectRefs {
-		ref, err := renderReference(ref, params)
+		ref, err := param.RenderReference(ref, params)
 		if err != nil {
 			return err
 		}

@@ -31,6 +31,13 @@ type Func interface {
 	Exec(ctx context.Context, call Call) (map[string]any, error)
 }
 
+// RawArgs is what a Func also has whose arguments are not rendered before Exec:
+// Wait and WaitV2, whose conditions are templates about an object that is not read
+// yet. It renders with param.Render and Call.Params what it needs.
+type RawArgs interface {
+	RawArgs() bool
+}
+
 // Call is one execution of a phase.
 type Call struct {
 	Params param.TemplateParams

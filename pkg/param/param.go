@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package param holds what a Blueprint's templates see. Field names and JSON
+// Package param holds what a Blueprint's templates see, and renders them. Field names and JSON
 // shapes are Kanister's: `{{ toJson .Profile }}` and friends are part of the contract.
 package param
 
