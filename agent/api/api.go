@@ -183,16 +183,18 @@ type RecordRequest struct {
 	SourcePath string `json:"sourcePath"`
 }
 
-// FindRequest looks a record up by exactly one of BackupID and BackupTag.
+// FindRequest looks a record up by exactly one of BackupID and BackupTag, or, with
+// Under, all records of Prefix and of what is below it.
 type FindRequest struct {
 	BackupID  string `json:"backupID,omitempty"`
 	BackupTag string `json:"backupTag,omitempty"`
 	Prefix    string `json:"prefix"`
 	KeyID     string `json:"keyID"`
+	Under     bool   `json:"under,omitempty"`
 }
 
-// DeleteRequest deletes the record and its snapshot. A record that is not there
-// is not an error: Deleted stays 0.
+// DeleteRequest deletes the first record that is found and its snapshot; with
+// Under, all of them. A record that is not there is not an error: the result has none.
 type DeleteRequest = FindRequest
 
 // Operation is the state of one operation as the agent knows it.

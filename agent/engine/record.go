@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/kopia/kopia/repo"
 	"github.com/kopia/kopia/repo/manifest"
@@ -103,8 +104,14 @@ type foundRecord struct {
 
 // find returns the matching records, oldest first.
 func find(ctx context.Context, rep repo.Repository, r api.FindRequest) ([]foundRecord, error) {
-	labels := map[string]string{"type": recordType, "prefix": digest(r.Prefix), "key": r.KeyID}
+	labels := map[string]string{"type": recordType, "key": r.KeyID}
+	if !r.Under {
+		labels["prefix"] = digest(r.Prefix)
+	}
 	switch {
+	case r.Under && r.BackupID == "" && r.BackupTag == "" && r.Prefix != "":
+	case r.Under:
+		return nil, &api.Problem{Code: api.CodeBadRequest, Title: "find records under a prefix: give a prefix, and neither backup id nor backup tag"}
 	case r.BackupID != "" && r.BackupTag == "":
 		labels["id"] = r.BackupID
 	case r.BackupTag != "" && r.BackupID == "":
@@ -122,6 +129,9 @@ func find(ctx context.Context, rep repo.Repository, r api.FindRequest) ([]foundR
 		if _, err := rep.GetManifest(ctx, e.ID, &f.record); err != nil {
 			return nil, fmt.Errorf("read record %s: %w", e.ID, err)
 		}
+		if p := f.record.Prefix; r.Under && p != r.Prefix && !strings.HasPrefix(p, r.Prefix+"/") {
+			continue
+		}
 		found = append(found, f)
 	}
 	slices.SortFunc(found, func(a, b foundRecord) int {
@@ -130,26 +140,33 @@ func find(ctx context.Context, rep repo.Repository, r api.FindRequest) ([]foundR
 	return found, nil
 }
 
-// deleteRecord deletes the first matching record and its snapshot, the snapshot
-// first: a record without one is found again by a retry, a snapshot without a
+// deleteRecord deletes the first matching record and its snapshot, or all, the
+// snapshot first: a record without one is found again by a retry, a snapshot without a
 // record by nobody.
 func deleteRecord(ctx context.Context, conn *connection, r api.DeleteRequest) (*api.Result, error) {
 	found, err := find(ctx, conn.rep, r)
 	if err != nil || len(found) == 0 {
 		return &api.Result{}, err
 	}
+	if !r.Under {
+		found = found[:1]
+	}
+	result := &api.Result{}
 	err = conn.write(ctx, "delete", nil, func(ctx context.Context, w repo.RepositoryWriter) error {
-		id := manifest.ID(found[0].record.Snapshot.ID)
-		if err := w.DeleteManifest(ctx, id); err != nil && !errors.Is(err, manifest.ErrNotFound) {
-			return fmt.Errorf("delete snapshot %s: %w", id, err)
-		}
-		if err := w.DeleteManifest(ctx, found[0].id); err != nil {
-			return fmt.Errorf("delete record: %w", err)
+		for _, f := range found {
+			id := manifest.ID(f.record.Snapshot.ID)
+			if err := w.DeleteManifest(ctx, id); err != nil && !errors.Is(err, manifest.ErrNotFound) {
+				return fmt.Errorf("delete snapshot %s: %w", id, err)
+			}
+			if err := w.DeleteManifest(ctx, f.id); err != nil {
+				return fmt.Errorf("delete record: %w", err)
+			}
+			result.Records = append(result.Records, f.record)
 		}
 		return nil
 	})
 	if err != nil {
 		return nil, err
 	}
-	return &api.Result{Records: []api.Record{found[0].record}}, nil
+	return result, nil
 }
