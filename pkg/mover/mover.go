@@ -163,7 +163,7 @@ func (m *Movers) tryCreate(ctx context.Context, pod *corev1.Pod, claims []string
 			return nil, nil
 		}
 	}
-	if i := slices.IndexFunc(movers.Items, func(p corev1.Pod) bool { return !ended(&p) && uses(&p, claims) }); i >= 0 {
+	if i := slices.IndexFunc(movers.Items, func(p corev1.Pod) bool { return uses(&p, claims) }); i >= 0 {
 		return &movers.Items[i], nil
 	}
 	fresh := pod.DeepCopy()
@@ -291,7 +291,7 @@ func (m *Movers) look(ctx context.Context, spec *Spec) error {
 		return fmt.Errorf("look for pods that use the claims: %w", err)
 	}
 	// Not its own, from before a restart of the controller.
-	users := slices.DeleteFunc(pods.Items, func(p corev1.Pod) bool { return ended(&p) || p.Name == spec.Name() })
+	users := slices.DeleteFunc(pods.Items, func(p corev1.Pod) bool { return p.Name == spec.Name() })
 	var single []string
 	for _, claim := range spec.Claims {
 		var pvc corev1.PersistentVolumeClaim
@@ -331,9 +331,9 @@ func nodeOf(users []corev1.Pod, claims []string) string {
 	return ""
 }
 
-// uses says whether a pod mounts one of the claims.
+// uses says whether a pod holds one of the claims.
 func uses(pod *corev1.Pod, claims []string) bool {
-	return slices.ContainsFunc(volumes.Claims(pod), func(c string) bool { return slices.Contains(claims, c) })
+	return !ended(pod) && slices.ContainsFunc(volumes.Claims(pod), func(c string) bool { return slices.Contains(claims, c) })
 }
 
 // ended says that a pod holds no volume any more.
