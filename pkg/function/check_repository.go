@@ -8,7 +8,6 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/kanister-kopia/kanister-kopia/agent/api"
 	"github.com/kanister-kopia/kanister-kopia/pkg/names"
 	"github.com/kanister-kopia/kanister-kopia/pkg/param"
 	"github.com/kanister-kopia/kanister-kopia/pkg/repository"
@@ -64,8 +63,18 @@ func (f *checkRepository) reach(ctx context.Context, call Call, r repository.Ref
 		return false, err
 	}
 	defer repo.Close()
-	records, err := repo.List(ctx, call.OperationID+"-list", api.FindRequest{Prefix: prefix, Under: true})
-	return len(records) > 0, err
+	for record, err := range repo.List(ctx, call.OperationID+"-list", "") {
+		if err != nil || isUnder(record.Prefix, prefix) {
+			return err == nil, err
+		}
+	}
+	return false, nil
+}
+
+// isUnder says whether a backup's prefix is this one or below it: those of
+// BackupDataAll are one below for each pod.
+func isUnder(prefix, above string) bool {
+	return prefix == above || strings.HasPrefix(prefix, strings.TrimSuffix(above, "/")+"/")
 }
 
 // namespaceOf is the namespace of the action's object.

@@ -35,7 +35,7 @@ type Data struct {
 // Functions are the data functions.
 func (d *Data) Functions() []Func {
 	return []Func{
-		&backupData{d}, &backupDataAll{d}, &copyVolumeData{d},
+		&backupData{d}, &backupDataAll{d}, &backupDataStats{d}, &copyVolumeData{d},
 		&restoreData{d}, &restoreDataAll{d}, &deleteData{d}, &deleteDataAll{d},
 		&checkRepository{d}, &locationDelete{d},
 	}
@@ -112,9 +112,13 @@ func (d *Data) findBackup(ctx context.Context, call Call, operation, namespace, 
 	if err != nil {
 		repo.Close()
 		if errors.Is(err, repository.ErrNotFound) {
-			err = fmt.Errorf("backup %s under prefix %s: %w", token, prefix, repository.ErrNotFound)
+			err = notFound(token, prefix)
 		}
 		return nil, api.Record{}, err
 	}
 	return repo, record, nil
+}
+
+func notFound(token, prefix string) error {
+	return fmt.Errorf("backup %s under prefix %s: %w", token, prefix, repository.ErrNotFound)
 }

@@ -38,6 +38,7 @@ func TestIntegrationFunctions(t *testing.T) {
 	w := newWorld(t)
 	t.Run("BackupData", func(t *testing.T) { testBackupData(w.sub(t)) })
 	t.Run("BackupDataAll", func(t *testing.T) { testBackupDataAll(w.sub(t)) })
+	t.Run("BackupDataStats", func(t *testing.T) { testBackupDataStats(w.sub(t)) })
 	t.Run("CopyVolumeData", func(t *testing.T) { testCopyVolumeData(w.sub(t)) })
 	t.Run("RestoreData", func(t *testing.T) { testRestoreData(w.sub(t)) })
 	t.Run("RestoreDataAll", func(t *testing.T) { testRestoreDataAll(w.sub(t)) })
@@ -635,6 +636,33 @@ func testLocationDelete(w *world) {
 	for _, rs := range w.servers() {
 		w.refused("LocationDelete", "ld-5", param.TemplateParams{}, args{"artifact": rs.Spec.Storage.S3.Prefix}, "no backup under prefix")
 	}
+}
+
+func testBackupDataStats(w *world) {
+	w.claim("bs")
+	id := w.backup("bs-1", "bs", "/mnt", "bs")["backupID"]
+	base := args{"namespace": shop, "backupArtifactPrefix": "bucket/bs", "backupID": id}
+	w.run("outputs", func(w *world) {
+		got, err := w.exec("BackupDataStats", "bs-2", param.TemplateParams{}, with(base, args{"image": "ignored", "podLabels": args{"a": "b"}}))
+		w.must(err)
+		if want := (map[string]any{"mode": "restore-size", "fileCount": "5", "size": "10.322 KiB", "version": "v0.0.0"}); !reflect.DeepEqual(got, want) {
+			w.Errorf("outputs %v", got)
+		}
+	})
+	w.run("statsMode", func(w *world) {
+		got, err := w.exec("BackupDataStats", "bs-3", param.TemplateParams{}, with(base, args{"statsMode": "raw-data"}))
+		w.must(err)
+		if got["mode"] != "raw-data" {
+			w.Errorf("outputs %v", got)
+		}
+		w.refused("BackupDataStats", "bs-4", param.TemplateParams{}, with(base, args{"statsMode": "all"}), `statsMode "all"`, "files-by-contents")
+	})
+	w.run("backupArtifactPrefix", func(w *world) {
+		w.refused("BackupDataStats", "bs-5", param.TemplateParams{}, with(base, args{"backupArtifactPrefix": "other"}), "under prefix bucket/other", "not found")
+	})
+	w.run("encryptionKey", func(w *world) {
+		w.refused("BackupDataStats", "bs-6", param.TemplateParams{}, with(base, args{"encryptionKey": "k"}), "not found with this encryptionKey")
+	})
 }
 
 // Two movers of one claim take turns; a controller that goes away keeps its turn.

@@ -80,6 +80,21 @@ func (f *locationDelete) under(ctx context.Context, call Call, id, prefix string
 		return 0, err
 	}
 	defer repo.Close()
-	records, err := repo.Delete(ctx, part(call.OperationID, id), api.DeleteRequest{Prefix: prefix, Under: true})
-	return len(records), err
+	var found []api.Record
+	for record, err := range repo.List(ctx, part(call.OperationID, id)+"-list", "") {
+		if err != nil {
+			return 0, err
+		}
+		if isUnder(record.Prefix, prefix) {
+			found = append(found, record)
+		}
+	}
+	for i, record := range found {
+		if _, err := repo.Delete(ctx, part(call.OperationID, record.BackupID), api.DeleteRequest{
+			BackupID: record.BackupID, Prefix: record.Prefix,
+		}); err != nil {
+			return i, err
+		}
+	}
+	return len(found), nil
 }

@@ -335,8 +335,7 @@ func (r *records) run(req api.StartRequest) (*api.Result, *api.Problem) {
 	defer r.mu.Unlock()
 	matching := func(f *api.FindRequest) (found []api.Record) {
 		for _, record := range r.all {
-			at := record.Prefix == f.Prefix || f.Under && strings.HasPrefix(record.Prefix, f.Prefix+"/")
-			if at && record.KeyID == f.KeyID && (f.Under || f.BackupID != "" && record.BackupID == f.BackupID || f.BackupTag != "" && record.BackupTag == f.BackupTag) {
+			if record.Prefix == f.Prefix && record.KeyID == f.KeyID && (f.BackupID != "" && record.BackupID == f.BackupID || f.BackupTag != "" && record.BackupTag == f.BackupTag) {
 				found = append(found, record)
 			}
 		}
@@ -353,6 +352,20 @@ func (r *records) run(req api.StartRequest) (*api.Result, *api.Problem) {
 		return &api.Result{Records: []api.Record{req.Record.Record}}, nil
 	case api.KindFind:
 		return &api.Result{Records: matching(req.Find)}, nil
+	case api.KindList:
+		result := &api.Result{}
+		for _, record := range r.all {
+			if record.KeyID == req.List.KeyID && (req.List.Prefix == "" || record.Prefix == req.List.Prefix) {
+				result.Records = append(result.Records, record)
+			}
+		}
+		return result, nil
+	case api.KindStats:
+		found := matching(&api.FindRequest{BackupID: req.Stats.BackupID, Prefix: req.Stats.Prefix, KeyID: req.Stats.KeyID})
+		if len(found) == 0 {
+			return nil, &api.Problem{Code: api.CodeNotFound, Title: "no such backup"}
+		}
+		return &api.Result{Stats: &api.StatsResult{Mode: req.Stats.Mode, Files: found[0].Snapshot.Files, Bytes: found[0].Snapshot.Bytes}}, nil
 	case api.KindDelete:
 		gone := matching(req.Delete)
 		for _, g := range gone {

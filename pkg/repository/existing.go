@@ -10,7 +10,6 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
-	"github.com/kanister-kopia/kanister-kopia/agent/api"
 	kopiav1alpha1 "github.com/kanister-kopia/kanister-kopia/pkg/apis/kopia/v1alpha1"
 	"github.com/kanister-kopia/kanister-kopia/pkg/param"
 )
@@ -96,14 +95,4 @@ func (m *Manager) At(ctx context.Context, profile *param.Profile) ([]string, err
 		}
 	}
 	return ids, nil
-}
-
-// List returns the records that a request means.
-func (r *Repository) List(ctx context.Context, id string, req api.FindRequest) ([]api.Record, error) {
-	req.KeyID = r.KeyID()
-	res, err := r.run(ctx, api.StartRequest{ID: id, Kind: api.KindFind, Find: &req})
-	if err != nil {
-		return nil, fmt.Errorf("list backups: %w", err)
-	}
-	return res.Records, nil
 }
