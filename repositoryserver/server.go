@@ -94,7 +94,8 @@ func Run(ctx context.Context, o Options) error {
 	open := newSessions()
 	f := newFront(open, kopia, watcher.GetCertificate, o.Log)
 	operations, err := operation.New(operation.Options{
-		Runner: child, Kinds: []api.Kind{api.KindRecord, api.KindFind, api.KindDelete}, StateDir: o.StateDir,
+		Runner: child, Kinds: []api.Kind{api.KindRecord, api.KindFind, api.KindDelete, api.KindList, api.KindStats, api.KindVerify},
+		StateDir:    o.StateDir,
 		Credentials: func() *api.Credentials { return kopia.credentials(adminUser, adminHost) },
 		Parallel:    4, Now: o.Now, Log: o.Log,
 	})

@@ -42,6 +42,9 @@ const (
 	KindRecord   Kind = "record"
 	KindFind     Kind = "find"
 	KindDelete   Kind = "delete"
+	KindList     Kind = "list"
+	KindStats    Kind = "stats"
+	KindVerify   Kind = "verify"
 	// KindProbe is a repository server's question to itself; no caller may start one.
 	KindProbe Kind = "probe"
 )
@@ -80,6 +83,9 @@ type StartRequest struct {
 	Record   *RecordRequest   `json:"record,omitempty"`
 	Find     *FindRequest     `json:"find,omitempty"`
 	Delete   *DeleteRequest   `json:"delete,omitempty"`
+	List     *ListRequest     `json:"list,omitempty"`
+	Stats    *StatsRequest    `json:"stats,omitempty"`
+	Verify   *VerifyRequest   `json:"verify,omitempty"`
 
 	// RateLimit in bytes of content a second, read or written: 0, for none, or at
 	// least LeastRateLimit. It is not
@@ -195,6 +201,66 @@ type FindRequest struct {
 // is not an error: Deleted stays 0.
 type DeleteRequest = FindRequest
 
+// MaxListed is the most records that one answer holds.
+const MaxListed = 500
+
+// ListRequest asks for the records of a key, in the order in which they were written.
+// One answer is bounded: Result.Next says how to ask for what follows.
+type ListRequest struct {
+	// Prefix of the records; "" is all.
+	Prefix string `json:"prefix,omitempty"`
+	KeyID  string `json:"keyID"`
+	// Limit is 1 to MaxListed; 0 is MaxListed. An answer may hold less than that.
+	Limit int `json:"limit,omitempty"`
+	// After is the Next of the answer before; "" begins with the oldest.
+	After string `json:"after,omitempty"`
+}
+
+// StatsMode says what is counted. The modes are restic's.
+type StatsMode string
+
+// The modes of StatsRequest.
+const (
+	// StatsRestoreSize counts files as a restore writes them; the bytes of a file with
+	// several names once. It is the default.
+	StatsRestoreSize StatsMode = "restore-size"
+	// StatsFilesByContents counts files of equal content once.
+	StatsFilesByContents StatsMode = "files-by-contents"
+	// StatsBlobsPerFile counts files of equal content once, and the distinct contents of
+	// each file, uncompressed: what repeats in one file counts once.
+	StatsBlobsPerFile StatsMode = "blobs-per-file"
+	// StatsRawData counts the distinct contents in the repository, directories
+	// included, and their bytes as they are stored. Others may share them.
+	StatsRawData StatsMode = "raw-data"
+)
+
+// StatsModes are all modes.
+var StatsModes = []StatsMode{StatsRestoreSize, StatsFilesByContents, StatsBlobsPerFile, StatsRawData}
+
+// StatsRequest measures the backup that exactly one of BackupID and BackupTag names.
+type StatsRequest struct {
+	BackupID  string `json:"backupID,omitempty"`
+	BackupTag string `json:"backupTag,omitempty"`
+	Prefix    string `json:"prefix"`
+	KeyID     string `json:"keyID"`
+	// Mode is one of StatsModes; "" is StatsRestoreSize.
+	Mode StatsMode `json:"mode,omitempty"`
+}
+
+// VerifyRequest checks backups: the one that BackupID or BackupTag names under
+// Prefix, or else all of KeyID, or of KeyID and Prefix. Each directory is read and
+// each file's contents are looked for in the repository's index.
+type VerifyRequest struct {
+	BackupID  string `json:"backupID,omitempty"`
+	BackupTag string `json:"backupTag,omitempty"`
+	Prefix    string `json:"prefix,omitempty"`
+	KeyID     string `json:"keyID"`
+	// Percent of the files, 0 to 100, chosen at random, are read to their end: only
+	// that proves that the storage still holds them. What the server has in its cache
+	// is not fetched again.
+	Percent int `json:"percent,omitempty"`
+}
+
 // Operation is the state of one operation as the agent knows it.
 type Operation struct {
 	ID       string     `json:"id"`
@@ -229,6 +295,32 @@ type Result struct {
 	Restore  *RestoreResult  `json:"restore,omitempty"`
 	// Records found, or the one written, or those deleted.
 	Records []Record `json:"records,omitempty"`
+	// Next is set if a list goes on: the After of the request for what follows.
+	Next   string        `json:"next,omitempty"`
+	Stats  *StatsResult  `json:"stats,omitempty"`
+	Verify *VerifyResult `json:"verify,omitempty"`
+}
+
+// StatsResult is what a backup measures in a mode. Files counts contents in StatsRawData.
+type StatsResult struct {
+	Mode  StatsMode `json:"mode"`
+	Files int64     `json:"files"`
+	Bytes int64     `json:"bytes"`
+}
+
+// VerifyResult says what was checked. An operation that found problems has
+// succeeded: it did its work.
+type VerifyResult struct {
+	Backups int64 `json:"backups"`
+	// Files and Bytes checked; what several backups share counts once.
+	Files int64 `json:"files"`
+	Bytes int64 `json:"bytes"`
+	// ReadFiles and ReadBytes were read back.
+	ReadFiles int64 `json:"readFiles"`
+	ReadBytes int64 `json:"readBytes"`
+	// ProblemCount of all problems; Problems are the first, each with its backup and path.
+	ProblemCount int64    `json:"problemCount"`
+	Problems     []string `json:"problems,omitempty"`
 }
 
 // SnapshotResult describes a saved snapshot.

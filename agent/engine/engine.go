@@ -67,6 +67,12 @@ func run(ctx context.Context, req api.StartRequest, env Env, p *progress) (*api.
 		return findRecords(ctx, conn, *req.Find)
 	case api.KindDelete:
 		return deleteRecord(ctx, conn, *req.Delete)
+	case api.KindList:
+		return listRecords(ctx, conn, *req.List)
+	case api.KindStats:
+		return statsOf(ctx, conn, *req.Stats, p)
+	case api.KindVerify:
+		return verifyBackups(ctx, conn, *req.Verify, p, limit)
 	case api.KindProbe:
 		return seeCanary(ctx, conn)
 	default:

@@ -114,7 +114,7 @@ func Run(ctx context.Context, config *rest.Config, o Options) error {
 	}
 	bundle := cabundle.FromFile(o.CAFile)
 	publisher := &cabundle.Publisher{Client: mgr.GetClient(), ControlPlane: o.Namespace, Bundle: bundle}
-	movers := &mover.Movers{Client: direct, Agents: agents, CA: publisher, Image: o.AgentImage, PullPolicy: o.PullPolicy}
+	movers := &mover.Movers{Client: direct, Agents: agents, CA: publisher, Image: o.AgentImage, PullPolicy: o.PullPolicy, Log: o.Log}
 	data := &function.Data{
 		Client: direct, Movers: movers, Agents: agents, Clock: clock.RealClock{}, Log: o.Log,
 		Repositories: &repository.Manager{Client: direct, Namespace: o.Namespace, Agents: agents, CA: bundle},
@@ -146,6 +146,12 @@ func Run(ctx context.Context, config *rest.Config, o Options) error {
 	for _, part := range []interface{ SetupWithManager(ctrl.Manager) error }{
 		detector,
 		publisher,
+		&mover.Sweeper{
+			Client: patient, Clock: clock.RealClock{}, Log: o.Log,
+			Running: func(ctx context.Context) (func(string) bool, error) {
+				return actionset.Running(ctx, direct, o.Namespace)
+			},
+		},
 		&repository.Reconciler{
 			Client: mgr.GetClient(), Namespace: o.Namespace, Issuer: o.Issuer, Clock: clock.RealClock{},
 			Image: repository.Image{Name: o.ServerImage, PullPolicy: o.PullPolicy},

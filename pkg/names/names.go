@@ -93,6 +93,15 @@ const (
 	RepositoryLabel = Group + "/repository"
 	// ActionSetLabel names the ActionSet a temporary pod works for.
 	ActionSetLabel = Group + "/actionset"
-	// ComponentLabel is "repository-server", "mover", ….
+	// OperationAnnotation of a temporary pod is the operation it was made for.
+	OperationAnnotation = Group + "/operation"
+	// ComponentLabel is "repository-server", "mover", "task", ….
 	ComponentLabel = "app.kubernetes.io/component"
+)
+
+// What a repository server says when its repository cannot be opened for good. The
+// controller reads it as text: it is the server's last word.
+const (
+	WrongPassword     = "the repository's password is wrong"
+	RepositoryMissing = "the storage is empty, but the repository existed before"
 )

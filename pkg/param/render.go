@@ -44,10 +44,20 @@ func forbidden(usage string) error {
 // Render fills the templates in text from data: template parameters, but for the
 // conditions of Wait and WaitV2, which are about an object.
 func Render(text string, data any) (string, error) {
+	return render(text, data, "missingkey=error")
+}
+
+// RenderObject is Render of a template about an object of the API, which lacks what
+// nobody has set: a key that is not there is no value.
+func RenderObject(text string, object map[string]any) (string, error) {
+	return render(text, object, "missingkey=zero")
+}
+
+func render(text string, data any, missingKey string) (string, error) {
 	if !strings.Contains(text, "{{") {
 		return text, nil
 	}
-	t, err := template.New("config").Option("missingkey=error").Funcs(functions).Parse(text)
+	t, err := template.New("config").Option(missingKey).Funcs(functions).Parse(text)
 	if err != nil {
 		return "", fmt.Errorf("parse template: %w", err)
 	}
