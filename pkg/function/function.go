@@ -8,6 +8,7 @@ package function
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"maps"
 	"slices"
 
@@ -48,6 +49,8 @@ type Call struct {
 	OperationID string
 	// ActionSet is the ActionSet's name, for labels on temporary pods.
 	ActionSet string
+	// Log has the fields of the ActionSet and the phase; never nil.
+	Log *slog.Logger
 	// Progress is told what is known so far; never nil, never blocks.
 	Progress func(api.Progress)
 }

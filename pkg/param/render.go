@@ -19,15 +19,16 @@ var functions = func() template.FuncMap {
 	f := sprig.TxtFuncMap()
 	for _, name := range []string{"bcrypt", "derivePassword", "htpasswd"} {
 		f[name] = func(...any) (string, error) {
-			return "", fmt.Errorf("sprig usage of '%s' is not allowed by kanister as it is not FIPS compatible", name)
+			return "", forbidden(name)
 		}
 	}
 	generate := f["genPrivateKey"].(func(string) string)
 	f["genPrivateKey"] = func(kind string) (string, error) {
-		if kind == "dsa" {
-			return "", fmt.Errorf("sprig usage of 'genPrivateKey' for dsa is not allowed by kanister as it is not FIPS compatible")
+		switch kind {
+		case "rsa", "ecdsa", "ed25519":
+			return generate(kind), nil
 		}
-		return generate(kind), nil
+		return "", forbidden(fmt.Sprintf("genPrivateKey for %s key", kind))
 	}
 	// Templates are people's who may write Blueprints, but what they see is not the
 	// controller's own environment.
@@ -35,6 +36,10 @@ var functions = func() template.FuncMap {
 	delete(f, "expandenv")
 	return f
 }()
+
+func forbidden(usage string) error {
+	return fmt.Errorf("sprig usage of '%s' is not allowed by kanister as it is not FIPS compatible", usage) // Kanister's text
+}
 
 // Render fills the templates in text from data: template parameters, but for the
 // conditions of Wait and WaitV2, which are about an object.
@@ -134,11 +139,13 @@ func RenderArtifacts(templates map[string]crv1alpha1.Artifact, params *TemplateP
 			a.KeyValue = map[string]string{}
 		}
 		for k, v := range t.KeyValue {
-			text, err := Render(v, params)
+			key, err := Render(k, params)
 			if err != nil {
 				return nil, fmt.Errorf("render artifact %s: %w", name, err)
 			}
-			a.KeyValue[k] = text
+			if a.KeyValue[key], err = Render(v, params); err != nil {
+				return nil, fmt.Errorf("render artifact %s: %w", name, err)
+			}
 		}
 		text, err := Render(t.KopiaSnapshot, params)
 		if err != nil {

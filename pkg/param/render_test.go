@@ -59,7 +59,7 @@ func TestRenderRefuses(t *testing.T) {
 		"{{ .ArtifactsIn.lost.KeyValue }}": `Failed to render template: "lost" not found`,
 		"{{ bcrypt \"x\" }}":               "sprig usage of 'bcrypt' is not allowed by kanister as it is not FIPS compatible",
 		"{{ htpasswd \"u\" \"p\" }}":       "not FIPS compatible",
-		"{{ genPrivateKey \"dsa\" }}":      "not FIPS compatible",
+		"{{ genPrivateKey \"dsa\" }}":      "sprig usage of 'genPrivateKey for dsa key' is not allowed by kanister",
 		"{{ env \"HOME\" }}":               `function "env" not defined`,
 		"{{ .StatefulSet.Name":             "parse template",
 		"{{ .Deployment.Name }}":           "Failed to render template",
@@ -93,9 +93,9 @@ func TestRenderValue(t *testing.T) {
 
 func TestRenderArtifacts(t *testing.T) {
 	got, err := RenderArtifacts(map[string]crv1alpha1.Artifact{
-		"base": {KeyValue: map[string]string{"v": "{{ .Phases.dump.Output.version }}"}, KopiaSnapshot: "{{ .Options.keep }}"},
+		"base": {KeyValue: map[string]string{"v": "{{ .Phases.dump.Output.version }}", "k{{ .Options.keep }}": "x"}, KopiaSnapshot: "{{ .Options.keep }}"},
 	}, testParams())
-	want := map[string]crv1alpha1.Artifact{"base": {KeyValue: map[string]string{"v": "v1"}, KopiaSnapshot: "3"}}
+	want := map[string]crv1alpha1.Artifact{"base": {KeyValue: map[string]string{"v": "v1", "k3": "x"}, KopiaSnapshot: "3"}}
 	if err != nil || !reflect.DeepEqual(got, want) {
 		t.Errorf("got %v, %v; want %v", got, err, want)
 	}
