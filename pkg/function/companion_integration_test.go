@@ -10,11 +10,13 @@ import (
 	"reflect"
 	"time"
 
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"github.com/kanister-kopia/kanister-kopia/internal/testenv"
 	"github.com/kanister-kopia/kanister-kopia/pkg/param"
 )
 
@@ -119,5 +121,65 @@ func testWait(w *world) {
 	w.run("a key that is not there", func(w *world) {
 		_, err := w.exec("WaitV2", "w-6", params, args{"timeout": "30s", "conditions": args{"allOf": []any{condition(`{{ if not $.data.deleted }}true{{ end }}`, ref)}}})
 		w.must(err)
+	})
+}
+
+func testScaleWorkload(w *world) {
+	template := corev1.PodTemplateSpec{
+		ObjectMeta: metav1.ObjectMeta{Labels: map[string]string{"app": "scaled"}},
+		Spec:       corev1.PodSpec{Containers: []corev1.Container{{Name: "c", Image: "i"}}},
+	}
+	selector := &metav1.LabelSelector{MatchLabels: template.Labels}
+	set := &appsv1.StatefulSet{ObjectMeta: metav1.ObjectMeta{Namespace: shop, Name: "scaled"}, Spec: appsv1.StatefulSetSpec{Replicas: new(int32(3)), ServiceName: "scaled", Selector: selector, Template: template}}
+	other := &appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Namespace: shop, Name: "other"}, Spec: appsv1.DeploymentSpec{Replicas: new(int32(1)), Selector: selector, Template: template}}
+	w.must(w.Create(w.context(), set))
+	w.must(w.Create(w.context(), other))
+	object := param.TemplateParams{StatefulSet: &param.StatefulSetParams{Namespace: shop, Name: "scaled"}}
+	replicas := func(o client.Object) int32 {
+		w.must(w.Get(w.context(), client.ObjectKeyFromObject(o), o))
+		if s, ok := o.(*appsv1.StatefulSet); ok {
+			return *s.Spec.Replicas
+		}
+		return *o.(*appsv1.Deployment).Spec.Replicas
+	}
+	w.run("replicas", func(w *world) {
+		for _, c := range []struct {
+			replicas any
+			before   int64
+			after    int32
+		}{{int64(0), 3, 0}, {"2", 0, 2}} {
+			out, err := w.exec("ScaleWorkload", "sw-1", object, args{"replicas": c.replicas, "waitForReady": false})
+			w.must(err)
+			if out["originalReplicaCount"] != c.before || replicas(set) != c.after {
+				w.Errorf("outputs %v, replicas %d; want %d, then %d", out, replicas(set), c.before, c.after)
+			}
+		}
+	})
+	w.run("name", func(w *world) {
+		out, err := w.exec("ScaleWorkload", "sw-2", object, args{"replicas": 4, "namespace": shop, "name": "other", "kind": "deployment", "waitForReady": "false"})
+		w.must(err)
+		if out["originalReplicaCount"] != int64(1) || replicas(other) != 4 || replicas(set) != 2 {
+			w.Errorf("outputs %v", out)
+		}
+	})
+	w.run("kind", func(w *world) {
+		w.refused("ScaleWorkload", "sw-3", object, args{"replicas": 1, "kind": "DaemonSet"}, `Unsupported workload type "DaemonSet"`)
+		w.refused("ScaleWorkload", "sw-4", param.TemplateParams{}, args{"replicas": 1}, "give name, namespace and kind")
+	})
+	w.run("waitForReady", func(w *world) {
+		ended := make(chan error, 1)
+		go func() {
+			_, err := w.exec("ScaleWorkload", "sw-5", object, args{"replicas": 1})
+			ended <- err
+		}()
+		testenv.Eventually(w, 10*time.Second, "it is scaled", func() bool { return replicas(set) == 1 })
+		select {
+		case err := <-ended:
+			w.Fatalf("it did not wait: %v", err)
+		default:
+		}
+		set.Status = appsv1.StatefulSetStatus{ObservedGeneration: set.Generation, Replicas: 1, ReadyReplicas: 1}
+		w.must(w.Status().Update(w.context(), set))
+		w.must(<-ended)
 	})
 }

@@ -155,3 +155,38 @@ func TestPodArguments(t *testing.T) {
 		t.Errorf("image %s, labels %v", pod.Spec.Containers[0].Image, pod.Labels)
 	}
 }
+
+func TestTaskPod(t *testing.T) {
+	pod, err := task{
+		prefix: "prepare-data-job-", namespace: "ns", image: "i", command: []string{"c"}, serviceAccount: "account",
+		claims: map[string]string{"b": "/b", "a": "/a"},
+	}.render(Call{OperationID: "op"}, corev1.PullIfNotPresent)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := pod.Spec.Containers[0]
+	if pod.Namespace != "ns" || c.Name != "container" || pod.Spec.ServiceAccountName != "account" || !*pod.Spec.AutomountServiceAccountToken {
+		t.Errorf("pod %+v", pod)
+	}
+	for i, claim := range []string{"a", "b"} {
+		if pod.Spec.Volumes[i].PersistentVolumeClaim.ClaimName != claim || c.VolumeMounts[i].MountPath != "/"+claim || c.VolumeMounts[i].Name != pod.Spec.Volumes[i].Name {
+			t.Errorf("claim %s: volume %+v, mount %+v", claim, pod.Spec.Volumes[i], c.VolumeMounts[i])
+		}
+	}
+	if pod, err = (task{prefix: "kanister-job-", image: "i"}).render(Call{OperationID: "op"}, corev1.PullIfNotPresent); err != nil || *pod.Spec.AutomountServiceAccountToken {
+		t.Errorf("without a service account: %v, %v; want no token", pod.Spec.AutomountServiceAccountToken, err)
+	}
+}
+
+func TestClaimsOf(t *testing.T) {
+	claims := map[string]map[string]string{"p-0": {"a": "/x"}, "p-1": {"b": "/x"}}
+	want := map[string]string{"a": "/mnt/prepare_data/a", "b": "/mnt/prepare_data/b"}
+	for name, params := range map[string]param.TemplateParams{
+		"StatefulSet": {StatefulSet: &param.StatefulSetParams{PersistentVolumeClaims: claims}},
+		"Deployment":  {Deployment: &param.DeploymentParams{PersistentVolumeClaims: claims}},
+	} {
+		if got := claimsOf(params); !reflect.DeepEqual(got, want) {
+			t.Errorf("%s: %v, want %v", name, got, want)
+		}
+	}
+}

@@ -33,6 +33,9 @@ func TestMain(m *testing.M) { testenv.Main(m) }
 // args are those of a function, without what a row is about.
 type args = map[string]any
 
+// unused are arguments that functions accept which need no pod.
+var unused = args{"podOverride": args{"nodeName": "n"}, "podLabels": args{"a": "b"}, "podAnnotations": args{"a": "b"}}
+
 // One API server for all functions: each test has names of its own.
 func TestIntegrationFunctions(t *testing.T) {
 	w := newWorld(t)
@@ -46,6 +49,7 @@ func TestIntegrationFunctions(t *testing.T) {
 	t.Run("DeleteDataAll", func(t *testing.T) { testDeleteDataAll(w.sub(t)) })
 	t.Run("CheckRepository", func(t *testing.T) { testCheckRepository(w.sub(t)) })
 	t.Run("LocationDelete", func(t *testing.T) { testLocationDelete(w.sub(t)) })
+	t.Run("ScaleWorkload", func(t *testing.T) { testScaleWorkload(w.sub(t)) })
 	t.Run("KubeOps", func(t *testing.T) { testKubeOps(w.sub(t)) })
 	t.Run("Wait", func(t *testing.T) { testWait(w.sub(t)) })
 	t.Run("movers", func(t *testing.T) { testTurns(w.sub(t)) })
@@ -338,7 +342,7 @@ func testRestoreData(w *world) {
 	base := args{"namespace": shop, "image": "ignored", "backupArtifactPrefix": "rd"}
 	last := func() *api.RestoreRequest { return seen.all[len(seen.all)-1].Restore }
 	w.run("volumes", func(w *world) { // CopyVolumeData's first documented form
-		out, err := w.exec("RestoreData", "rd-3", param.TemplateParams{}, with(base, args{"volumes": args{"rd": "/mnt/vol_data/rd"}, "backupIdentifier": a["backupID"]}))
+		out, err := w.exec("RestoreData", "rd-3", param.TemplateParams{}, with(base, args{"volumes": args{"rd": "/mnt/vol_data/rd"}, "backupIdentifier": a["backupID"], "insecureTLS": false}))
 		w.must(err)
 		if r := last(); r.Path != "/" || r.SubPath != "" || r.Volume != "claim-0" {
 			w.Errorf("asked for %+v, want the whole claim", r)
@@ -469,6 +473,9 @@ func testRestoreDataAll(w *world) {
 			w.Errorf("asked for %+v", s.all[0].Restore)
 		}
 	})
+	w.run("encryptionKey", func(w *world) {
+		w.refused("RestoreDataAll", "ra-10", set, with(base, args{"encryptionKey": "another"}), "nothing was written", "pod ra-0", "not found with this encryptionKey")
+	})
 	w.run("backupInfo", func(w *world) {
 		s := script()
 		w.refused("RestoreDataAll", "ra-5", set, with(base, args{"backupInfo": strings.ReplaceAll(info.(string), "ra-1", "rx-1")}), "nothing was written", "pod rx-1", "not found")
@@ -541,7 +548,7 @@ func testDeleteData(w *world) {
 		}
 	})
 	w.run("backupID", func(w *world) {
-		got, err := w.exec("DeleteData", "dd-6", param.TemplateParams{}, with(base, args{"backupID": id(0), "reclaimSpace": "true", "image": "ignored", "podOverride": args{}}))
+		got, err := w.exec("DeleteData", "dd-6", param.TemplateParams{}, with(base, with(unused, args{"backupID": id(0), "reclaimSpace": "true", "image": "ignored", "insecureTLS": "true"})))
 		w.must(err)
 		if known(0) || !reflect.DeepEqual(got, map[string]any{"spaceFreed": "0 B"}) {
 			w.Errorf("outputs %v, still there: %v", got, known(0))
@@ -578,6 +585,18 @@ func testDeleteDataAll(w *world) {
 	out, err := w.exec("BackupDataAll", "da-1", param.TemplateParams{}, args{"namespace": shop, "pods": "da-0 da-1", "container": "app", "includePath": "/data", "backupArtifactPrefix": "da"})
 	w.must(err)
 	base := args{"namespace": shop, "backupArtifactPrefix": "bucket/da", "backupInfo": out["BackupAllInfo"], "reclaimSpace": true}
+	_, err = w.exec("DeleteDataAll", "da-4", param.TemplateParams{}, with(base, args{"encryptionKey": "another"}))
+	w.must(err)
+	kept := 0
+	for _, r := range w.records.list() {
+		if strings.HasPrefix(r.Prefix, "bucket/da/") {
+			kept++
+		}
+	}
+	if kept != 2 {
+		w.Errorf("%d backups are left after a deletion with another key, want both", kept)
+	}
+	base = with(base, with(unused, args{"image": "ignored", "insecureTLS": true}))
 	for _, operation := range []string{"da-2", "da-3"} { // again is no error
 		got, err := w.exec("DeleteDataAll", operation, param.TemplateParams{}, base)
 		w.must(err)
@@ -615,7 +634,7 @@ func testCheckRepository(w *world) {
 	w.backup("cr-2", "cr", "/mnt/cr", "checked/x")
 	w.run("backupArtifactPrefix", func(w *world) {
 		check(w, "cr-3", "checked/x", nil, "false", "false")
-		check(w, "cr-4", "checked", args{"image": "ignored", "insecureTLS": true}, "false", "false")
+		check(w, "cr-4", "checked", with(unused, args{"image": "ignored", "insecureTLS": true}), "false", "false")
 		check(w, "cr-5", "checked/xx", nil, "false", "true")
 	})
 	w.run("encryptionKey", func(w *world) {
@@ -643,7 +662,7 @@ func testBackupDataStats(w *world) {
 	id := w.backup("bs-1", "bs", "/mnt", "bs")["backupID"]
 	base := args{"namespace": shop, "backupArtifactPrefix": "bucket/bs", "backupID": id}
 	w.run("outputs", func(w *world) {
-		got, err := w.exec("BackupDataStats", "bs-2", param.TemplateParams{}, with(base, args{"image": "ignored", "podLabels": args{"a": "b"}}))
+		got, err := w.exec("BackupDataStats", "bs-2", param.TemplateParams{}, with(base, with(unused, args{"image": "ignored"})))
 		w.must(err)
 		if want := (map[string]any{"mode": "restore-size", "fileCount": "5", "size": "10.322 KiB", "version": "v0.0.0"}); !reflect.DeepEqual(got, want) {
 			w.Errorf("outputs %v", got)

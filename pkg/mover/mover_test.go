@@ -147,3 +147,33 @@ func TestNodeOf(t *testing.T) {
 		t.Errorf("node %q, want none", got)
 	}
 }
+
+// TestReads: a mover that reads changes nothing: the kubelet sets the group of every
+// file of a volume for an fsGroup.
+func TestReads(t *testing.T) {
+	spec := Spec{Prefix: "copy-vol-data-", OperationID: "op", Claims: []string{"data", "many"}, Reads: true, readOnly: []string{"many"}}
+	pod, err := Build(spec, "agent:1", corev1.PullIfNotPresent)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s := pod.Spec.SecurityContext; s.FSGroup != nil || s.FSGroupChangePolicy != nil || *s.RunAsUser != NonRoot {
+		t.Errorf("security context %+v, want no fsGroup", s)
+	}
+	for claim, readOnly := range map[string]bool{"data": false, "many": true} {
+		name := spec.VolumeOf(claim)
+		for _, v := range pod.Spec.Volumes {
+			if v.Name == name && v.PersistentVolumeClaim.ReadOnly != readOnly {
+				t.Errorf("claim %s is attached read-only: %v", claim, v.PersistentVolumeClaim.ReadOnly)
+			}
+		}
+		for _, m := range pod.Spec.Containers[0].VolumeMounts {
+			if m.Name == name && !m.ReadOnly {
+				t.Errorf("claim %s can be written to", claim)
+			}
+		}
+	}
+	spec.Identity.FSGroup = new(int64(5))
+	if pod, err = Build(spec, "agent:1", corev1.PullIfNotPresent); err != nil || *pod.Spec.SecurityContext.FSGroup != 5 {
+		t.Errorf("the workload's fsGroup is not kept: %+v, %v", pod.Spec.SecurityContext, err)
+	}
+}
