@@ -18,6 +18,7 @@ import (
 	"github.com/kanister-kopia/kanister-kopia/pkg/coverage"
 	"github.com/kanister-kopia/kanister-kopia/pkg/names"
 	"github.com/kanister-kopia/kanister-kopia/pkg/repository"
+	"github.com/kanister-kopia/kanister-kopia/pkg/snapshotoptions"
 	"github.com/kanister-kopia/kanister-kopia/pkg/volumes"
 	"github.com/kanister-kopia/kanister-kopia/webhook/decide"
 )
@@ -72,9 +73,10 @@ func (f *backupData) Exec(ctx context.Context, call Call) (map[string]any, error
 	hostname := repo.Tenant().NamespaceUID
 	err = f.session(ctx, repo, call.OperationID, source.username, hostname, func(credentials *api.Credentials) error {
 		result, err := agent.Run(ctx, api.StartRequest{
-			ID: call.OperationID, Kind: api.KindSnapshot, Credentials: credentials,
+			ID: call.OperationID, Kind: api.KindSnapshot, Credentials: credentials, RateLimit: source.options.RateLimit,
 			Snapshot: &api.SnapshotRequest{
 				Volume: source.VolumeName, Path: source.PathInVolume, SourcePath: source.PathInVolume,
+				Ignore: source.options.Ignore, Compression: source.options.Compression,
 				Labels: map[string]string{"namespace": namespace, "pod": pod, "actionset": call.ActionSet},
 			},
 		}, call.Progress)
@@ -104,11 +106,15 @@ func (f *backupData) Exec(ctx context.Context, call Call) (map[string]any, error
 	if warning := source.Warning(); warning != "" {
 		f.Log.Warn("backup leaves mounts out", "actionset", call.ActionSet, "warning", warning)
 	}
-	return map[string]any{
+	output := map[string]any{
 		"backupID": record.BackupID, "backupTag": record.BackupTag,
 		"fileCount": strconv.FormatInt(snapshot.Files, 10), "size": sizeText(snapshot.Bytes),
 		"phySize": sizeText(snapshot.NewBytes), "version": version,
-	}, nil
+	}
+	if len(snapshot.Ignored) > 0 {
+		output["ignored"] = strings.Join(snapshot.Ignored, ", ")
+	}
+	return output, nil
 }
 
 // source is what is backed up, and as whom.
@@ -118,6 +124,7 @@ type source struct {
 	path string
 	// username of the snapshot's identity.
 	username string
+	options  snapshotoptions.Options
 }
 
 // resolve finds the volume behind the path, in a pod that has an agent.
@@ -138,7 +145,11 @@ func (d *Data) resolve(ctx context.Context, namespace, name, container, file str
 		}
 		return source{}, fmt.Errorf("pod %s/%s has no agent: %s", namespace, name, d.whyNoAgent(ctx, &pod, &ns))
 	}
-	return source{Location: location, path: path.Clean(file), username: identity(&pod, location)}, nil
+	options, err := snapshotoptions.Of(pod.Annotations)
+	if err != nil {
+		return source{}, fmt.Errorf("back up from pod %s/%s: %w", namespace, name, err)
+	}
+	return source{Location: location, path: path.Clean(file), username: identity(&pod, location), options: options}, nil
 }
 
 func hasAgent(pod *corev1.Pod) bool {

@@ -109,7 +109,7 @@ func (f *restoreData) Exec(ctx context.Context, call Call) (map[string]any, erro
 			ID: call.OperationID, Kind: api.KindRestore, Credentials: credentials,
 			Restore: &api.RestoreRequest{
 				RootObject: record.Snapshot.RootObject, Root: record.Snapshot.Root, SubPath: what.subPath,
-				Volume: m.VolumeOf(claim), Path: inside,
+				Volume: m.VolumeOf(claim), Path: inside, DeviceAsFile: what.deviceAsFile,
 			},
 		}, call.Progress)
 		if err != nil {
@@ -135,19 +135,21 @@ func (f *restoreData) Exec(ctx context.Context, call Call) (map[string]any, erro
 type restorePlan struct {
 	// subPath below the backup's root, "" for all of it.
 	subPath string
-	// target directory, as the restorePath counts.
+	// target directory or device, as the restorePath counts.
 	target string
+	// deviceAsFile: who names a place for a device's backup may name a directory.
+	deviceAsFile bool
 }
 
 // plan is Kanister's rule: a backup remembers the absolute path it was taken from
 // and is written below restorePath under that path; only with backupPath does what
 // is there land directly in restorePath.
 func plan(record api.Record, restorePath, backupPath string) (restorePlan, error) {
-	p, file := restorePlan{}, record.Snapshot.Root.File
+	p, file := restorePlan{deviceAsFile: backupPath != ""}, record.Snapshot.Root.File
 	root := path.Clean(record.AbsolutePath)
 	if backupPath == "" {
 		p.target = path.Join("/", restorePath, root)
-		if file {
+		if file && !record.Snapshot.Root.Device {
 			p.target = path.Dir(p.target)
 		}
 		return p, nil

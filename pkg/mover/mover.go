@@ -70,6 +70,9 @@ func (m *Movers) Start(ctx context.Context, spec Spec) (*Mover, error) {
 		if err := m.Client.Get(ctx, client.ObjectKey{Namespace: spec.Namespace, Name: claim}, &pvc); err != nil {
 			return nil, fmt.Errorf("Failed to retrieve PVC. Namespace %s, Name %s: %w", spec.Namespace, claim, err) // Kanister's text
 		}
+		if mode := pvc.Spec.VolumeMode; mode != nil && *mode == corev1.PersistentVolumeBlock {
+			spec.Devices = append(spec.Devices, claim)
+		}
 	}
 	if spec.Node == "" {
 		node, err := m.attachedNode(ctx, spec.Namespace, spec.Claims)

@@ -31,6 +31,8 @@ type Spec struct {
 	ActionSet string
 	// Claims to mount, read-write.
 	Claims []string
+	// Devices are those of Claims that are block devices.
+	Devices []string
 	// Identity to run as; unknown parts get NonRoot.
 	Identity Identity
 	// Node to run on, because a claim is attached there; "" for any.
@@ -82,10 +84,15 @@ func Build(s Spec, image string, policy corev1.PullPolicy) (*corev1.Pod, error) 
 	}
 	limit := resource.MustParse(memoryLimit)
 	var mounts []corev1.VolumeMount
+	var devices []string
 	volumes := render.AgentVolumes()
 	for _, claim := range s.Claims {
 		name := s.VolumeOf(claim)
-		mounts = append(mounts, corev1.VolumeMount{Name: name, MountPath: path.Join(names.VolumesDir, name)})
+		if slices.Contains(s.Devices, claim) {
+			devices = append(devices, name)
+		} else {
+			mounts = append(mounts, corev1.VolumeMount{Name: name, MountPath: path.Join(names.VolumesDir, name)})
+		}
 		volumes = append(volumes, corev1.Volume{Name: name, VolumeSource: corev1.VolumeSource{
 			PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: claim},
 		}})
@@ -106,6 +113,7 @@ func Build(s Spec, image string, policy corev1.PullPolicy) (*corev1.Pod, error) 
 		},
 		MemoryLimit: limit.Value(),
 		DataMounts:  mounts,
+		Devices:     devices,
 	})
 	spec := corev1.PodSpec{
 		RestartPolicy:                 corev1.RestartPolicyNever,
