@@ -103,7 +103,7 @@ func Run(ctx context.Context, o Options) error {
 		return err
 	}
 	own, err := agent.NewServer(agent.Config{
-		Operations: operations, Info: func() api.Info { return agent.Info("/nonexistent") },
+		Operations: operations, Info: func() api.Info { return agent.Info("/nonexistent", "/nonexistent") },
 		Routes: sessionRoutes(open, kopia), StateDir: o.StateDir, CADir: o.CADir, Log: o.Log, Now: o.Now,
 	})
 	if err != nil {

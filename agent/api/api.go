@@ -31,6 +31,14 @@ const ProtocolVersion = 1
 // could not be told from one that hangs.
 const LeastRateLimit = 16 << 10
 
+// Compressions are the names that a snapshot may ask for. Kopia lists more than it can
+// write: a name outside this list may end in an empty backup.
+var Compressions = []string{
+	"none", "zstd-fastest", "zstd", "zstd-better-compression", "s2-default", "s2-better",
+	"s2-parallel-4", "s2-parallel-8", "gzip", "gzip-best-speed", "gzip-best-compression",
+	"pgzip", "pgzip-best-speed", "pgzip-best-compression",
+}
+
 // Kind says what an operation does.
 type Kind string
 
@@ -110,9 +118,11 @@ type Credentials struct {
 	Password string `json:"password"`
 }
 
-// SnapshotRequest takes a snapshot of a directory or file of one volume.
+// SnapshotRequest takes a snapshot of a directory or file of one volume, or of a block
+// device.
 type SnapshotRequest struct {
-	// Volume is the name of a volume mirrored at /volumes/<Volume>.
+	// Volume is the name of a volume mirrored at /volumes/<Volume>, or of a device at
+	// /devices/<Volume>, whose Path is "/".
 	Volume string `json:"volume"`
 	// Path inside the volume, absolute, cleaned; "/" is the whole volume. No
 	// component may be a symbolic link.
@@ -120,8 +130,11 @@ type SnapshotRequest struct {
 	// SourcePath is the path of the snapshot's identity: Path, unless the claim
 	// is seen through a sub-path of it.
 	SourcePath string `json:"sourcePath"`
-	// Compression is a name of Kopia's allow-listed algorithms; "" is the default.
+	// Compression is one of Compressions; "" is the default.
 	Compression string `json:"compression,omitempty"`
+	// Ignore are patterns of entries that are left out, as in a .gitignore at Path; of a
+	// file or a device that is backed up alone, nothing is.
+	Ignore []string `json:"ignore,omitempty"`
 	// AllowUnreadable lets entries that cannot be read be left out (and counted)
 	// instead of failing the snapshot.
 	AllowUnreadable bool `json:"allowUnreadable,omitempty"`
@@ -143,6 +156,9 @@ type RestoreRequest struct {
 	// Volume and Path are the target directory; it is made if missing.
 	Volume string `json:"volume"`
 	Path   string `json:"path"`
+	// DeviceAsFile lets the backup of a block device be written as a file of its size
+	// into a directory. A device is restored onto a device otherwise: Path is "/".
+	DeviceAsFile bool `json:"deviceAsFile,omitempty"`
 	// DeleteExtra removes entries of the target that the snapshot does not have.
 	DeleteExtra bool `json:"deleteExtra,omitempty"`
 	// Parallel is the number of files written at once; 0 is the default.
@@ -338,9 +354,11 @@ type SnapshotResult struct {
 	NewBytes int64 `json:"newBytes"`
 	// CachedFiles were unchanged since the previous snapshot of the same source.
 	CachedFiles int64 `json:"cachedFiles"`
-	// Excluded entries were left out (a volume's own lost+found), Unreadable ones by
-	// permission; the first paths of each.
+	// Excluded entries were left out (a volume's own lost+found), Ignored ones by the
+	// request's patterns (of a directory it alone), Unreadable ones by permission; the
+	// first paths of each.
 	Excluded   []string `json:"excluded,omitempty"`
+	Ignored    []string `json:"ignored,omitempty"`
 	Unreadable []string `json:"unreadable,omitempty"`
 	// Vanished entries were removed between their listing and their reading.
 	Vanished int64 `json:"vanished,omitempty"`
@@ -365,8 +383,10 @@ type Xattr struct {
 // RootEntry is what a parent directory would say of the file or directory that was
 // backed up. Mode has Kopia's permission bits, setuid and its kin included.
 type RootEntry struct {
-	Name    string    `json:"name"`
-	File    bool      `json:"file,omitempty"`
+	Name string `json:"name"`
+	File bool   `json:"file,omitempty"`
+	// Device: the file is the content of a block device.
+	Device  bool      `json:"device,omitempty"`
 	Size    int64     `json:"size,omitempty"`
 	Mode    uint32    `json:"mode"`
 	UID     uint32    `json:"uid"`
@@ -402,10 +422,11 @@ type Info struct {
 	Volumes      []VolumeInfo `json:"volumes"`
 }
 
-// VolumeInfo describes one mirrored volume. Readable is false when its root, or
+// VolumeInfo describes one mirrored volume, a file system or a block Device. Readable is false when its root, or
 // one of the first entries sampled, cannot be read by the agent's uid; Problem says which.
 type VolumeInfo struct {
 	Name     string `json:"name"`
+	Device   bool   `json:"device,omitempty"`
 	Readable bool   `json:"readable"`
 	Problem  string `json:"problem,omitempty"`
 }

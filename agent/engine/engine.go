@@ -18,9 +18,13 @@ import (
 type Env struct {
 	// VolumesDir holds the mirrored volumes by name.
 	VolumesDir string
+	// DevicesDir holds the volumes that are block devices.
+	DevicesDir string
 	// ScratchDir is private and writable; what is made there is removed.
 	ScratchDir string
-	Now        func() time.Time
+	// CheckpointInterval of snapshots; 0 is DefaultCheckpointInterval.
+	CheckpointInterval time.Duration
+	Now                func() time.Time
 	// Limits replace the request's rate limit; nil: nothing does.
 	Limits <-chan int64
 }

@@ -39,6 +39,15 @@ const defaultParallel = 8
 // and every write goes through an os.Root of the target.
 func restoreVolume(ctx context.Context, conn *connection, req api.StartRequest, env Env, p *progress, limit *throttle) (*api.Result, error) {
 	r := req.Restore
+	raw, err := findDevice(env.DevicesDir, r.Volume)
+	switch {
+	case err != nil:
+		return nil, err
+	case raw != "":
+		return restoreDevice(ctx, conn, raw, *r, p, limit)
+	case r.Root.Device && !r.DeviceAsFile:
+		return nil, deviceIsNoFile(*r)
+	}
 	entry, x, err := rootEntry(ctx, conn.rep, *r)
 	if err != nil {
 		return nil, err

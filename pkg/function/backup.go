@@ -20,6 +20,7 @@ import (
 	"github.com/kanister-kopia/kanister-kopia/pkg/coverage"
 	"github.com/kanister-kopia/kanister-kopia/pkg/names"
 	"github.com/kanister-kopia/kanister-kopia/pkg/repository"
+	"github.com/kanister-kopia/kanister-kopia/pkg/snapshotoptions"
 	"github.com/kanister-kopia/kanister-kopia/pkg/volumes"
 	"github.com/kanister-kopia/kanister-kopia/webhook/decide"
 )
@@ -32,6 +33,7 @@ type backup struct {
 	username string
 	// volume as the agent knows it, and the path inside it.
 	volume, path string
+	options      snapshotoptions.Options
 	// record as far as it is known before: where the data comes from, and the prefix.
 	record api.Record
 }
@@ -45,9 +47,10 @@ func (d *Data) take(ctx context.Context, repo *repository.Repository, agent *age
 	record.BackupTag = repository.Token(repo.ID(), b.operation+"/tag")
 	err := d.session(ctx, repo, b.operation, b.username, hostname, func(credentials *api.Credentials) error {
 		result, err := agent.Run(ctx, api.StartRequest{
-			ID: b.operation, Kind: api.KindSnapshot, Credentials: credentials,
+			ID: b.operation, Kind: api.KindSnapshot, Credentials: credentials, RateLimit: b.options.RateLimit,
 			Snapshot: &api.SnapshotRequest{
 				Volume: b.volume, Path: b.path, SourcePath: b.path,
+				Ignore: b.options.Ignore, Compression: b.options.Compression,
 				Labels: map[string]string{"namespace": record.Namespace, "pod": record.Pod, "actionset": actionSet},
 			},
 		}, progress)
@@ -77,11 +80,15 @@ func (d *Data) take(ctx context.Context, repo *repository.Repository, agent *age
 
 // outputs are those of every function that makes a backup.
 func outputs(r api.Record) map[string]any {
-	return map[string]any{
+	out := map[string]any{
 		"backupID": r.BackupID, "backupTag": r.BackupTag,
 		"fileCount": strconv.FormatInt(r.Snapshot.Files, 10), "size": sizeText(r.Snapshot.Bytes),
 		"phySize": sizeText(r.Snapshot.NewBytes), "version": version,
 	}
+	if len(r.Snapshot.Ignored) > 0 {
+		out["ignored"] = strings.Join(r.Snapshot.Ignored, ", ")
+	}
+	return out
 }
 
 // podPath is a path of a container of a pod.
@@ -100,7 +107,7 @@ func (d *Data) takeFrom(ctx context.Context, call Call, repo *repository.Reposit
 	}
 	defer agent.Close()
 	record, err := d.take(ctx, repo, agent, call.ActionSet, backup{
-		operation: operation, username: from.username, volume: from.VolumeName, path: from.PathInVolume,
+		operation: operation, username: from.username, volume: from.VolumeName, path: from.PathInVolume, options: from.options,
 		record: api.Record{
 			Prefix: prefix, AbsolutePath: path.Clean(from.path), Namespace: from.namespace, Pod: from.pod,
 			Claim: from.ClaimName, Volume: from.VolumeName,
@@ -121,6 +128,7 @@ type source struct {
 	volumes.Location
 	// username of the snapshot's identity.
 	username string
+	options  snapshotoptions.Options
 }
 
 // resolve finds the volume behind the path, in a pod that has an agent.
@@ -142,7 +150,11 @@ func (d *Data) resolve(ctx context.Context, from podPath) (source, error) {
 		}
 		return source{}, fmt.Errorf("pod %s/%s has no agent: %s", namespace, name, d.whyNoAgent(ctx, &pod, &ns))
 	}
-	return source{podPath: from, Location: location, username: identity(&pod, location)}, nil
+	options, err := snapshotoptions.Of(pod.Annotations)
+	if err != nil {
+		return source{}, fmt.Errorf("back up from pod %s/%s: %w", namespace, name, err)
+	}
+	return source{podPath: from, Location: location, username: identity(&pod, location), options: options}, nil
 }
 
 func hasAgent(pod *corev1.Pod) bool {

@@ -32,6 +32,8 @@ type restoration struct {
 	record                 api.Record
 	// subPath below the backup's root, "" for all of it.
 	subPath string
+	// deviceAsFile: see restorePlan.
+	deviceAsFile bool
 	// claim of the namespace, and the directory inside it.
 	namespace, claim, inside string
 }
@@ -55,7 +57,7 @@ func (d *Data) restore(ctx context.Context, call Call, repo *repository.Reposito
 				ID: r.operation, Kind: api.KindRestore, Credentials: credentials,
 				Restore: &api.RestoreRequest{
 					RootObject: r.record.Snapshot.RootObject, Root: r.record.Snapshot.Root, SubPath: r.subPath,
-					Volume: m.VolumeOf(r.claim), Path: r.inside,
+					Volume: m.VolumeOf(r.claim), Path: r.inside, DeviceAsFile: r.deviceAsFile,
 				},
 			}, progress)
 			if err != nil {
@@ -97,19 +99,21 @@ func (d *Data) withMover(ctx context.Context, call Call, spec mover.Spec, pod po
 type restorePlan struct {
 	// subPath below the backup's root, "" for all of it.
 	subPath string
-	// target directory, as the restorePath counts.
+	// target directory or device, as the restorePath counts.
 	target string
+	// deviceAsFile: who names a place for a device's backup may name a directory.
+	deviceAsFile bool
 }
 
 // plan is Kanister's rule: a backup remembers the absolute path it was taken from
 // and is written below restorePath under that path; only with backupPath does what
 // is there land directly in restorePath.
 func plan(record api.Record, restorePath, backupPath string) (restorePlan, error) {
-	p, file := restorePlan{}, record.Snapshot.Root.File
+	p, file := restorePlan{deviceAsFile: backupPath != ""}, record.Snapshot.Root.File
 	root := path.Clean(record.AbsolutePath)
 	if backupPath == "" {
 		p.target = path.Join("/", restorePath, root)
-		if file {
+		if file && !record.Snapshot.Root.Device {
 			p.target = path.Dir(p.target)
 		}
 		return p, nil

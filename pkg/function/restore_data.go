@@ -61,7 +61,7 @@ func (f *restoreData) Exec(ctx context.Context, call Call) (map[string]any, erro
 	if err != nil {
 		return nil, err
 	}
-	r := restoration{operation: call.OperationID, moverPrefix: "restore-data-", record: record, subPath: what.subPath, namespace: namespace}
+	r := restoration{operation: call.OperationID, moverPrefix: "restore-data-", record: record, subPath: what.subPath, deviceAsFile: what.deviceAsFile, namespace: namespace}
 	if r.claim, r.inside, err = f.target(ctx, call.Params, namespace, pod, claims, what.target); err != nil {
 		return nil, err
 	}

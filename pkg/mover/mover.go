@@ -298,6 +298,9 @@ func (m *Movers) look(ctx context.Context, spec *Spec) error {
 		if err := m.Client.Get(ctx, client.ObjectKey{Namespace: spec.Namespace, Name: claim}, &pvc); err != nil {
 			return fmt.Errorf("Failed to retrieve PVC. Namespace %s, Name %s: %w", spec.Namespace, claim, err) // Kanister's text
 		}
+		if mode := pvc.Spec.VolumeMode; mode != nil && *mode == corev1.PersistentVolumeBlock {
+			spec.Devices = append(spec.Devices, claim)
+		}
 		modes := pvc.Spec.AccessModes
 		if slices.Contains(modes, corev1.ReadOnlyMany) {
 			spec.readOnly = append(spec.readOnly, claim)

@@ -107,6 +107,21 @@ func TestBuild(t *testing.T) {
 		t.Errorf("mounts %+v: the claim is not there, or not writable", c.VolumeMounts)
 	}
 
+	raw := spec
+	raw.Claims, raw.Devices = append([]string{"raw-db-0"}, spec.Claims...), []string{"raw-db-0"}
+	pod, err = Build(raw, "agent:1", corev1.PullIfNotPresent)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := pod.Spec.Containers[0].VolumeDevices; len(d) != 1 || d[0].Name != raw.VolumeOf("raw-db-0") || d[0].DevicePath != "/devices/"+d[0].Name {
+		t.Errorf("devices %+v", d)
+	}
+	for _, m := range pod.Spec.Containers[0].VolumeMounts {
+		if m.Name == raw.VolumeOf("raw-db-0") {
+			t.Errorf("a device is mounted: %+v", m)
+		}
+	}
+
 	unknown := Spec{Prefix: "restore-data-", OperationID: "op", Claims: []string{"c"}}
 	pod, err = Build(unknown, "agent:1", corev1.PullIfNotPresent)
 	if err != nil || *pod.Spec.SecurityContext.RunAsUser != NonRoot || *pod.Spec.SecurityContext.FSGroup != NonRoot {

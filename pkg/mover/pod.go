@@ -36,6 +36,8 @@ type Spec struct {
 	Reads bool
 	// readOnly claims may be mounted by many nodes at once, but only so.
 	readOnly []string
+	// Devices are those of Claims that are block devices.
+	Devices []string
 	// Identity to run as; unknown parts get NonRoot.
 	Identity Identity
 	// Node to run on, because a claim is attached there; "" for any.
@@ -84,10 +86,15 @@ func Build(s Spec, image string, policy corev1.PullPolicy) (*corev1.Pod, error) 
 	}
 	limit := resource.MustParse(memoryLimit)
 	var mounts []corev1.VolumeMount
+	var devices []string
 	podVolumes := render.AgentVolumes()
 	for _, claim := range s.Claims {
 		name := s.VolumeOf(claim)
-		mounts = append(mounts, corev1.VolumeMount{Name: name, MountPath: path.Join(names.VolumesDir, name), ReadOnly: s.Reads})
+		if slices.Contains(s.Devices, claim) {
+			devices = append(devices, name)
+		} else {
+			mounts = append(mounts, corev1.VolumeMount{Name: name, MountPath: path.Join(names.VolumesDir, name), ReadOnly: s.Reads})
+		}
 		podVolumes = append(podVolumes, corev1.Volume{Name: name, VolumeSource: corev1.VolumeSource{
 			PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{
 				ClaimName: claim, ReadOnly: s.Reads && slices.Contains(s.readOnly, claim),
@@ -110,6 +117,7 @@ func Build(s Spec, image string, policy corev1.PullPolicy) (*corev1.Pod, error) 
 		},
 		MemoryLimit: limit.Value(),
 		DataMounts:  mounts,
+		Devices:     devices,
 	})
 	spec := corev1.PodSpec{
 		RestartPolicy:                 corev1.RestartPolicyNever,

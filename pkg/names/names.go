@@ -38,6 +38,12 @@ const (
 	CPURequestAnnotation    = Group + "/cpu-request"
 	MemoryRequestAnnotation = Group + "/memory-request"
 	MemoryLimitAnnotation   = Group + "/memory-limit"
+	// IgnoreAnnotation, CompressionAnnotation and RateLimitAnnotation are about the pod's
+	// backups: patterns of what is left out, one a line; how contents are compressed;
+	// a quantity of bytes a second.
+	IgnoreAnnotation      = Group + "/ignore"
+	CompressionAnnotation = Group + "/compression"
+	RateLimitAnnotation   = Group + "/rate-limit"
 	// StatusAnnotation is written by the webhook: JSON with version, volumes, skipped volumes and uid.
 	StatusAnnotation = Group + "/status"
 )
@@ -62,6 +68,8 @@ const (
 	NoTokenVolume = "kopia-agent-no-token"
 	// VolumesDir is where volumes are mirrored: VolumesDir/<volume name>.
 	VolumesDir = "/volumes"
+	// DevicesDir is where volumes that are block devices are: DevicesDir/<volume name>.
+	DevicesDir = "/devices"
 )
 
 // AgentPolicy is the ValidatingAdmissionPolicy about opted-in pods without an agent:
