@@ -21,6 +21,8 @@ type Env struct {
 	// ScratchDir is private and writable; what is made there is removed.
 	ScratchDir string
 	Now        func() time.Time
+	// Foreign is a repository behind somebody else's server.
+	Foreign bool
 	// Limits replace the request's rate limit; nil: nothing does.
 	Limits <-chan int64
 }
@@ -52,6 +54,7 @@ func run(ctx context.Context, req api.StartRequest, env Env, p *progress) (*api.
 		return nil, err
 	}
 	defer conn.close()
+	conn.foreign = env.Foreign
 	stop := p.run()
 	defer stop()
 	limit := newThrottle(ctx, req.RateLimit)

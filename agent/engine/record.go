@@ -39,7 +39,7 @@ func digest(s string) string {
 // writeRecord vouches for a snapshot after checking it against what the server
 // knows: the manifest's labels, which no agent can forge, not what it says of itself.
 func writeRecord(ctx context.Context, conn *connection, r api.RecordRequest) (*api.Result, error) {
-	known, err := find(ctx, conn.rep, api.FindRequest{BackupID: r.Record.BackupID, Prefix: r.Record.Prefix, KeyID: r.Record.KeyID})
+	known, err := find(ctx, conn, api.FindRequest{BackupID: r.Record.BackupID, Prefix: r.Record.Prefix, KeyID: r.Record.KeyID})
 	if err != nil {
 		return nil, err
 	}
@@ -75,6 +75,9 @@ func writeRecord(ctx context.Context, conn *connection, r api.RecordRequest) (*a
 		}
 	}
 	err = conn.write(ctx, "record", nil, func(ctx context.Context, w repo.RepositoryWriter) error {
+		if conn.foreign {
+			return putForeign(ctx, w, man, r.Record)
+		}
 		_, err := w.PutManifest(ctx, recordLabels(r.Record), r.Record)
 		return err
 	})
@@ -85,7 +88,7 @@ func writeRecord(ctx context.Context, conn *connection, r api.RecordRequest) (*a
 }
 
 func findRecords(ctx context.Context, conn *connection, r api.FindRequest) (*api.Result, error) {
-	found, err := find(ctx, conn.rep, r)
+	found, err := find(ctx, conn, r)
 	if err != nil {
 		return nil, err
 	}
@@ -102,7 +105,7 @@ type foundRecord struct {
 }
 
 // find returns the matching records, oldest first.
-func find(ctx context.Context, rep repo.Repository, r api.FindRequest) ([]foundRecord, error) {
+func find(ctx context.Context, conn *connection, r api.FindRequest) ([]foundRecord, error) {
 	labels := map[string]string{"type": recordType, "prefix": digest(r.Prefix), "key": r.KeyID}
 	switch {
 	case r.BackupID != "" && r.BackupTag == "":
@@ -112,15 +115,28 @@ func find(ctx context.Context, rep repo.Repository, r api.FindRequest) ([]foundR
 	default:
 		return nil, &api.Problem{Code: api.CodeBadRequest, Title: "find record: exactly one of backup id and backup tag is needed"}
 	}
-	entries, err := rep.FindManifests(ctx, labels)
+	if conn.foreign {
+		labels = foreignLabels(labels)
+	}
+	entries, err := conn.rep.FindManifests(ctx, labels)
 	if err != nil {
 		return nil, fmt.Errorf("find record: %w", err)
 	}
 	var found []foundRecord
 	for _, e := range entries {
 		f := foundRecord{id: e.ID}
-		if _, err := rep.GetManifest(ctx, e.ID, &f.record); err != nil {
+		var into any = &f.record
+		var man snapshot.Manifest
+		if conn.foreign {
+			into = &man
+		}
+		if _, err := conn.rep.GetManifest(ctx, e.ID, into); err != nil {
 			return nil, fmt.Errorf("read record %s: %w", e.ID, err)
+		}
+		if conn.foreign {
+			if f.record, err = parseForeign(man); err != nil {
+				return nil, fmt.Errorf("read record %s: %w", e.ID, err)
+			}
 		}
 		found = append(found, f)
 	}
@@ -134,7 +150,7 @@ func find(ctx context.Context, rep repo.Repository, r api.FindRequest) ([]foundR
 // first: a record without one is found again by a retry, a snapshot without a
 // record by nobody.
 func deleteRecord(ctx context.Context, conn *connection, r api.DeleteRequest) (*api.Result, error) {
-	found, err := find(ctx, conn.rep, r)
+	found, err := find(ctx, conn, r)
 	if err != nil || len(found) == 0 {
 		return &api.Result{}, err
 	}

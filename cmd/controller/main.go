@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Command controller runs ActionSets and keeps the repository servers.
+//
+//	controller                     the controller
+//	controller export-keys FILE    what another cluster needs besides the bucket; passwords
+//	controller import-keys FILE    the other half
 package main
 
 import (
@@ -22,10 +26,20 @@ import (
 	kopiav1alpha1 "github.com/kanister-kopia/kanister-kopia/pkg/apis/kopia/v1alpha1"
 	"github.com/kanister-kopia/kanister-kopia/pkg/controller"
 	"github.com/kanister-kopia/kanister-kopia/pkg/names"
+	"github.com/kanister-kopia/kanister-kopia/pkg/repository"
 )
 
 func main() {
-	err := run(os.Args[1:])
+	command, args := run, os.Args[1:]
+	if len(args) > 0 {
+		switch args[0] {
+		case "export-keys":
+			command, args = exportKeys, args[1:]
+		case "import-keys":
+			command, args = importKeys, args[1:]
+		}
+	}
+	err := command(args)
 	if errors.Is(err, flag.ErrHelp) {
 		return
 	}
@@ -45,6 +59,7 @@ func run(args []string) error {
 	fs.StringVar(&pull, "pull-policy", pull, "pull policy of both: Always, IfNotPresent or Never")
 	fs.StringVar(&o.TLSDir, "tls-dir", "/etc/controller/tls", "directory with tls.crt, tls.key and ca.crt: what agents are shown and what is published")
 	fs.StringVar(&o.Issuer, "issuer", "kanister-kopia", "cert-manager Issuer of the control-plane namespace")
+	fs.DurationVar(&o.IdleTimeout, "idle-timeout", repository.DefaultIdleTimeout, "how long a repository server stays up when nothing uses it; 0: for ever")
 	fs.StringVar(&o.MetricsAddress, "metrics-address", ":8080", "address of /metrics; 0: none")
 	fs.StringVar(&o.HealthAddress, "health-address", ":8081", "address of /healthz and /readyz; 0: none")
 	fs.BoolVar(&o.LeaderElection, "leader-elect", true, "let one of several replicas work")
@@ -66,17 +81,28 @@ func run(args []string) error {
 	o.Log = slog.New(slog.NewJSONHandler(os.Stdout, nil))
 	ctrl.SetLogger(logr.FromSlogHandler(o.Log.Handler()))
 
-	o.Scheme = runtime.NewScheme()
-	for _, add := range []func(*runtime.Scheme) error{
-		clientgoscheme.AddToScheme, certmanagerv1.AddToScheme, crv1alpha1.AddToScheme, kopiav1alpha1.AddToScheme,
-	} {
-		if err := add(o.Scheme); err != nil {
-			return err
-		}
+	if o.IdleTimeout < 0 {
+		return fmt.Errorf("--idle-timeout=%s: it is 0 or more", o.IdleTimeout)
+	}
+	var err error
+	if o.Scheme, err = newScheme(); err != nil {
+		return err
 	}
 	config, err := ctrl.GetConfig()
 	if err != nil {
 		return fmt.Errorf("find the cluster: %w", err)
 	}
 	return controller.Run(ctrl.SetupSignalHandler(), config, o)
+}
+
+func newScheme() (*runtime.Scheme, error) {
+	scheme := runtime.NewScheme()
+	for _, add := range []func(*runtime.Scheme) error{
+		clientgoscheme.AddToScheme, certmanagerv1.AddToScheme, crv1alpha1.AddToScheme, kopiav1alpha1.AddToScheme,
+	} {
+		if err := add(scheme); err != nil {
+			return nil, err
+		}
+	}
+	return scheme, nil
 }

@@ -70,11 +70,12 @@ func (f *backupData) Exec(ctx context.Context, call Call) (map[string]any, error
 
 	var snapshot *api.SnapshotResult
 	hostname := repo.Tenant().NamespaceUID
+	sourcePath := repo.SourcePath(source.username, source.PathInVolume)
 	err = f.session(ctx, repo, call.OperationID, source.username, hostname, func(credentials *api.Credentials) error {
 		result, err := agent.Run(ctx, api.StartRequest{
 			ID: call.OperationID, Kind: api.KindSnapshot, Credentials: credentials,
 			Snapshot: &api.SnapshotRequest{
-				Volume: source.VolumeName, Path: source.PathInVolume, SourcePath: source.PathInVolume,
+				Volume: source.VolumeName, Path: source.PathInVolume, SourcePath: sourcePath, Compression: repo.Compression(),
 				Labels: map[string]string{"namespace": namespace, "pod": pod, "actionset": call.ActionSet},
 			},
 		}, call.Progress)
@@ -88,7 +89,7 @@ func (f *backupData) Exec(ctx context.Context, call Call) (map[string]any, error
 		return nil, err
 	}
 	record, err := repo.Record(ctx, call.OperationID+"-record", api.RecordRequest{
-		Username: source.username, Hostname: hostname, SourcePath: source.PathInVolume,
+		Username: source.username, Hostname: hostname, SourcePath: sourcePath,
 		Record: api.Record{
 			BackupID:  repository.Token(repo.ID(), call.OperationID+"/id"),
 			BackupTag: repository.Token(repo.ID(), call.OperationID+"/tag"),
