@@ -70,6 +70,7 @@ func TestOpenAPISchemas(t *testing.T) {
 	for _, typ := range []reflect.Type{
 		reflect.TypeFor[api.StartRequest](), reflect.TypeFor[api.PatchRequest](), reflect.TypeFor[api.Operation](), reflect.TypeFor[api.Info](),
 		reflect.TypeFor[api.Problem](), reflect.TypeFor[api.SessionRequest](), reflect.TypeFor[api.Session](),
+		reflect.TypeFor[api.DrainRequest](), reflect.TypeFor[api.Activity](),
 	} {
 		describe(typ)
 	}

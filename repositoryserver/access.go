@@ -68,14 +68,39 @@ func seedManifests(ctx context.Context, w repo.RepositoryWriter, now time.Time) 
 	if err := seedRetention(ctx, w); err != nil {
 		return err
 	}
-	if err := maintenance.SetParams(ctx, w, &maintenance.Params{
-		Owner:      maintenanceOwner,
-		QuickCycle: maintenance.CycleParams{Enabled: true, Interval: time.Hour},
-		FullCycle:  maintenance.CycleParams{Enabled: true, Interval: 24 * time.Hour},
-	}); err != nil {
-		return fmt.Errorf("set maintenance owner: %w", err)
+	if err := seedMaintenance(ctx, w); err != nil {
+		return err
 	}
 	return seedCanary(ctx, w, now)
+}
+
+// seedMaintenance sets the owner: whoever else runs maintenance is refused, this
+// server first of all. Locks of an object store are extended where there are any.
+func seedMaintenance(ctx context.Context, w repo.RepositoryWriter) error {
+	want := maintenance.DefaultParams()
+	want.Owner = maintenanceUser + "@" + serverHost
+	if d, ok := w.(repo.DirectRepositoryWriter); ok {
+		blobs, err := d.FormatManager().BlobCfgBlob(ctx)
+		if err != nil {
+			return fmt.Errorf("read format: %w", err)
+		}
+		want.ExtendObjectLocks = blobs.IsRetentionEnabled()
+	}
+	if there, err := maintenance.HasParams(ctx, w); err != nil {
+		return fmt.Errorf("read maintenance parameters: %w", err)
+	} else if there {
+		have, err := maintenance.GetParams(ctx, w)
+		if err != nil {
+			return fmt.Errorf("read maintenance parameters: %w", err)
+		}
+		if reflect.DeepEqual(*have, want) {
+			return nil
+		}
+	}
+	if err := maintenance.SetParams(ctx, w, &want); err != nil {
+		return fmt.Errorf("set maintenance owner: %w", err)
+	}
+	return nil
 }
 
 func seedRules(ctx context.Context, w repo.RepositoryWriter) error {

@@ -11,7 +11,9 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"time"
 
+	"github.com/kopia/kopia/repo/blob"
 	"github.com/kopia/kopia/repo/encryption"
 	"github.com/kopia/kopia/repo/hashing"
 	"github.com/kopia/kopia/repo/splitter"
@@ -27,11 +29,23 @@ type Config struct {
 	// never seen may be made.
 	AllowCreate bool   `json:"allowCreate"`
 	Format      Format `json:"format"`
+	// External is a user of somebody else's server. Nothing else is set then.
+	External *External `json:"external,omitempty"`
+}
+
+// External is a user of somebody else's repository server.
+type External struct {
+	URL string `json:"url"`
+	// CA is PEM: the only roots that are trusted for URL.
+	CA       string `json:"ca"`
+	Username string `json:"username"`
+	Hostname string `json:"hostname"`
+	Password string `json:"password"`
 }
 
 // StorageConfig says where the repository is.
 type StorageConfig struct {
-	// Type is "s3" or "filesystem".
+	// Type is "s3", "gcs", "azure" or "filesystem".
 	Type string `json:"type"`
 
 	Bucket string `json:"bucket,omitempty"`
@@ -42,6 +56,14 @@ type StorageConfig struct {
 	AccessKeyID     string `json:"accessKeyID,omitempty"`
 	SecretAccessKey string `json:"secretAccessKey,omitempty"`
 	SessionToken    string `json:"sessionToken,omitempty"`
+	// RoleARN is assumed with the keys.
+	RoleARN string `json:"roleARN,omitempty"`
+	// ServiceAccount is the JSON of a Google service account.
+	ServiceAccount string `json:"serviceAccount,omitempty"`
+	// StorageAccount, its key, and where it is: of Azure, whose container is Bucket.
+	StorageAccount string `json:"storageAccount,omitempty"`
+	StorageKey     string `json:"storageKey,omitempty"`
+	StorageDomain  string `json:"storageDomain,omitempty"`
 	// CABundle is PEM: the only roots for the endpoint, if set.
 	CABundle string `json:"caBundle,omitempty"`
 	// InsecureTLS skips the verification of the endpoint, DisableTLS speaks plain HTTP.
@@ -57,7 +79,27 @@ type Format struct {
 	Hash       string `json:"hash,omitempty"`
 	Encryption string `json:"encryption,omitempty"`
 	Splitter   string `json:"splitter,omitempty"`
+	// ObjectLock is how long the object store keeps every object from deletion, as a
+	// Go duration; ObjectLockMode is Governance or Compliance.
+	ObjectLock     string `json:"objectLock,omitempty"`
+	ObjectLockMode string `json:"objectLockMode,omitempty"`
 }
+
+// retention is the object lock as Kopia wants it.
+func (f Format) retention() (blob.RetentionMode, time.Duration, error) {
+	if f.ObjectLock == "" && f.ObjectLockMode == "" {
+		return "", 0, nil
+	}
+	mode := map[string]blob.RetentionMode{"Governance": blob.Governance, "Compliance": blob.Compliance}[f.ObjectLockMode]
+	period, err := time.ParseDuration(f.ObjectLock)
+	if mode == "" || err != nil || period < leastObjectLock {
+		return "", 0, fmt.Errorf("read configuration: object lock of mode %q for %q: want Governance or Compliance, for at least %s", f.ObjectLockMode, f.ObjectLock, leastObjectLock)
+	}
+	return mode, period, nil
+}
+
+// leastObjectLock leaves maintenance, which extends locks once a day, a day to spare.
+const leastObjectLock = 48 * time.Hour
 
 // withDefaults fills in what was measured to be the fastest of the safe ones.
 func (f Format) withDefaults() Format {
@@ -97,35 +139,23 @@ func parseConfig(raw []byte) (Config, error) {
 }
 
 func (c Config) validate() error {
-	if c.Password == "" {
-		return errors.New("read configuration: password is missing")
-	}
 	if c.RepositoryID == "" {
 		return errors.New("read configuration: repositoryID is missing")
 	}
-	s := c.Storage
-	switch s.Type {
-	case "s3":
-		if s.Bucket == "" {
-			return errors.New("read configuration: storage.bucket is missing")
+	if e := c.External; e != nil {
+		if e.URL == "" || e.CA == "" || e.Username == "" || e.Hostname == "" || e.Password == "" {
+			return errors.New("read configuration: url, ca, username, hostname and password of the external server are needed")
 		}
-		if s.AccessKeyID == "" || s.SecretAccessKey == "" {
-			return errors.New("read configuration: storage.accessKeyID or storage.secretAccessKey is missing")
-		}
-		if strings.Contains(s.Endpoint, "/") {
-			return errors.New("read configuration: storage.endpoint is host[:port], without a scheme or path")
-		}
-		if s.Prefix != "" && !strings.HasSuffix(s.Prefix, "/") {
-			return errors.New("read configuration: storage.prefix must end with a slash: it is put before every name")
-		}
-	case "filesystem":
-		if s.Path == "" {
-			return errors.New("read configuration: storage.path is missing")
-		}
-	case "gcs", "azure":
-		return fmt.Errorf("read configuration: storage type %q is not supported yet: use s3", s.Type)
-	default:
-		return fmt.Errorf("read configuration: storage type %q is not one of s3, filesystem", s.Type)
+		return nil
+	}
+	if c.Password == "" {
+		return errors.New("read configuration: password is missing")
+	}
+	if err := c.Storage.validate(); err != nil {
+		return err
+	}
+	if _, _, err := c.Format.retention(); err != nil {
+		return err
 	}
 	for _, f := range []struct {
 		name, value string
@@ -142,15 +172,54 @@ func (c Config) validate() error {
 	return nil
 }
 
+func (s StorageConfig) validate() error {
+	missing := func(name string) error { return fmt.Errorf("read configuration: storage.%s is missing", name) }
+	switch s.Type {
+	case "s3", "gcs", "azure":
+		switch {
+		case s.Bucket == "":
+			return missing("bucket")
+		case s.Prefix != "" && !strings.HasSuffix(s.Prefix, "/"):
+			return errors.New("read configuration: storage.prefix must end with a slash: it is put before every name")
+		}
+	case "filesystem":
+		if s.Path == "" {
+			return missing("path")
+		}
+	default:
+		return fmt.Errorf("read configuration: storage type %q is not one of s3, gcs, azure, filesystem", s.Type)
+	}
+	switch {
+	case s.Type == "s3" && (s.AccessKeyID == "" || s.SecretAccessKey == ""):
+		return missing("accessKeyID or storage.secretAccessKey")
+	case s.Type == "s3" && strings.Contains(s.Endpoint, "/"):
+		return errors.New("read configuration: storage.endpoint is host[:port], without a scheme or path")
+	case s.Type == "gcs" && !json.Valid([]byte(s.ServiceAccount)):
+		return missing("serviceAccount, as JSON,")
+	case s.Type == "azure" && (s.StorageAccount == "" || s.StorageKey == ""):
+		return missing("storageAccount or storage.storageKey")
+	}
+	return nil
+}
+
 // where names the storage in errors.
 func (s StorageConfig) where() string {
-	if s.Type == "filesystem" {
+	switch s.Type {
+	case "filesystem":
 		return "folder " + s.Path
+	case "gcs":
+		return fmt.Sprintf("bucket %s of Google Cloud Storage, prefix %q", s.Bucket, s.Prefix)
+	case "azure":
+		return fmt.Sprintf("container %s of Azure account %s, prefix %q", s.Bucket, s.StorageAccount, s.Prefix)
 	}
 	return fmt.Sprintf("bucket %s at %s, prefix %q", s.Bucket, cmp.Or(s.Endpoint, "AWS"), s.Prefix)
 }
 
 // secrets are the texts that must never be shown.
 func (c Config) secrets() []string {
-	return []string{c.Password, c.Storage.SecretAccessKey, c.Storage.SessionToken}
+	all := []string{c.Password, c.Storage.SecretAccessKey, c.Storage.SessionToken, c.Storage.StorageKey, c.Storage.ServiceAccount}
+	if c.External != nil {
+		all = append(all, c.External.Password)
+	}
+	return all
 }

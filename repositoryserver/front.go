@@ -107,6 +107,7 @@ func (f *front) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()
+	defer f.sessions.stream(session)()
 	stop := context.AfterFunc(session.ctx, cancel)
 	defer stop()
 	r = r.WithContext(ctx)

@@ -3,7 +3,9 @@
 package repositoryserver
 
 import (
+	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -12,7 +14,9 @@ import (
 
 	"github.com/kopia/kopia/repo"
 	"github.com/kopia/kopia/repo/blob"
+	"github.com/kopia/kopia/repo/blob/azure"
 	"github.com/kopia/kopia/repo/blob/filesystem"
+	"github.com/kopia/kopia/repo/blob/gcs"
 	"github.com/kopia/kopia/repo/blob/s3"
 	"github.com/kopia/kopia/repo/content"
 	"github.com/kopia/kopia/repo/format"
@@ -32,9 +36,9 @@ var (
 // The identity of this server in the repository. It is no application's and not
 // the owner of maintenance: a server never runs maintenance.
 const (
-	serverUser       = "server"
-	serverHost       = "repository"
-	maintenanceOwner = "maintenance@repository"
+	serverUser      = "server"
+	serverHost      = "repository"
+	maintenanceUser = "maintenance"
 )
 
 // epochDuration is shorter than Kopia's: many small backups make many index blobs.
@@ -47,22 +51,50 @@ func openStorage(ctx context.Context, c StorageConfig) (blob.Storage, error) {
 			return nil, fmt.Errorf("open storage: %w", err)
 		}
 		return filesystem.New(ctx, &filesystem.Options{Path: c.Path}, true)
-	default:
-		endpoint := c.Endpoint
-		if endpoint == "" {
-			endpoint = "s3.amazonaws.com"
-		}
-		return s3.New(ctx, &s3.Options{
-			BucketName: c.Bucket, Prefix: c.Prefix, Endpoint: endpoint, Region: c.Region,
-			AccessKeyID: c.AccessKeyID, SecretAccessKey: c.SecretAccessKey, SessionToken: c.SessionToken,
-			RootCA: []byte(c.CABundle), DoNotVerifyTLS: c.InsecureTLS, DoNotUseTLS: c.DisableTLS,
+	case "gcs":
+		return gcs.New(ctx, &gcs.Options{
+			BucketName: c.Bucket, Prefix: c.Prefix, ServiceAccountCredentialJSON: json.RawMessage(c.ServiceAccount),
 		}, false)
+	case "azure":
+		return azure.New(ctx, &azure.Options{
+			Container: c.Bucket, Prefix: c.Prefix, StorageAccount: c.StorageAccount, StorageKey: c.StorageKey, StorageDomain: c.StorageDomain,
+		}, false)
+	default:
+		o := s3Options(c)
+		return s3.New(ctx, &o, false)
 	}
 }
 
+// s3Options are Kopia's. A role is assumed at the token service of the endpoint, and
+// again before its hour is over.
+func s3Options(c StorageConfig) s3.Options {
+	o := s3.Options{
+		BucketName: c.Bucket, Prefix: c.Prefix, Endpoint: cmp.Or(c.Endpoint, awsEndpoint), Region: c.Region,
+		AccessKeyID: c.AccessKeyID, SecretAccessKey: c.SecretAccessKey, SessionToken: c.SessionToken,
+		RootCA: []byte(c.CABundle), DoNotVerifyTLS: c.InsecureTLS, DoNotUseTLS: c.DisableTLS,
+	}
+	if c.RoleARN != "" {
+		o.RoleARN, o.SessionName, o.RoleRegion = c.RoleARN, "kanister-kopia", c.Region
+		o.RoleDuration.Duration = time.Hour
+		switch {
+		case o.Endpoint == awsEndpoint && c.Region != "":
+			o.RoleEndpoint = "https://sts." + c.Region + ".amazonaws.com"
+		case o.Endpoint == awsEndpoint:
+			o.RoleEndpoint = "https://sts.amazonaws.com"
+		case c.DisableTLS:
+			o.RoleEndpoint = "http://" + o.Endpoint
+		default:
+			o.RoleEndpoint = "https://" + o.Endpoint
+		}
+	}
+	return o
+}
+
+const awsEndpoint = "s3.amazonaws.com"
+
 // prepare makes the repository if it may be made, connects to it and returns the
 // path of Kopia's connection file, which holds the storage keys: dir is memory.
-func prepare(ctx context.Context, c Config, dir, cacheDir string) (configFile string, err error) {
+func prepare(ctx context.Context, c Config, username, dir, cacheDir string) (configFile string, err error) {
 	defer func() {
 		if err != nil {
 			err = fmt.Errorf("%s: %w", c.Storage.where(), err)
@@ -78,7 +110,7 @@ func prepare(ctx context.Context, c Config, dir, cacheDir string) (configFile st
 	}
 	configFile = filepath.Join(dir, "repository.config")
 	err = repo.Connect(ctx, configFile, st, c.Password, &repo.ConnectOptions{
-		ClientOptions: repo.ClientOptions{Hostname: serverHost, Username: serverUser},
+		ClientOptions: repo.ClientOptions{Hostname: serverHost, Username: username},
 		CachingOptions: content.CachingOptions{
 			CacheDirectory:              cacheDir,
 			ContentCacheSizeBytes:       256 << 20,
@@ -115,6 +147,10 @@ func initialize(ctx context.Context, c Config, st blob.Storage) error {
 	if !c.AllowCreate {
 		return fmt.Errorf("open repository: %w", ErrMissing)
 	}
+	mode, period, err := c.Format.retention()
+	if err != nil {
+		return err
+	}
 	err = repo.Initialize(ctx, st, &repo.NewRepositoryOptions{
 		BlockFormat: format.ContentFormat{
 			MutableParameters:    format.MutableParameters{Version: format.FormatVersion3},
@@ -122,7 +158,9 @@ func initialize(ctx context.Context, c Config, st blob.Storage) error {
 			Encryption:           c.Format.Encryption,
 			EnablePasswordChange: true,
 		},
-		ObjectFormat: format.ObjectFormat{Splitter: c.Format.Splitter},
+		ObjectFormat:    format.ObjectFormat{Splitter: c.Format.Splitter},
+		RetentionMode:   mode,
+		RetentionPeriod: period,
 	}, c.Password)
 	if errors.Is(err, repo.ErrAlreadyInitialized) {
 		return nil // by another server of ours, a moment ago
@@ -137,19 +175,12 @@ var errEnough = errors.New("enough was listed")
 
 // seed puts into the repository what must be there before anybody may connect.
 func seed(ctx context.Context, configFile, password string, now time.Time) error {
-	rep, err := repo.Open(ctx, configFile, password, &repo.Options{OnFatalError: func(error) {}, DisableRepositoryLog: true})
-	switch {
-	case errors.Is(err, repo.ErrInvalidPassword), errors.Is(err, format.ErrInvalidPassword):
-		return fmt.Errorf("open repository: %w", ErrWrongPassword)
-	case err != nil:
-		return fmt.Errorf("open repository: %w", err)
+	rep, err := openDirect(ctx, configFile, password)
+	if err != nil {
+		return err
 	}
 	defer rep.Close(ctx)
-	direct, ok := rep.(repo.DirectRepository)
-	if !ok {
-		return errors.New("open repository: not a direct connection")
-	}
-	if err := setEpochs(ctx, direct); err != nil {
+	if err := setEpochs(ctx, rep); err != nil {
 		return err
 	}
 	if err := repo.WriteSession(ctx, rep, repo.WriteSessionOptions{Purpose: "seed"}, func(ctx context.Context, w repo.RepositoryWriter) error {
@@ -158,6 +189,23 @@ func seed(ctx context.Context, configFile, password string, now time.Time) error
 		return fmt.Errorf("seed repository: %w", err)
 	}
 	return checkSeed(ctx, rep)
+}
+
+// openDirect opens the repository at its storage.
+func openDirect(ctx context.Context, configFile, password string) (repo.DirectRepository, error) {
+	rep, err := repo.Open(ctx, configFile, password, &repo.Options{OnFatalError: func(error) {}, DisableRepositoryLog: true})
+	switch {
+	case errors.Is(err, repo.ErrInvalidPassword), errors.Is(err, format.ErrInvalidPassword):
+		return nil, fmt.Errorf("open repository: %w", ErrWrongPassword)
+	case err != nil:
+		return nil, fmt.Errorf("open repository: %w", err)
+	}
+	direct, ok := rep.(repo.DirectRepository)
+	if !ok {
+		_ = rep.Close(ctx)
+		return nil, errors.New("open repository: not a direct connection")
+	}
+	return direct, nil
 }
 
 // setEpochs sets the shorter epoch; Kopia ignores it when a repository is made.

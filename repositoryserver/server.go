@@ -50,8 +50,14 @@ type Options struct {
 // startTimeout bounds Kopia's start, with a repository of many sources.
 const startTimeout = 10 * time.Minute
 
+// recordKinds are the operations of an agent that works on a repository alone.
+var recordKinds = []api.Kind{api.KindRecord, api.KindFind, api.KindDelete, api.KindList, api.KindStats, api.KindVerify}
+
 // Run serves the repository until ctx ends.
 func Run(ctx context.Context, o Options) error {
+	if o.Config.External != nil {
+		return runGateway(ctx, o)
+	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	logs := kopiaLogs(o.Log, o.Config.secrets())
@@ -59,9 +65,11 @@ func Run(ctx context.Context, o Options) error {
 
 	var ready atomic.Bool
 	ended := make(chan error, 5)
-	go func() { ended <- serveHealth(ctx, o.HealthListen, &ready) }()
+	open := newSessions(mostSessions, o.Now)
+	watch := &storageWatch{now: o.Now}
+	go func() { ended <- serveHealth(ctx, o.HealthListen, &ready, newMetrics(open, watch, o.CacheDir)) }()
 
-	configFile, err := prepare(kctx, o.Config, o.StateDir, o.CacheDir)
+	configFile, err := prepare(kctx, o.Config, serverUser, o.StateDir, o.CacheDir)
 	if err != nil {
 		return o.scrubbed(err)
 	}
@@ -91,23 +99,28 @@ func Run(ctx context.Context, o Options) error {
 			ended <- fmt.Errorf("watch certificate: %w", err)
 		}
 	}()
-	open := newSessions()
 	f := newFront(open, kopia, watcher.GetCertificate, o.Log)
 	operations, err := operation.New(operation.Options{
-		Runner: child, Kinds: []api.Kind{api.KindRecord, api.KindFind, api.KindDelete, api.KindList, api.KindStats, api.KindVerify},
-		StateDir:    o.StateDir,
+		Runner: child, Kinds: recordKinds, StateDir: o.StateDir,
 		Credentials: func() *api.Credentials { return kopia.credentials(adminUser, adminHost) },
-		Parallel:    4, Now: o.Now, Log: o.Log,
+		Parallel:    4, Now: o.Now, Log: o.Log, Admit: open.touch,
 	})
 	if err != nil {
 		return err
 	}
+	letIn := func(ctx context.Context, s *api.Session) error {
+		_, err := kopia.password(ctx, s.Username, s.Hostname)
+		return err
+	}
 	own, err := agent.NewServer(agent.Config{
 		Operations: operations, Info: func() api.Info { return agent.Info("/nonexistent", "/nonexistent") },
-		Routes: sessionRoutes(open, kopia), StateDir: o.StateDir, CADir: o.CADir, Log: o.Log, Now: o.Now,
+		Routes: sessionRoutes(open, letIn, operations, watch), StateDir: o.StateDir, CADir: o.CADir, Log: o.Log, Now: o.Now,
 	})
 	if err != nil {
 		return err
+	}
+	if err := watch.start(kctx, o.Config.Storage, o.scrubbed); err != nil {
+		return o.scrubbed(err)
 	}
 	front, err := net.Listen("tcp", o.Listen)
 	if err != nil {
@@ -150,17 +163,36 @@ func probe(ctx context.Context, child operation.Child, k *kopiaServer) error {
 	return nil
 }
 
-func sessionRoutes(open *sessions, kopia *kopiaServer) map[string]http.HandlerFunc {
+// sessionRoutes are what a repository server's agent serves besides operations. letIn
+// makes a session's user known, before the caller knows the password.
+func sessionRoutes(open *sessions, letIn func(context.Context, *api.Session) error, operations *operation.Manager, watch *storageWatch) map[string]http.HandlerFunc {
+	describe := func(a api.Activity) api.Activity {
+		for _, op := range operations.List() {
+			switch {
+			case !op.State.Done() && op.State != api.StateNeedsCredentials:
+				a.Operations++
+				a.LastUsed = open.now().UTC()
+			case op.Finished != nil && op.Finished.After(a.LastUsed):
+				a.LastUsed = *op.Finished
+			}
+		}
+		a.IdleSeconds = int64(max(0, open.now().Sub(a.LastUsed)).Seconds())
+		a.StorageProblem = watch.problem()
+		return a
+	}
 	return map[string]http.HandlerFunc{
 		"POST /v1/sessions": func(w http.ResponseWriter, r *http.Request) {
 			var req api.SessionRequest
 			if !agent.ReadJSON(w, r, &req) {
 				return
 			}
+			if err := watch.refuse(r.Context()); err != nil {
+				agent.WriteJSON(w, 0, nil, err)
+				return
+			}
 			s, err := open.start(req)
 			if err == nil {
-				// In force at once: Kopia knows the user before the caller knows the password.
-				if _, err = kopia.password(r.Context(), req.Username, req.Hostname); err != nil {
+				if err = letIn(r.Context(), &s); err != nil {
 					open.end(req.ID)
 				}
 			}
@@ -170,11 +202,30 @@ func sessionRoutes(open *sessions, kopia *kopiaServer) map[string]http.HandlerFu
 			open.end(r.PathValue("id"))
 			w.WriteHeader(http.StatusNoContent)
 		},
+		"GET /v1/activity": func(w http.ResponseWriter, _ *http.Request) {
+			agent.WriteJSON(w, http.StatusOK, describe(open.activity()), nil)
+		},
+		"POST /v1/drain": func(w http.ResponseWriter, r *http.Request) {
+			var req api.DrainRequest
+			if !agent.ReadJSON(w, r, &req) {
+				return
+			}
+			idle := time.Duration(req.IdleSeconds) * time.Second
+			// One lock after the other, always in this order: no operation begins while
+			// the sessions decide.
+			var a api.Activity
+			if a = describe(open.activity()); time.Duration(a.IdleSeconds)*time.Second < idle ||
+				!operations.IfIdle(func() { a = open.drain(idle) }) {
+				a = open.activity()
+			}
+			agent.WriteJSON(w, http.StatusOK, describe(a), nil)
+		},
 	}
 }
 
-func serveHealth(ctx context.Context, address string, ready *atomic.Bool) error {
+func serveHealth(ctx context.Context, address string, ready *atomic.Bool, metrics http.Handler) error {
 	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", metrics)
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
 		if !ready.Load() {

@@ -8,27 +8,55 @@ import (
 	"crypto/sha256"
 	"crypto/subtle"
 	"fmt"
+	"maps"
 	"regexp"
 	"sync"
+	"time"
 
 	"github.com/kanister-kopia/kanister-kopia/agent/api"
 )
 
 // sessions are the passwords in force: one an operation, random, in memory only.
 // A password stops working when its session ends, and what it opened is cut.
+//
+// They are also what says whether the server is needed. A session that nobody ends
+// (its controller was killed, its ActionSet deleted) must not keep the server up
+// for ever: it counts while a stream of it is open, and a while after it was last
+// asked for or used.
 type sessions struct {
-	mu sync.Mutex // protects the following
-	by map[string]*session
+	now func() time.Time
+	// most sessions in use at once; others wait their turn.
+	most int
+
+	mu       sync.Mutex // protects the following
+	by       map[string]*session
+	waiting  map[string]*waiter
+	draining bool
+	used     time.Time // the last time that anything was in use, but for what is now
+	denied   int64     // streams refused for their password
 }
 
 type session struct {
 	api.Session
-	hash   [sha256.Size]byte
-	ctx    context.Context // ends with the session
-	cancel context.CancelFunc
+	hash    [sha256.Size]byte
+	ctx     context.Context // ends with the session
+	cancel  context.CancelFunc
+	streams int
+	touched time.Time // asked for, or a stream of it ended
 }
 
-func newSessions() *sessions { return &sessions{by: map[string]*session{}} }
+const (
+	// abandonedAfter is how long a session without a stream counts as in use: its
+	// operation may wait in an agent's queue. The controller that opened it does not
+	// depend on it: it knows what it has open.
+	abandonedAfter = 15 * time.Minute
+	// forgottenAfter is how long its password works at most.
+	forgottenAfter = 24 * time.Hour
+)
+
+func newSessions(most int, now func() time.Time) *sessions {
+	return &sessions{now: now, most: most, by: map[string]*session{}, waiting: map[string]*waiter{}, used: now()}
+}
 
 var (
 	// kopiaName is Kopia's alphabet for the parts of a user's name.
@@ -51,18 +79,36 @@ func (s *sessions) start(req api.SessionRequest) (api.Session, error) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.draining {
+		return api.Session{}, errDraining()
+	}
+	now := s.now()
+	s.forget(now)
 	if old, ok := s.by[req.ID]; ok {
 		if old.Username != req.Username || old.Hostname != req.Hostname {
 			return api.Session{}, &api.Problem{Status: 409, Code: api.CodeConflict, Title: fmt.Sprintf("start session: %s is another user's", req.ID)}
 		}
+		old.touched = now
 		return old.Session, nil
 	}
-	return s.add(req).Session, nil
+	if ahead := s.queue(req, now); ahead >= 0 {
+		return api.Session{}, &api.Problem{
+			Status: 503, Code: api.CodeBusy,
+			Title: fmt.Sprintf("start session: %d operations are going on and %d are before this one: ask again within %s", s.most, ahead, waiterPatience),
+		}
+	}
+	return s.add(req, now).Session, nil
+}
+
+// errDraining tells the controller that this server is about to be stopped, and
+// that it has to start another.
+func errDraining() *api.Problem {
+	return &api.Problem{Status: 503, Code: api.CodeDraining, Title: "the repository server is being stopped because nobody used it: ask the next one"}
 }
 
 // add makes a session. The lock is held.
-func (s *sessions) add(req api.SessionRequest) *session {
-	n := &session{Session: api.Session{ID: req.ID, Username: req.Username, Hostname: req.Hostname, Password: rand.Text() + rand.Text()}}
+func (s *sessions) add(req api.SessionRequest, now time.Time) *session {
+	n := &session{Session: api.Session{ID: req.ID, Username: req.Username, Hostname: req.Hostname, Password: rand.Text() + rand.Text()}, touched: now}
 	n.hash = sha256.Sum256([]byte(n.Password))
 	n.ctx, n.cancel = context.WithCancel(context.Background())
 	s.by[req.ID] = n
@@ -73,10 +119,103 @@ func (s *sessions) add(req api.SessionRequest) *session {
 func (s *sessions) end(id string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.remove(id)
+	delete(s.waiting, id)
+}
+
+// remove ends a session. The lock is held.
+func (s *sessions) remove(id string) {
 	if old, ok := s.by[id]; ok {
 		old.cancel()
 		delete(s.by, id)
+		s.used = s.now()
 	}
+}
+
+// forget ends what nobody has used for a day. The lock is held.
+func (s *sessions) forget(now time.Time) {
+	for id, one := range s.by {
+		if one.streams == 0 && now.Sub(one.touched) > forgottenAfter {
+			s.remove(id)
+		}
+	}
+}
+
+func (one *session) inUse(now time.Time) bool {
+	return one.streams > 0 || now.Sub(one.touched) < abandonedAfter
+}
+
+// stream counts a stream of a session until done is called.
+func (s *sessions) stream(one *session) (done func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	one.streams++
+	return func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		one.streams--
+		one.touched = s.now()
+		s.used = one.touched
+	}
+}
+
+// touch says that something else than a session is in use now. It fails if the
+// server is to be stopped.
+func (s *sessions) touch() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.draining {
+		return errDraining()
+	}
+	s.used = s.now()
+	return nil
+}
+
+// activity says what is in use.
+func (s *sessions) activity() api.Activity {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.look(s.now())
+}
+
+// look is activity. The lock is held.
+func (s *sessions) look(now time.Time) api.Activity {
+	a := api.Activity{Draining: s.draining, LastUsed: s.used.UTC()}
+	users := map[string]bool{}
+	for _, one := range s.by {
+		a.Streams += one.streams
+		if !one.inUse(now) {
+			continue
+		}
+		a.Sessions++
+		users[one.Username+"@"+one.Hostname] = true
+		a.LastUsed = now.UTC()
+	}
+	a.Users = len(users)
+	for _, w := range s.waiting {
+		if now.Sub(w.seen) < waiterPatience {
+			a.Waiting++
+			a.LastUsed = now.UTC()
+		}
+	}
+	return a
+}
+
+// drain refuses whatever comes from now on if nothing has been in use for so long.
+// It is one decision under one lock: what was let in before is seen, and nothing is
+// let in after. A server that drains never serves again.
+func (s *sessions) drain(idle time.Duration) api.Activity {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := s.now()
+	a := s.look(now)
+	if a.Sessions == 0 && a.Streams == 0 && a.Waiting == 0 && now.Sub(a.LastUsed) >= idle {
+		s.draining, a.Draining = true, true
+		for id := range maps.Clone(s.by) {
+			s.remove(id)
+		}
+	}
+	return a
 }
 
 // authenticate finds the session of a user and password. All of a user's sessions
@@ -90,6 +229,9 @@ func (s *sessions) authenticate(user, host, password string) (*session, bool) {
 		if one.Username == user && one.Hostname == host && subtle.ConstantTimeCompare(one.hash[:], sum[:]) == 1 {
 			found = one
 		}
+	}
+	if found == nil {
+		s.denied++
 	}
 	return found, found != nil
 }

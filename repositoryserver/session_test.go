@@ -6,6 +6,7 @@ import (
 	"errors"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/kanister-kopia/kanister-kopia/agent/api"
 )
@@ -41,7 +42,7 @@ func TestSessionNames(t *testing.T) {
 		"an admin's namesake": {api.SessionRequest{ID: "op-1", Username: adminUser, Hostname: "ns-1"}, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
-			s, err := newSessions().start(c.req)
+			s, err := newSessions(mostSessions, time.Now).start(c.req)
 			if codeOf(err) != c.want || (err == nil) != (c.want == "") {
 				t.Errorf("error %v, want code %q", err, c.want)
 			}
@@ -53,7 +54,7 @@ func TestSessionNames(t *testing.T) {
 }
 
 func TestSessionsOfOneUser(t *testing.T) {
-	all := newSessions()
+	all := newSessions(mostSessions, time.Now)
 	one, err := all.start(api.SessionRequest{ID: "1", Username: "u", Hostname: "h"})
 	if err != nil {
 		t.Fatal(err)

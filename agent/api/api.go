@@ -15,6 +15,8 @@
 //
 //	POST   /v1/sessions                mint a password (the same id again: the same password)
 //	DELETE /v1/sessions/{id}           the password stops working, its connections are cut
+//	GET    /v1/activity                what uses the server
+//	POST   /v1/drain                   let nobody in any more, if nobody has used it for a while
 //
 // Times are RFC 3339 in UTC, sizes are bytes. Errors are application/problem+json.
 package api
@@ -446,4 +448,29 @@ type Session struct {
 	Username string `json:"username"`
 	Hostname string `json:"hostname"`
 	Password string `json:"password"`
+}
+
+// DrainRequest asks a repository server to let nobody in any more, if nothing has
+// used it for IdleSeconds.
+type DrainRequest struct {
+	IdleSeconds int64 `json:"idleSeconds"`
+}
+
+// Activity is what uses a repository server.
+type Activity struct {
+	// Draining is a server that lets nobody in any more; it never will again.
+	Draining bool `json:"draining,omitempty"`
+	// Sessions in use, of Users, with Streams; Waiting for a session.
+	Sessions int `json:"sessions"`
+	Users    int `json:"users"`
+	Streams  int `json:"streams"`
+	Waiting  int `json:"waiting"`
+	// Operations of the server's own agent that have not ended.
+	Operations int `json:"operations"`
+	// LastUsed is now while anything is in use.
+	LastUsed time.Time `json:"lastUsed"`
+	// IdleSeconds since LastUsed, by the server's clock.
+	IdleSeconds int64 `json:"idleSeconds"`
+	// StorageProblem is why the storage does not answer; empty: it does.
+	StorageProblem string `json:"storageProblem,omitempty"`
 }

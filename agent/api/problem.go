@@ -33,6 +33,8 @@ const (
 	CodeOutOfMemory       Code = "out-of-memory"
 	CodeCancelled         Code = "cancelled"
 	CodeInternal          Code = "internal"
+	// CodeDraining is a repository server that is about to be stopped.
+	CodeDraining Code = "draining"
 )
 
 // Problem is an RFC 9457 problem document, and the failure of an operation.

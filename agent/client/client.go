@@ -170,6 +170,17 @@ func (c *Client) EndSession(ctx context.Context, id string) error {
 	return c.do(ctx, http.MethodDelete, "sessions/"+url.PathEscape(id), nil, nil)
 }
 
+// Activity says what uses a repository server.
+func (c *Client) Activity(ctx context.Context) (a api.Activity, err error) {
+	return a, c.do(ctx, http.MethodGet, "activity", nil, &a)
+}
+
+// Drain asks a repository server to let nobody in any more, if nothing has used it
+// for so long; Draining of the answer says whether it does.
+func (c *Client) Drain(ctx context.Context, idle time.Duration) (a api.Activity, err error) {
+	return a, c.do(ctx, http.MethodPost, "drain", api.DrainRequest{IdleSeconds: int64(idle.Seconds())}, &a)
+}
+
 const (
 	firstPause = 200 * time.Millisecond
 	longPause  = 5 * time.Second

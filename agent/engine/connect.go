@@ -72,6 +72,8 @@ type connection struct {
 	rep     repo.Repository
 	scratch string
 	creds   *api.Credentials
+	// foreign keeps records where a user of somebody else's server may: foreign.go.
+	foreign bool
 }
 
 // connect opens the repository as the user of creds. Trust is the process's CA

@@ -25,6 +25,8 @@ type Env struct {
 	// CheckpointInterval of snapshots; 0 is DefaultCheckpointInterval.
 	CheckpointInterval time.Duration
 	Now                func() time.Time
+	// Foreign is a repository behind somebody else's server.
+	Foreign bool
 	// Limits replace the request's rate limit; nil: nothing does.
 	Limits <-chan int64
 }
@@ -56,6 +58,7 @@ func run(ctx context.Context, req api.StartRequest, env Env, p *progress) (*api.
 		return nil, err
 	}
 	defer conn.close()
+	conn.foreign = env.Foreign
 	stop := p.run()
 	defer stop()
 	limit := newThrottle(ctx, req.RateLimit)

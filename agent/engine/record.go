@@ -41,7 +41,7 @@ func digest(s string) string {
 // writeRecord vouches for a snapshot after checking it against what the server
 // knows: the manifest's labels, which no agent can forge, not what it says of itself.
 func writeRecord(ctx context.Context, conn *connection, r api.RecordRequest) (*api.Result, error) {
-	known, err := find(ctx, conn.rep, api.FindRequest{BackupID: r.Record.BackupID, Prefix: r.Record.Prefix, KeyID: r.Record.KeyID})
+	known, err := find(ctx, conn, api.FindRequest{BackupID: r.Record.BackupID, Prefix: r.Record.Prefix, KeyID: r.Record.KeyID})
 	if err != nil {
 		return nil, err
 	}
@@ -77,6 +77,9 @@ func writeRecord(ctx context.Context, conn *connection, r api.RecordRequest) (*a
 		}
 	}
 	err = conn.write(ctx, "record", nil, func(ctx context.Context, w repo.RepositoryWriter) error {
+		if conn.foreign {
+			return putForeign(ctx, w, man, r.Record)
+		}
 		_, err := w.PutManifest(ctx, recordLabels(r.Record), r.Record)
 		return err
 	})
@@ -87,7 +90,7 @@ func writeRecord(ctx context.Context, conn *connection, r api.RecordRequest) (*a
 }
 
 func findRecords(ctx context.Context, conn *connection, r api.FindRequest) (*api.Result, error) {
-	found, err := find(ctx, conn.rep, r)
+	found, err := find(ctx, conn, r)
 	if err != nil {
 		return nil, err
 	}
@@ -104,7 +107,7 @@ type foundRecord struct {
 }
 
 // find returns the matching records, oldest first.
-func find(ctx context.Context, rep repo.Repository, r api.FindRequest) ([]foundRecord, error) {
+func find(ctx context.Context, conn *connection, r api.FindRequest) ([]foundRecord, error) {
 	labels := map[string]string{"type": recordType, "prefix": digest(r.Prefix), "key": r.KeyID}
 	switch {
 	case r.BackupID != "" && r.BackupTag == "":
@@ -114,17 +117,17 @@ func find(ctx context.Context, rep repo.Repository, r api.FindRequest) ([]foundR
 	default:
 		return nil, &api.Problem{Code: api.CodeBadRequest, Title: "find record: exactly one of backup id and backup tag is needed"}
 	}
-	entries, err := rep.FindManifests(ctx, labels)
+	entries, err := conn.findRecords(ctx, labels)
 	if err != nil {
 		return nil, fmt.Errorf("find record: %w", err)
 	}
 	var found []foundRecord
 	for _, e := range entries {
-		f := foundRecord{id: e.ID}
-		if _, err := rep.GetManifest(ctx, e.ID, &f.record); err != nil {
-			return nil, fmt.Errorf("read record %s: %w", e.ID, err)
+		record, err := conn.readRecord(ctx, e.ID)
+		if err != nil {
+			return nil, err
 		}
-		found = append(found, f)
+		found = append(found, foundRecord{e.ID, record})
 	}
 	slices.SortFunc(found, func(a, b foundRecord) int {
 		return cmp.Or(a.record.Created.Compare(b.record.Created), cmp.Compare(a.id, b.id))
@@ -132,9 +135,33 @@ func find(ctx context.Context, rep repo.Repository, r api.FindRequest) ([]foundR
 	return found, nil
 }
 
+// findRecords looks manifests of records up by the labels of recordLabels.
+func (c *connection) findRecords(ctx context.Context, labels map[string]string) ([]*manifest.EntryMetadata, error) {
+	if c.foreign {
+		labels = foreignLabels(labels)
+	}
+	return c.rep.FindManifests(ctx, labels)
+}
+
+// readRecord reads one. manifest.ErrNotFound: it was deleted meanwhile.
+func (c *connection) readRecord(ctx context.Context, id manifest.ID) (record api.Record, err error) {
+	if !c.foreign {
+		_, err = c.rep.GetManifest(ctx, id, &record)
+	} else {
+		var man snapshot.Manifest
+		if _, err = c.rep.GetManifest(ctx, id, &man); err == nil {
+			record, err = parseForeign(man)
+		}
+	}
+	if err != nil {
+		return api.Record{}, fmt.Errorf("read record %s: %w", id, err)
+	}
+	return record, nil
+}
+
 // findOne returns the first matching record.
-func findOne(ctx context.Context, rep repo.Repository, r api.FindRequest) (api.Record, error) {
-	found, err := find(ctx, rep, r)
+func findOne(ctx context.Context, conn *connection, r api.FindRequest) (api.Record, error) {
+	found, err := find(ctx, conn, r)
 	if err != nil {
 		return api.Record{}, err
 	}
@@ -156,7 +183,7 @@ func listRecords(ctx context.Context, conn *connection, r api.ListRequest) (*api
 	if r.Limit < 0 || r.Limit > api.MaxListed {
 		return nil, &api.Problem{Code: api.CodeBadRequest, Title: fmt.Sprintf("list records: limit %d is not 0 to %d", r.Limit, api.MaxListed)}
 	}
-	entries, err := recordsOf(ctx, conn.rep, r.KeyID, r.Prefix)
+	entries, err := recordsOf(ctx, conn, r.KeyID, r.Prefix)
 	if err != nil {
 		return nil, err
 	}
@@ -166,11 +193,11 @@ func listRecords(ctx context.Context, conn *connection, r api.ListRequest) (*api
 	}
 	result, size := &api.Result{}, 0
 	for i, e := range entries {
-		var record api.Record
-		if _, err := conn.rep.GetManifest(ctx, e.ID, &record); errors.Is(err, manifest.ErrNotFound) {
+		record, err := conn.readRecord(ctx, e.ID)
+		if errors.Is(err, manifest.ErrNotFound) {
 			continue // deleted meanwhile
 		} else if err != nil {
-			return nil, fmt.Errorf("read record %s: %w", e.ID, err)
+			return nil, err
 		}
 		raw, err := json.Marshal(record)
 		if err != nil {
@@ -189,12 +216,12 @@ func listRecords(ctx context.Context, conn *connection, r api.ListRequest) (*api
 
 // recordsOf returns the manifests of a key's records in the order in which they were
 // written; an empty prefix is any.
-func recordsOf(ctx context.Context, rep repo.Repository, keyID, prefix string) ([]*manifest.EntryMetadata, error) {
+func recordsOf(ctx context.Context, conn *connection, keyID, prefix string) ([]*manifest.EntryMetadata, error) {
 	labels := map[string]string{"type": recordType, "key": keyID}
 	if prefix != "" {
 		labels["prefix"] = digest(prefix)
 	}
-	entries, err := rep.FindManifests(ctx, labels)
+	entries, err := conn.findRecords(ctx, labels)
 	if err != nil {
 		return nil, fmt.Errorf("list records: %w", err)
 	}
@@ -211,7 +238,7 @@ func placeOf(e *manifest.EntryMetadata) string {
 // first: a record without one is found again by a retry, a snapshot without a
 // record by nobody.
 func deleteRecord(ctx context.Context, conn *connection, r api.DeleteRequest) (*api.Result, error) {
-	found, err := find(ctx, conn.rep, r)
+	found, err := find(ctx, conn, r)
 	if err != nil || len(found) == 0 {
 		return &api.Result{}, err
 	}

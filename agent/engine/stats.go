@@ -30,7 +30,7 @@ func statsOf(ctx context.Context, conn *connection, r api.StatsRequest, p *progr
 	if !slices.Contains(api.StatsModes, mode) {
 		return nil, &api.Problem{Code: api.CodeBadRequest, Title: fmt.Sprintf("measure backup: mode %q is not one of %v", mode, api.StatsModes)}
 	}
-	record, err := findOne(ctx, conn.rep, api.FindRequest{BackupID: r.BackupID, BackupTag: r.BackupTag, Prefix: r.Prefix, KeyID: r.KeyID})
+	record, err := findOne(ctx, conn, api.FindRequest{BackupID: r.BackupID, BackupTag: r.BackupTag, Prefix: r.Prefix, KeyID: r.KeyID})
 	if err != nil {
 		return nil, err
 	}

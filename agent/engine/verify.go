@@ -33,7 +33,7 @@ func verifyBackups(ctx context.Context, conn *connection, r api.VerifyRequest, p
 	}
 	v := &verifier{rep: conn.rep, creds: conn.creds, percent: r.Percent, progress: p, limit: limit}
 	if r.BackupID != "" || r.BackupTag != "" {
-		record, err := findOne(ctx, conn.rep, api.FindRequest{BackupID: r.BackupID, BackupTag: r.BackupTag, Prefix: r.Prefix, KeyID: r.KeyID})
+		record, err := findOne(ctx, conn, api.FindRequest{BackupID: r.BackupID, BackupTag: r.BackupTag, Prefix: r.Prefix, KeyID: r.KeyID})
 		if err != nil {
 			return nil, err
 		}
@@ -43,16 +43,16 @@ func verifyBackups(ctx context.Context, conn *connection, r api.VerifyRequest, p
 		}
 		return v.result(), nil
 	}
-	entries, err := recordsOf(ctx, conn.rep, r.KeyID, r.Prefix)
+	entries, err := recordsOf(ctx, conn, r.KeyID, r.Prefix)
 	if err != nil {
 		return nil, err
 	}
 	for _, e := range entries {
-		var record api.Record
-		if _, err := conn.rep.GetManifest(ctx, e.ID, &record); errors.Is(err, manifest.ErrNotFound) {
+		record, err := conn.readRecord(ctx, e.ID)
+		if errors.Is(err, manifest.ErrNotFound) {
 			continue // deleted meanwhile
 		} else if err != nil {
-			return nil, fmt.Errorf("read record %s: %w", e.ID, err)
+			return nil, err
 		}
 		if err := v.backup(ctx, record); err != nil {
 			return nil, err

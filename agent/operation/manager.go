@@ -41,6 +41,8 @@ type Options struct {
 	Credentials func() *api.Credentials
 	// Parallel is how many operations run at once; default 2, others are queued.
 	Parallel int
+	// Admit, if set, may refuse a new operation. It is called with the lock held.
+	Admit func() error
 	// Keep is how many finished operations are remembered; default 200.
 	Keep int
 	Now  func() time.Time
@@ -166,6 +168,11 @@ func (m *Manager) Start(req api.StartRequest) (api.Operation, error) {
 			Title: fmt.Sprintf("start operation: operation %s of the same source is running", other),
 		}
 	}
+	if m.opt.Admit != nil {
+		if err := m.opt.Admit(); err != nil {
+			return api.Operation{}, err
+		}
+	}
 	if !ok {
 		o = newOp(req, api.Operation{ID: req.ID, Kind: req.Kind, Created: m.opt.Now().UTC(), RateLimit: req.RateLimit})
 		o.number = m.begun
@@ -183,6 +190,20 @@ func (m *Manager) Start(req api.StartRequest) (api.Operation, error) {
 		m.run(ctx, o)
 	})
 	return o.state, nil
+}
+
+// IfIdle calls do while nothing is queued or runs; nothing begins before it
+// returns. False: something does.
+func (m *Manager) IfIdle(do func()) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, o := range m.ops {
+		if !o.state.State.Done() && o.state.State != api.StateNeedsCredentials {
+			return false
+		}
+	}
+	do()
+	return true
 }
 
 // busyWith returns the id of a running operation on the same data: two snapshots

@@ -4,6 +4,8 @@
 //
 //	controller [serve] --agent-image=… …     the controller
 //	controller validate blueprint -f PATH…   what it would say of Blueprints, without a cluster
+//	controller export-keys FILE              what another cluster needs besides the bucket; passwords
+//	controller import-keys FILE              the other half
 package main
 
 import "github.com/kanister-kopia/kanister-kopia/pkg/controller"

@@ -4,11 +4,13 @@
 // holds its storage keys.
 //
 //	repository-server serve           the server
+//	repository-server maintain        one maintenance, as the repository's owner
 //	repository-server run-operation   one operation of its own agent; started by serve
 package main
 
 import (
 	"context"
+	"encoding/json"
 	"flag"
 	"fmt"
 	"log/slog"
@@ -35,10 +37,12 @@ func main() {
 	switch command {
 	case "serve":
 		err = serve(ctx, os.Args[2:])
+	case "maintain":
+		err = maintain(ctx, os.Args[2:])
 	case "run-operation":
 		err = runOperation(ctx, os.Args[2:])
 	default:
-		err = fmt.Errorf("unknown command %q: use serve", command)
+		err = fmt.Errorf("unknown command %q: use serve or maintain", command)
 	}
 	if err != nil {
 		// The last line of the log: the controller shows it to the user.
@@ -80,13 +84,53 @@ func serve(ctx context.Context, args []string) error {
 	})
 }
 
+// maintain writes its result as JSON to where the kubelet reads it.
+func maintain(ctx context.Context, args []string) error {
+	flags := flag.NewFlagSet("maintain", flag.ExitOnError)
+	config := flags.String("config", "/etc/repository/config.json", "configuration file, all of it secret")
+	stateDir := flags.String("state-dir", names.StateDir, "private folder, in memory")
+	cacheDir := flags.String("cache-dir", "/var/cache/repository", "folder for Kopia's cache")
+	mode := flags.String("mode", "", "quick or full")
+	percent := flags.Float64("verify-percent", 0, "share of the files of each source's latest snapshot that is read")
+	result := flags.String("result", "/dev/termination-log", "file for the result, as JSON")
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	if *mode != "quick" && *mode != "full" {
+		return fmt.Errorf("maintain: --mode=%q: want quick or full", *mode)
+	}
+	c, err := repositoryserver.ReadConfig(*config)
+	if err != nil {
+		return err
+	}
+	if err := repositoryserver.StateFolders(*stateDir, *cacheDir); err != nil {
+		return err
+	}
+	done, err := repositoryserver.Maintain(ctx, repositoryserver.MaintainOptions{
+		Config: c, StateDir: *stateDir, CacheDir: *cacheDir, Full: *mode == "full", VerifyPercent: *percent,
+		Log: slog.New(slog.NewJSONHandler(os.Stdout, nil)), Now: time.Now,
+	})
+	if err != nil {
+		return err
+	}
+	raw, err := json.Marshal(done)
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(*result, raw, 0o600); err != nil {
+		return fmt.Errorf("maintain: keep the result: %w", err)
+	}
+	return nil
+}
+
 func runOperation(ctx context.Context, args []string) error {
 	flags := flag.NewFlagSet("run-operation", flag.ExitOnError)
 	scratchDir := flags.String("scratch-dir", names.StateDir, "")
+	foreign := flags.Bool("foreign", false, "")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
 	return operation.Serve(ctx, os.Stdin, os.Stdout, func(ctx context.Context, req api.StartRequest, _ <-chan int64, report func(api.Progress)) (*api.Result, *api.Problem) {
-		return engine.Run(ctx, req, engine.Env{ScratchDir: *scratchDir, Now: time.Now}, report)
+		return engine.Run(ctx, req, engine.Env{ScratchDir: *scratchDir, Foreign: *foreign, Now: time.Now}, report)
 	})
 }

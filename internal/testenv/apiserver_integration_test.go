@@ -142,7 +142,7 @@ func (s *apiServer) enforcesRules(t *testing.T) {
 		ObjectMeta: metav1.ObjectMeta{Namespace: "app", Name: "server"},
 		Spec: v1alpha1.RepositoryServerSpec{
 			Storage: v1alpha1.Storage{S3: &v1alpha1.S3Storage{Bucket: "bucket", Prefix: "prefix/"}},
-			Tenant:  v1alpha1.Tenant{ClusterID: "cluster", Namespace: "app", NamespaceUID: "uid"},
+			Tenant:  &v1alpha1.Tenant{ClusterID: "cluster", Namespace: "app", NamespaceUID: "uid"},
 			KeyID:   "default",
 		},
 	}

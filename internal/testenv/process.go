@@ -71,6 +71,17 @@ func Main(m *testing.M) {
 // Program builds a program of ours, once a test binary, with the race detector.
 func Program(t testing.TB, name string) string {
 	t.Helper()
+	return build(t, name, "./cmd/"+name)
+}
+
+// Kopia builds Kopia's own program, of the version that we link.
+func Kopia(t testing.TB) string {
+	t.Helper()
+	return build(t, "kopia", "github.com/kopia/kopia")
+}
+
+func build(t testing.TB, name, pkg string) string {
+	t.Helper()
 	built.Lock()
 	defer built.Unlock()
 	if built.dir == "" {
@@ -83,7 +94,7 @@ func Program(t testing.TB, name string) string {
 	if _, err := os.Stat(path); err == nil {
 		return path
 	}
-	cmd := exec.CommandContext(t.Context(), "go", "build", "-race", "-o", path, "./cmd/"+name)
+	cmd := exec.CommandContext(t.Context(), "go", "build", "-race", "-o", path, pkg)
 	cmd.Dir = Root(t)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("build %s: %v\n%s", name, err, out)

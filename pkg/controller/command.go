@@ -22,6 +22,7 @@ import (
 	kopiav1alpha1 "github.com/kanister-kopia/kanister-kopia/pkg/apis/kopia/v1alpha1"
 	"github.com/kanister-kopia/kanister-kopia/pkg/function"
 	"github.com/kanister-kopia/kanister-kopia/pkg/names"
+	"github.com/kanister-kopia/kanister-kopia/pkg/repository"
 )
 
 // Main is the command of the controller, with functions of another program beside
@@ -47,8 +48,12 @@ func command(args []string, stdout io.Writer, extra []function.Func) error {
 		return serve(args, stdout, extra)
 	case "validate":
 		return validate(args, stdout, extra)
+	case "export-keys":
+		return exportKeys(args)
+	case "import-keys":
+		return importKeys(args)
 	default:
-		return fmt.Errorf("unknown command %q; there are: serve, validate", name)
+		return fmt.Errorf("unknown command %q; there are: serve, validate, export-keys, import-keys", name)
 	}
 }
 
@@ -62,6 +67,7 @@ func serve(args []string, stdout io.Writer, extra []function.Func) error {
 	fs.StringVar(&pull, "pull-policy", pull, "pull policy of both: Always, IfNotPresent or Never")
 	fs.StringVar(&o.TLSDir, "tls-dir", "/etc/controller/tls", "directory with tls.crt, tls.key and ca.crt: what agents are shown and what is published")
 	fs.StringVar(&o.Issuer, "issuer", "kanister-kopia", "cert-manager Issuer of the control-plane namespace")
+	fs.DurationVar(&o.IdleTimeout, "idle-timeout", repository.DefaultIdleTimeout, "how long a repository server stays up when nothing uses it; 0: for ever")
 	fs.StringVar(&o.MetricsAddress, "metrics-address", ":8080", "address of /metrics; 0: none")
 	fs.StringVar(&o.HealthAddress, "health-address", ":8000", "address of /healthz and /readyz, and of Kanister's /v0/healthz, /v0/readyz and /metrics; 0: none")
 	fs.StringVar(&o.WebhookCertDir, "webhook-cert-dir", "", "directory with tls.crt and tls.key of the Blueprint webhook; empty: no webhook")
@@ -76,6 +82,8 @@ func serve(args []string, stdout io.Writer, extra []function.Func) error {
 		return fmt.Errorf("unexpected argument %q", fs.Arg(0))
 	case o.AgentImage == "" || o.ServerImage == "":
 		return errors.New("--agent-image and --repository-server-image are required")
+	case o.IdleTimeout < 0:
+		return fmt.Errorf("--idle-timeout=%s: it is 0 or more", o.IdleTimeout)
 	}
 	switch o.PullPolicy = corev1.PullPolicy(pull); o.PullPolicy {
 	case corev1.PullAlways, corev1.PullIfNotPresent, corev1.PullNever:
@@ -86,17 +94,25 @@ func serve(args []string, stdout io.Writer, extra []function.Func) error {
 	o.Log = newLog(stdout, os.Getenv("LOG_LEVEL"))
 	ctrl.SetLogger(logr.FromSlogHandler(o.Log.Handler()))
 
-	o.Scheme = runtime.NewScheme()
-	for _, add := range []func(*runtime.Scheme) error{
-		clientgoscheme.AddToScheme, certmanagerv1.AddToScheme, crv1alpha1.AddToScheme, kopiav1alpha1.AddToScheme,
-	} {
-		if err := add(o.Scheme); err != nil {
-			return err
-		}
+	var err error
+	if o.Scheme, err = newScheme(); err != nil {
+		return err
 	}
 	config, err := ctrl.GetConfig()
 	if err != nil {
 		return fmt.Errorf("find the cluster: %w", err)
 	}
 	return Run(ctrl.SetupSignalHandler(), config, o)
+}
+
+func newScheme() (*runtime.Scheme, error) {
+	scheme := runtime.NewScheme()
+	for _, add := range []func(*runtime.Scheme) error{
+		clientgoscheme.AddToScheme, certmanagerv1.AddToScheme, crv1alpha1.AddToScheme, kopiav1alpha1.AddToScheme,
+	} {
+		if err := add(scheme); err != nil {
+			return nil, err
+		}
+	}
+	return scheme, nil
 }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -45,6 +46,8 @@ type Options struct {
 	TLSDir, CAFile string
 	// Issuer is the cert-manager Issuer of the control plane.
 	Issuer string
+	// IdleTimeout of repository servers; 0: they stay up.
+	IdleTimeout time.Duration
 	// MetricsAddress and HealthAddress; "0" for none.
 	MetricsAddress, HealthAddress string
 	// WebhookCertDir holds the certificate of the Blueprint webhook, which answers on
@@ -115,9 +118,10 @@ func Run(ctx context.Context, config *rest.Config, o Options) error {
 	bundle := cabundle.FromFile(o.CAFile)
 	publisher := &cabundle.Publisher{Client: mgr.GetClient(), ControlPlane: o.Namespace, Bundle: bundle}
 	movers := &mover.Movers{Client: direct, Agents: agents, CA: publisher, Image: o.AgentImage, PullPolicy: o.PullPolicy, Log: o.Log}
+	repositories := &repository.Manager{Client: direct, Namespace: o.Namespace, Agents: agents, CA: bundle, Clock: clock.RealClock{}}
 	data := &function.Data{
 		Client: direct, Movers: movers, Agents: agents, Clock: clock.RealClock{}, Log: o.Log,
-		Repositories: &repository.Manager{Client: direct, Namespace: o.Namespace, Agents: agents, CA: bundle},
+		Repositories: repositories,
 	}
 	companion := &function.Companion{
 		Client: direct, Kube: kube, Config: config, Movers: movers,
@@ -143,6 +147,9 @@ func Run(ctx context.Context, config *rest.Config, o Options) error {
 	if err := metrics.Registry.Register(detector.Collector()); err != nil {
 		return fmt.Errorf("register metrics: %w", err)
 	}
+	if err := metrics.Registry.Register(&repository.Collector{Client: mgr.GetClient(), Namespace: o.Namespace}); err != nil {
+		return fmt.Errorf("register metrics: %w", err)
+	}
 	for _, part := range []interface{ SetupWithManager(ctrl.Manager) error }{
 		detector,
 		publisher,
@@ -153,7 +160,8 @@ func Run(ctx context.Context, config *rest.Config, o Options) error {
 			},
 		},
 		&repository.Reconciler{
-			Client: mgr.GetClient(), Namespace: o.Namespace, Issuer: o.Issuer, Clock: clock.RealClock{},
+			Client: mgr.GetClient(), Manager: repositories, Namespace: o.Namespace, Issuer: o.Issuer,
+			IdleTimeout: o.IdleTimeout, Clock: clock.RealClock{},
 			Image: repository.Image{Name: o.ServerImage, PullPolicy: o.PullPolicy},
 		},
 		&actionset.Engine{

@@ -3,6 +3,7 @@
 package function
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -43,14 +44,16 @@ func (d *Data) take(ctx context.Context, repo *repository.Repository, agent *age
 	hostname := repo.Tenant().NamespaceUID
 	record := b.record
 	record.NamespaceUID, record.KeyID = hostname, repo.KeyID()
+	sourcePath := repo.SourcePath(b.username, b.path)
 	record.BackupID = repository.Token(repo.ID(), b.operation+"/id")
 	record.BackupTag = repository.Token(repo.ID(), b.operation+"/tag")
 	err := d.session(ctx, repo, b.operation, b.username, hostname, func(credentials *api.Credentials) error {
 		result, err := agent.Run(ctx, api.StartRequest{
 			ID: b.operation, Kind: api.KindSnapshot, Credentials: credentials, RateLimit: b.options.RateLimit,
 			Snapshot: &api.SnapshotRequest{
-				Volume: b.volume, Path: b.path, SourcePath: b.path,
-				Ignore: b.options.Ignore, Compression: b.options.Compression,
+				Volume: b.volume, Path: b.path, SourcePath: sourcePath,
+				// The pod's own wish goes before the repository's.
+				Ignore: b.options.Ignore, Compression: cmp.Or(b.options.Compression, repo.Compression()),
 				Labels: map[string]string{"namespace": record.Namespace, "pod": record.Pod, "actionset": actionSet},
 			},
 		}, progress)
@@ -66,7 +69,7 @@ func (d *Data) take(ctx context.Context, repo *repository.Repository, agent *age
 	// Not the clock's: the same phase, picked up again, writes the same record.
 	record.Created = record.Snapshot.End
 	stored, err := repo.Record(ctx, b.operation+"-record", api.RecordRequest{
-		Username: b.username, Hostname: hostname, SourcePath: b.path, Record: record,
+		Username: b.username, Hostname: hostname, SourcePath: sourcePath, Record: record,
 	})
 	if p := (*api.Problem)(nil); errors.As(err, &p) && p.Code == api.CodeConflict {
 		// The phase was picked up after its agent's pod had been replaced: the first

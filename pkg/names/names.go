@@ -24,6 +24,9 @@ const (
 	InjectLabel = Group + "/inject"
 	// StrictLabel on a Namespace ("true") refuses opted-in pods without an agent.
 	StrictLabel = Group + "/strict"
+	// RepositoryAnnotation on a Namespace names the RepositoryServer that it shares with
+	// others; the RepositoryServer must list the namespace too.
+	RepositoryAnnotation = Group + "/repository"
 	// PrivilegedAgentsAnnotation on a Namespace lets agents there run as root.
 	PrivilegedAgentsAnnotation = Group + "/privileged-agents"
 )
@@ -47,6 +50,10 @@ const (
 	// StatusAnnotation is written by the webhook: JSON with version, volumes, skipped volumes and uid.
 	StatusAnnotation = Group + "/status"
 )
+
+// DeletionsAllowedAnnotation on a RepositoryServer is a time (RFC 3339) until which
+// backups may be deleted beyond its limit.
+const DeletionsAllowedAnnotation = Group + "/deletions-allowed-until"
 
 // The agent's container and what is mounted into it.
 const (

@@ -20,7 +20,12 @@ const (
 	certificateRenewal  = 10 * 24 * time.Hour
 )
 
-func tlsSecretName(rs *kopiav1alpha1.RepositoryServer) string { return rs.Name + "-tls" }
+func tlsSecretName(rs *kopiav1alpha1.RepositoryServer) string {
+	if rs.Spec.TLS != nil && rs.Spec.TLS.Secret != "" {
+		return rs.Spec.TLS.Secret
+	}
+	return rs.Name + "-tls"
+}
 
 // host is the name that agents dial and verify.
 func host(rs *kopiav1alpha1.RepositoryServer) string {
@@ -28,11 +33,19 @@ func host(rs *kopiav1alpha1.RepositoryServer) string {
 }
 
 func serverURL(rs *kopiav1alpha1.RepositoryServer) string {
+	if rs.Spec.External != nil {
+		return rs.Spec.External.URL
+	}
 	return fmt.Sprintf("https://%s:%d", host(rs), names.RepositoryPort)
 }
 
-// buildCertificate asks cert-manager for the server's certificate.
+// buildCertificate asks cert-manager for the server's certificate, from the control
+// plane's issuer if the spec names none.
 func buildCertificate(rs *kopiav1alpha1.RepositoryServer, issuer string) *certmanagerv1.Certificate {
+	from := cmmeta.IssuerReference{Name: issuer, Kind: certmanagerv1.IssuerKind}
+	if t := rs.Spec.TLS; t != nil && t.Issuer != nil {
+		from = cmmeta.IssuerReference{Name: t.Issuer.Name, Kind: t.Issuer.Kind, Group: t.Issuer.Group}
+	}
 	return &certmanagerv1.Certificate{
 		ObjectMeta: ownedMeta(rs, rs.Name),
 		Spec: certmanagerv1.CertificateSpec{
@@ -46,7 +59,7 @@ func buildCertificate(rs *kopiav1alpha1.RepositoryServer, issuer string) *certma
 				Size:           256,
 				RotationPolicy: certmanagerv1.RotationPolicyAlways,
 			},
-			IssuerRef: cmmeta.IssuerReference{Name: issuer, Kind: certmanagerv1.IssuerKind},
+			IssuerRef: from,
 		},
 	}
 }

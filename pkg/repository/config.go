@@ -5,6 +5,7 @@ package repository
 import (
 	"encoding/json"
 	"fmt"
+	"path"
 	"reflect"
 
 	corev1 "k8s.io/api/core/v1"
@@ -28,50 +29,76 @@ type serverConfig struct {
 	Password     string        `json:"password"`
 	RepositoryID string        `json:"repositoryID"`
 	AllowCreate  bool          `json:"allowCreate"`
+	Format       formatConfig  `json:"format,omitzero"`
+	External     *externalUser `json:"external,omitempty"`
+}
+
+type formatConfig struct {
+	Splitter       string `json:"splitter,omitempty"`
+	ObjectLockMode string `json:"objectLockMode,omitempty"`
+	ObjectLock     string `json:"objectLock,omitempty"`
+}
+
+// externalUser is a user of somebody else's server.
+type externalUser struct {
+	URL      string `json:"url"`
+	CA       string `json:"ca"`
+	Username string `json:"username"`
+	Hostname string `json:"hostname"`
+	Password string `json:"password"`
 }
 
 type storageConfig struct {
-	Type            string `json:"type"`
-	Bucket          string `json:"bucket"`
-	Endpoint        string `json:"endpoint"`
-	Prefix          string `json:"prefix"`
-	Region          string `json:"region,omitempty"`
-	AccessKeyID     string `json:"accessKeyID"`
-	SecretAccessKey string `json:"secretAccessKey"`
-	CABundle        string `json:"caBundle,omitempty"`
-	InsecureTLS     bool   `json:"insecureTLS,omitempty"`
-	DisableTLS      bool   `json:"disableTLS,omitempty"`
+	Type     string `json:"type"`
+	Bucket   string `json:"bucket,omitempty"`
+	Endpoint string `json:"endpoint,omitempty"`
+	Prefix   string `json:"prefix,omitempty"`
+	Region   string `json:"region,omitempty"`
+	Path     string `json:"path,omitempty"`
+	storageKeys
+	CABundle    string `json:"caBundle,omitempty"`
+	InsecureTLS bool   `json:"insecureTLS,omitempty"`
+	DisableTLS  bool   `json:"disableTLS,omitempty"`
 }
 
 // access is what a Profile adds to a RepositoryServer's storage.
 type access struct {
-	keys        s3Keys
+	keys        storageKeys
 	caBundle    []byte
 	insecureTLS bool
 }
 
+// claimDir is where a filesystem storage's claim is mounted.
+const claimDir = "/var/lib/repository"
+
 // buildConfig is the server's configuration.
 func buildConfig(rs *kopiav1alpha1.RepositoryServer, a access, password string) serverConfig {
-	s3 := rs.Spec.Storage.S3
-	endpoint, plain := dialEndpoint(s3.Endpoint)
-	return serverConfig{
-		Storage: storageConfig{
-			Type:            "s3",
-			Bucket:          s3.Bucket,
-			Endpoint:        endpoint,
-			Prefix:          s3.Prefix,
-			Region:          s3.Region,
-			AccessKeyID:     a.keys.AccessKeyID,
-			SecretAccessKey: a.keys.SecretAccessKey,
-			CABundle:        string(a.caBundle),
-			InsecureTLS:     a.insecureTLS,
-			DisableTLS:      plain,
-		},
+	c := serverConfig{
+		Storage:      storageConfig{storageKeys: a.keys, CABundle: string(a.caBundle), InsecureTLS: a.insecureTLS},
 		Password:     password,
 		RepositoryID: rs.Name,
 		// Only a repository that was never seen ready may be made.
 		AllowCreate: rs.Status.Initialized == nil,
 	}
+	switch s := rs.Spec.Storage; {
+	case s.S3 != nil:
+		endpoint, plain := dialEndpoint(locationOf(s).place[2])
+		c.Storage.Type, c.Storage.Bucket, c.Storage.Prefix = "s3", s.S3.Bucket, s.S3.Prefix
+		c.Storage.Endpoint, c.Storage.DisableTLS, c.Storage.Region = endpoint, plain, s.S3.Region
+	case s.GCS != nil:
+		c.Storage.Type, c.Storage.Bucket, c.Storage.Prefix = "gcs", s.GCS.Bucket, s.GCS.Prefix
+	case s.Azure != nil:
+		c.Storage.Type, c.Storage.Bucket, c.Storage.Prefix = "azure", s.Azure.Container, s.Azure.Prefix
+	case s.Filesystem != nil:
+		c.Storage = storageConfig{Type: "filesystem", Path: path.Join(claimDir, path.Join("/", s.Filesystem.Path))}
+	}
+	if f := rs.Spec.Format; f != nil {
+		c.Format.Splitter = f.Splitter
+		if f.ObjectLock != nil {
+			c.Format.ObjectLockMode, c.Format.ObjectLock = f.ObjectLock.Mode, f.ObjectLock.Period.Duration.String()
+		}
+	}
+	return c
 }
 
 // buildConfigSecret holds the server's configuration, for its pod only.

@@ -55,18 +55,84 @@ func goMemLimit(r corev1.ResourceRequirements) []corev1.EnvVar {
 	return []corev1.EnvVar{{Name: "GOMEMLIMIT", Value: strconv.FormatInt(limit.Value()/4*3, 10)}}
 }
 
-// buildDeployment runs the server: one replica that is replaced, never doubled.
-// The pod has no service account token; the storage keys are in a mounted Secret,
-// what the server writes of them stays in memory.
-func buildDeployment(rs *kopiav1alpha1.RepositoryServer, image Image, revision string, replicas int32) *appsv1.Deployment {
+// podSpec is what the server and its maintenance have in common: the restricted
+// pod security standard, no token, the storage keys in a mounted Secret, and what is
+// written of them in memory. The container is the first; it needs Args.
+func podSpec(rs *kopiav1alpha1.RepositoryServer, image Image, resources corev1.ResourceRequirements) corev1.PodSpec {
 	no, yes := false, true
 	user, mode := nonRoot, int32(0o440)
 	grace := int64(10)
+	stateSize, cacheSize := resource.MustParse("64Mi"), resource.MustParse("1Gi")
+	spec := corev1.PodSpec{
+		AutomountServiceAccountToken:  &no,
+		EnableServiceLinks:            &no,
+		TerminationGracePeriodSeconds: &grace,
+		SecurityContext: &corev1.PodSecurityContext{
+			RunAsNonRoot:   &yes,
+			RunAsUser:      &user,
+			RunAsGroup:     &user,
+			FSGroup:        &user,
+			SeccompProfile: &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault},
+		},
+		Containers: []corev1.Container{{
+			Name:            Container,
+			Image:           image.Name,
+			ImagePullPolicy: image.PullPolicy,
+			Env:             goMemLimit(resources),
+			Resources:       resources,
+			// The last lines of the log say why it failed.
+			TerminationMessagePolicy: corev1.TerminationMessageFallbackToLogsOnError,
+			SecurityContext: &corev1.SecurityContext{
+				RunAsNonRoot:             &yes,
+				AllowPrivilegeEscalation: &no,
+				ReadOnlyRootFilesystem:   &yes,
+				Capabilities:             &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}},
+				SeccompProfile:           &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault},
+			},
+			VolumeMounts: []corev1.VolumeMount{
+				{Name: "config", MountPath: configDir, ReadOnly: true},
+				{Name: names.StateVolume, MountPath: names.StateDir},
+				{Name: "cache", MountPath: cacheDir},
+			},
+		}},
+		Volumes: []corev1.Volume{
+			{Name: "config", VolumeSource: corev1.VolumeSource{
+				Secret: &corev1.SecretVolumeSource{SecretName: rs.Name + "-config", DefaultMode: &mode},
+			}},
+			// In memory: Kopia writes the storage keys into its configuration file.
+			{Name: names.StateVolume, VolumeSource: corev1.VolumeSource{
+				EmptyDir: &corev1.EmptyDirVolumeSource{Medium: corev1.StorageMediumMemory, SizeLimit: &stateSize},
+			}},
+			{Name: "cache", VolumeSource: corev1.VolumeSource{
+				EmptyDir: &corev1.EmptyDirVolumeSource{SizeLimit: &cacheSize},
+			}},
+		},
+	}
+	if fs := rs.Spec.Storage.Filesystem; fs != nil {
+		mount(&spec, corev1.VolumeMount{Name: "repository", MountPath: claimDir}, corev1.VolumeSource{
+			PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: fs.Claim},
+		})
+	}
+	return spec
+}
+
+func mount(spec *corev1.PodSpec, m corev1.VolumeMount, from corev1.VolumeSource) {
+	spec.Containers[0].VolumeMounts = append(spec.Containers[0].VolumeMounts, m)
+	spec.Volumes = append(spec.Volumes, corev1.Volume{Name: m.Name, VolumeSource: from})
+}
+
+// buildDeployment runs the server: one replica that is replaced, never doubled.
+//
+// There is no PodDisruptionBudget: with one replica it would block the drain of a
+// node for as long as a backup runs. An operation that a drain cuts fails with the
+// reason, and the next goes on from its checkpoint. The cluster autoscaler, which can
+// choose another node, is asked to.
+func buildDeployment(rs *kopiav1alpha1.RepositoryServer, image Image, revision string, replicas int32) *appsv1.Deployment {
+	yes, mode := true, int32(0o440)
 	resources := rs.Spec.Resources
 	if len(resources.Requests) == 0 && len(resources.Limits) == 0 {
 		resources = defaultResources()
 	}
-	stateSize, cacheSize := resource.MustParse("64Mi"), resource.MustParse("1Gi")
 	probe := func(path string, period, failures int32) *corev1.Probe {
 		return &corev1.Probe{
 			ProbeHandler: corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{
@@ -78,6 +144,34 @@ func buildDeployment(rs *kopiav1alpha1.RepositoryServer, image Image, revision s
 			FailureThreshold: failures,
 		}
 	}
+	spec := podSpec(rs, image, resources)
+	mount(&spec, corev1.VolumeMount{Name: names.CAVolume, MountPath: names.CADir, ReadOnly: true}, corev1.VolumeSource{
+		ConfigMap: &corev1.ConfigMapVolumeSource{
+			LocalObjectReference: corev1.LocalObjectReference{Name: names.CAConfigMap}, Optional: &yes,
+		},
+	})
+	c := &spec.Containers[0]
+	c.Args = []string{"serve"}
+	c.Ports = []corev1.ContainerPort{{Name: healthPortName, ContainerPort: names.AgentHealthPort, Protocol: corev1.ProtocolTCP}}
+	if rs.Spec.External == nil {
+		c.Ports = append(c.Ports, corev1.ContainerPort{Name: repositoryPortName, ContainerPort: names.RepositoryPort, Protocol: corev1.ProtocolTCP})
+		mount(&spec, corev1.VolumeMount{Name: "tls", MountPath: tlsDir, ReadOnly: true}, corev1.VolumeSource{
+			Secret: &corev1.SecretVolumeSource{SecretName: tlsSecretName(rs), DefaultMode: &mode},
+		})
+	}
+	// Opening a large repository takes its time: only readiness judges it.
+	// The startup probe is quick, so that the first phase does not wait long.
+	c.StartupProbe = probe("/readyz", 1, 600)
+	c.ReadinessProbe = probe("/readyz", 10, 3)
+	c.LivenessProbe = probe("/healthz", 20, 3)
+	// A node that is gone is given up soon: Kopia bears a second writer, should the
+	// first live on unseen.
+	lost := int64(30)
+	for _, key := range []string{corev1.TaintNodeNotReady, corev1.TaintNodeUnreachable} {
+		spec.Tolerations = append(spec.Tolerations, corev1.Toleration{
+			Key: key, Operator: corev1.TolerationOpExists, Effect: corev1.TaintEffectNoExecute, TolerationSeconds: &lost,
+		})
+	}
 	return &appsv1.Deployment{
 		ObjectMeta: ownedMeta(rs, rs.Name),
 		Spec: appsv1.DeploymentSpec{
@@ -86,75 +180,13 @@ func buildDeployment(rs *kopiav1alpha1.RepositoryServer, image Image, revision s
 			Selector: &metav1.LabelSelector{MatchLabels: labels(rs)},
 			Template: corev1.PodTemplateSpec{
 				ObjectMeta: metav1.ObjectMeta{
-					Labels:      labels(rs),
-					Annotations: map[string]string{revisionAnnotation: revision},
-				},
-				Spec: corev1.PodSpec{
-					AutomountServiceAccountToken:  &no,
-					EnableServiceLinks:            &no,
-					TerminationGracePeriodSeconds: &grace,
-					SecurityContext: &corev1.PodSecurityContext{
-						RunAsNonRoot:   &yes,
-						RunAsUser:      &user,
-						RunAsGroup:     &user,
-						FSGroup:        &user,
-						SeccompProfile: &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault},
-					},
-					Containers: []corev1.Container{{
-						Name:            Container,
-						Image:           image.Name,
-						ImagePullPolicy: image.PullPolicy,
-						Args:            []string{"serve"},
-						Env:             goMemLimit(resources),
-						Resources:       resources,
-						Ports: []corev1.ContainerPort{
-							{Name: repositoryPortName, ContainerPort: names.RepositoryPort, Protocol: corev1.ProtocolTCP},
-							{Name: healthPortName, ContainerPort: names.AgentHealthPort, Protocol: corev1.ProtocolTCP},
-						},
-						// Opening a large repository takes its time: only readiness judges it.
-						// The startup probe is quick, so that the first phase does not wait long.
-						StartupProbe:   probe("/readyz", 1, 600),
-						ReadinessProbe: probe("/readyz", 10, 3),
-						LivenessProbe:  probe("/healthz", 20, 3),
-						// The last lines of the log say why a server did not start.
-						TerminationMessagePolicy: corev1.TerminationMessageFallbackToLogsOnError,
-						SecurityContext: &corev1.SecurityContext{
-							RunAsNonRoot:             &yes,
-							AllowPrivilegeEscalation: &no,
-							ReadOnlyRootFilesystem:   &yes,
-							Capabilities:             &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}},
-							SeccompProfile:           &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault},
-						},
-						VolumeMounts: []corev1.VolumeMount{
-							{Name: "config", MountPath: configDir, ReadOnly: true},
-							{Name: "tls", MountPath: tlsDir, ReadOnly: true},
-							{Name: names.CAVolume, MountPath: names.CADir, ReadOnly: true},
-							{Name: names.StateVolume, MountPath: names.StateDir},
-							{Name: "cache", MountPath: cacheDir},
-						},
-					}},
-					Volumes: []corev1.Volume{
-						{Name: "config", VolumeSource: corev1.VolumeSource{
-							Secret: &corev1.SecretVolumeSource{SecretName: rs.Name + "-config", DefaultMode: &mode},
-						}},
-						{Name: "tls", VolumeSource: corev1.VolumeSource{
-							Secret: &corev1.SecretVolumeSource{SecretName: tlsSecretName(rs), DefaultMode: &mode},
-						}},
-						{Name: names.CAVolume, VolumeSource: corev1.VolumeSource{
-							ConfigMap: &corev1.ConfigMapVolumeSource{
-								LocalObjectReference: corev1.LocalObjectReference{Name: names.CAConfigMap},
-								Optional:             &yes,
-							},
-						}},
-						// In memory: Kopia writes the storage keys into its configuration file.
-						{Name: names.StateVolume, VolumeSource: corev1.VolumeSource{
-							EmptyDir: &corev1.EmptyDirVolumeSource{Medium: corev1.StorageMediumMemory, SizeLimit: &stateSize},
-						}},
-						{Name: "cache", VolumeSource: corev1.VolumeSource{
-							EmptyDir: &corev1.EmptyDirVolumeSource{SizeLimit: &cacheSize},
-						}},
+					Labels: labels(rs),
+					Annotations: map[string]string{
+						revisionAnnotation: revision,
+						"cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
 					},
 				},
+				Spec: spec,
 			},
 		},
 	}

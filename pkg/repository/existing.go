@@ -11,6 +11,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	kopiav1alpha1 "github.com/kanister-kopia/kanister-kopia/pkg/apis/kopia/v1alpha1"
+	"github.com/kanister-kopia/kanister-kopia/pkg/names"
 	"github.com/kanister-kopia/kanister-kopia/pkg/param"
 )
 
@@ -21,9 +22,12 @@ var ErrWrongKey = errors.New("the repository has another encryptionKey")
 // namespace has none at the Profile's location, ErrWrongKey if it has one with
 // another key.
 func (m *Manager) OpenExisting(ctx context.Context, ref Ref) (*Repository, error) {
-	tenant, err := m.tenant(ctx, ref.Namespace)
+	ns, tenant, err := m.tenant(ctx, ref.Namespace)
 	if err != nil {
 		return nil, err
+	}
+	if ns.Annotations[names.RepositoryAnnotation] != "" && ref.EncryptionKey == nil {
+		return m.Open(ctx, ref) // a shared one is never made on demand
 	}
 	k, err := deriveKey(ref.EncryptionKey, tenant)
 	if err != nil {
@@ -42,9 +46,9 @@ func (m *Manager) OpenExisting(ctx context.Context, ref Ref) (*Repository, error
 	for i := range servers.Items {
 		rs := &servers.Items[i]
 		if rs.Name == id {
-			return m.start(ctx, id, ref, k)
+			return m.start(ctx, id, tenant, ref, k)
 		}
-		if rs.Spec.Tenant != tenant {
+		if rs.Spec.Tenant == nil || *rs.Spec.Tenant != tenant {
 			continue
 		}
 		// The same place but for the key.
@@ -65,14 +69,18 @@ func (m *Manager) OpenID(ctx context.Context, id string, ref Ref) (*Repository, 
 	} else if err != nil {
 		return nil, fmt.Errorf("read RepositoryServer %s: %w", id, err)
 	}
-	k, err := deriveKey(ref.EncryptionKey, rs.Spec.Tenant)
+	var tenant kopiav1alpha1.Tenant // a shared one has none, and no key but its own
+	if rs.Spec.Tenant != nil {
+		tenant = *rs.Spec.Tenant
+	}
+	k, err := deriveKey(ref.EncryptionKey, tenant)
 	if err != nil {
 		return nil, err
 	}
 	if k.id != rs.Spec.KeyID {
 		return nil, fmt.Errorf("repository %s: %w", id, ErrWrongKey)
 	}
-	return m.start(ctx, id, ref, k)
+	return m.start(ctx, id, tenant, ref, k)
 }
 
 // At lists the ids of the repositories at a Profile's location: in its bucket, and
@@ -85,12 +93,14 @@ func (m *Manager) At(ctx context.Context, profile *param.Profile) ([]string, err
 	var ids []string
 	for i := range servers.Items {
 		rs := &servers.Items[i]
-		at, err := storageOf(profile, rs.Spec.Tenant, rs.Spec.KeyID)
+		if rs.Spec.Tenant == nil {
+			continue // made by hand: no Profile's prefix is its
+		}
+		at, err := storageOf(profile, *rs.Spec.Tenant, rs.Spec.KeyID)
 		if err != nil {
 			return nil, err
 		}
-		have := rs.Spec.Storage.S3
-		if have != nil && have.Bucket == at.S3.Bucket && have.Endpoint == at.S3.Endpoint && have.Prefix == at.S3.Prefix {
+		if have, want := locationOf(rs.Spec.Storage), locationOf(at); have.samePlace(want) && have.prefix == want.prefix {
 			ids = append(ids, rs.Name)
 		}
 	}

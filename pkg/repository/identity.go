@@ -58,13 +58,10 @@ func deriveKey(encryptionKey *string, t kopiav1alpha1.Tenant) (key, error) {
 }
 
 // storagePrefix is the folder of a repository below the Profile's prefix. It ends
-// in a slash.
+// in a slash. No repository's folder is within another's: to the outer one's
+// maintenance, the inner one's blobs would be unreferenced ones of its own.
 func storagePrefix(profilePrefix string, t kopiav1alpha1.Tenant, keyID string) string {
-	p := path.Join(strings.Trim(profilePrefix, "/"), t.ClusterID, t.Namespace+"-"+t.NamespaceUID)
-	if keyID != DefaultKeyID {
-		p = path.Join(p, keyID)
-	}
-	return p + "/"
+	return path.Join(strings.Trim(profilePrefix, "/"), t.ClusterID, t.Namespace+"-"+t.NamespaceUID, keyID) + "/"
 }
 
 // maxFriendly is how much of a namespace's name an id shows.
@@ -74,7 +71,8 @@ const maxFriendly = 20
 // DNS-1035 label of at most 41 characters, which leaves room for the random part
 // of a token. Equal storage, tenant and key give the same id, and nothing else does.
 func repositoryID(s kopiav1alpha1.Storage, t kopiav1alpha1.Tenant, keyID string) string {
-	parts := []string{"s3", s.S3.Bucket, s.S3.Endpoint, s.S3.Prefix, t.ClusterID, t.NamespaceUID, keyID}
+	l := locationOf(s)
+	parts := append(l.place, l.prefix, t.ClusterID, t.NamespaceUID, keyID)
 	h := sha256.New()
 	for _, p := range parts {
 		fmt.Fprintf(h, "%d:%s,", len(p), p)

@@ -7,6 +7,8 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"reflect"
+	"slices"
 	"sync"
 	"time"
 
@@ -14,6 +16,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/utils/clock"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/log"
 
@@ -42,7 +45,8 @@ type Manager struct {
 	// Agents reaches a server's own agent.
 	Agents Connector
 	// CA returns the PEM bundle that the servers' certificates chain to.
-	CA func() ([]byte, error)
+	CA    func() ([]byte, error)
+	Clock clock.PassiveClock
 
 	mu   sync.Mutex
 	uses map[string]*use
@@ -52,10 +56,10 @@ type Manager struct {
 
 // use is what is known of a repository that somebody works with.
 type use struct {
-	// count of Repositories that were opened and not closed.
-	count int
-	// starting serialises the writing of its configuration.
-	starting sync.Mutex
+	// open Repositories, and all who hold this value.
+	open, holders int
+	// deciding serialises what writes the server's configuration, starts or stops it.
+	deciding sync.Mutex
 }
 
 // Ref says which repository a function means.
@@ -72,10 +76,19 @@ type Ref struct {
 
 // Open returns the repository of ref's namespace and key at the Profile's
 // location, its server ready; what does not exist yet is made. Close it.
+//
+// A namespace that shares a repository gets that one, but for calls with an
+// encryptionKey: another key is another repository.
 func (m *Manager) Open(ctx context.Context, ref Ref) (*Repository, error) {
-	tenant, err := m.tenant(ctx, ref.Namespace)
+	ns, tenant, err := m.tenant(ctx, ref.Namespace)
 	if err != nil {
 		return nil, err
+	}
+	if name := ns.Annotations[names.RepositoryAnnotation]; name != "" && ref.EncryptionKey == nil {
+		if err := m.mayShare(ctx, name, ref); err != nil {
+			return nil, fmt.Errorf("use RepositoryServer %s, which namespace %s asks for: %w", name, ref.Namespace, err)
+		}
+		return m.start(ctx, name, tenant, ref, key{id: DefaultKeyID})
 	}
 	k, err := deriveKey(ref.EncryptionKey, tenant)
 	if err != nil {
@@ -95,13 +108,28 @@ func (m *Manager) Open(ctx context.Context, ref Ref) (*Repository, error) {
 				names.RepositoryLabel: id,
 			},
 		},
-		Spec: kopiav1alpha1.RepositoryServerSpec{Storage: storage, Tenant: tenant, KeyID: k.id},
+		Spec: kopiav1alpha1.RepositoryServerSpec{Storage: storage, Tenant: &tenant, KeyID: k.id},
 	}
 	// Somebody else may have made it, a moment or a year ago.
 	if err := m.Client.Create(ctx, rs); err != nil && !apierrors.IsAlreadyExists(err) {
 		return nil, fmt.Errorf("make RepositoryServer %s: %w", id, err)
 	}
-	return m.start(ctx, id, ref, k)
+	return m.start(ctx, id, tenant, ref, k)
+}
+
+// mayShare checks the other side's consent: the namespace asked with its annotation,
+// the RepositoryServer must list it.
+func (m *Manager) mayShare(ctx context.Context, name string, ref Ref) error {
+	var rs kopiav1alpha1.RepositoryServer
+	if err := m.Client.Get(ctx, client.ObjectKey{Namespace: m.Namespace, Name: name}, &rs); apierrors.IsNotFound(err) {
+		return fmt.Errorf("namespace %s has no such RepositoryServer: make it, or remove the annotation %s", m.Namespace, names.RepositoryAnnotation)
+	} else if err != nil {
+		return err
+	}
+	if !slices.Contains(rs.Spec.Namespaces, ref.Namespace) {
+		return fmt.Errorf("its spec.namespaces does not list the namespace: whoever runs the control plane may add it, or remove the annotation %s", names.RepositoryAnnotation)
+	}
+	return checkPlace(&rs, ref.Profile)
 }
 
 // OpenBackup returns the repository that a backupID or backupTag names, from
@@ -114,38 +142,40 @@ func (m *Manager) OpenBackup(ctx context.Context, token string, ref Ref) (*Repos
 	}
 	var rs kopiav1alpha1.RepositoryServer
 	if err := m.Client.Get(ctx, client.ObjectKey{Namespace: m.Namespace, Name: id}, &rs); apierrors.IsNotFound(err) {
-		return nil, fmt.Errorf("backup %s: %w: namespace %s has no RepositoryServer %s", token, ErrNotFound, m.Namespace, id)
+		return nil, fmt.Errorf("backup %s: %w: namespace %s has no RepositoryServer %s: if it was made in another cluster, import that cluster's keys (controller import-keys)", token, ErrNotFound, m.Namespace, id)
 	} else if err != nil {
 		return nil, fmt.Errorf("read RepositoryServer %s: %w", id, err)
 	}
-	k, err := deriveKey(ref.EncryptionKey, rs.Spec.Tenant)
+	var tenant kopiav1alpha1.Tenant
+	if rs.Spec.Tenant != nil {
+		tenant = *rs.Spec.Tenant
+	} else if _, tenant, err = m.tenant(ctx, ref.Namespace); err != nil {
+		return nil, err
+	}
+	k, err := deriveKey(ref.EncryptionKey, tenant)
 	if err != nil {
 		return nil, err
 	}
 	if k.id != rs.Spec.KeyID {
 		return nil, fmt.Errorf("backup %s: %w with this encryptionKey", token, ErrNotFound)
 	}
-	storage, err := storageOf(ref.Profile, rs.Spec.Tenant, k.id)
-	if err != nil {
-		return nil, err
+	if err := checkPlace(&rs, ref.Profile); err != nil {
+		return nil, fmt.Errorf("backup %s: %w", token, err)
 	}
-	if have := rs.Spec.Storage.S3; have == nil || have.Bucket != storage.S3.Bucket || have.Endpoint != storage.S3.Endpoint {
-		return nil, fmt.Errorf("backup %s: %w in bucket %s of the Profile", token, ErrNotFound, storage.S3.Bucket)
-	}
-	return m.start(ctx, id, ref, k)
+	return m.start(ctx, id, tenant, ref, k)
 }
 
 // tenant reads who a namespace is.
-func (m *Manager) tenant(ctx context.Context, namespace string) (kopiav1alpha1.Tenant, error) {
+func (m *Manager) tenant(ctx context.Context, namespace string) (*corev1.Namespace, kopiav1alpha1.Tenant, error) {
 	cluster, err := m.clusterID(ctx)
 	if err != nil {
-		return kopiav1alpha1.Tenant{}, err
+		return nil, kopiav1alpha1.Tenant{}, err
 	}
-	uid, err := m.namespaceUID(ctx, namespace)
+	ns, err := m.namespace(ctx, namespace)
 	if err != nil {
-		return kopiav1alpha1.Tenant{}, err
+		return nil, kopiav1alpha1.Tenant{}, err
 	}
-	return kopiav1alpha1.Tenant{ClusterID: cluster, Namespace: namespace, NamespaceUID: uid}, nil
+	return ns, kopiav1alpha1.Tenant{ClusterID: cluster, Namespace: namespace, NamespaceUID: string(ns.UID)}, nil
 }
 
 func (m *Manager) clusterID(ctx context.Context) (string, error) {
@@ -155,26 +185,27 @@ func (m *Manager) clusterID(ctx context.Context) (string, error) {
 	if id != "" {
 		return id, nil
 	}
-	id, err := m.namespaceUID(ctx, metav1.NamespaceSystem)
+	ns, err := m.namespace(ctx, metav1.NamespaceSystem)
 	if err != nil {
 		return "", err
 	}
 	m.mu.Lock()
-	m.cluster = id
-	m.mu.Unlock()
-	return id, nil
+	defer m.mu.Unlock()
+	m.cluster = string(ns.UID)
+	return m.cluster, nil
 }
 
-func (m *Manager) namespaceUID(ctx context.Context, name string) (string, error) {
+func (m *Manager) namespace(ctx context.Context, name string) (*corev1.Namespace, error) {
 	var ns corev1.Namespace
 	if err := m.Client.Get(ctx, client.ObjectKey{Name: name}, &ns); err != nil {
-		return "", fmt.Errorf("read namespace %s: %w", name, err)
+		return nil, fmt.Errorf("read namespace %s: %w", name, err)
 	}
-	return string(ns.UID), nil
+	return &ns, nil
 }
 
-// acquire counts a user of a repository; release ends it.
-func (m *Manager) acquire(id string) *use {
+// hold returns what is known of a repository; open counts a user of it. Give it back
+// with release.
+func (m *Manager) hold(id string, open int) *use {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.uses == nil {
@@ -185,15 +216,17 @@ func (m *Manager) acquire(id string) *use {
 		u = &use{}
 		m.uses[id] = u
 	}
-	u.count++
+	u.open += open
+	u.holders++
 	return u
 }
 
-func (m *Manager) release(id string) {
+func (m *Manager) release(id string, open int) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.uses[id].count--
-	if m.uses[id].count == 0 {
+	u := m.uses[id]
+	u.open -= open
+	if u.holders--; u.holders == 0 {
 		delete(m.uses, id)
 	}
 }
@@ -203,45 +236,50 @@ func (m *Manager) InUse(id string) int {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if u := m.uses[id]; u != nil {
-		return u.count
+		return u.open
 	}
 	return 0
 }
 
 // start brings the server of an existing RepositoryServer up with ref's access to
-// the storage and waits for it.
-func (m *Manager) start(ctx context.Context, id string, ref Ref, k key) (_ *Repository, err error) {
-	u := m.acquire(id)
-	defer func() {
-		if err != nil {
-			m.release(id)
-		}
-	}()
-	keys, err := s3KeysOf(ref.Profile)
-	if err != nil {
+// the storage and waits for it. tenant is whose data is worked with.
+func (m *Manager) start(ctx context.Context, id string, tenant kopiav1alpha1.Tenant, ref Ref, k key) (*Repository, error) {
+	r := &Repository{manager: m, id: id, tenant: tenant, ref: ref, key: k, use: m.hold(id, 1)}
+	if err := r.bringUp(ctx, ""); err != nil {
+		m.release(id, 1)
 		return nil, err
 	}
-	a := access{
-		keys:        keys,
-		caBundle:    ref.Profile.CABundle,
-		insecureTLS: ref.InsecureTLS || ref.Profile.SkipSSLVerify,
+	return r, nil
+}
+
+// bringUp makes the server ready: one of another revision than spent, which is
+// about to be stopped.
+func (r *Repository) bringUp(ctx context.Context, spent string) error {
+	revision, err := r.manager.configure(ctx, r.use, r.id, r.ref, r.key, spent)
+	if err == nil {
+		r.rs, err = r.manager.awaitReady(ctx, r.id, revision)
 	}
-	revision, err := m.configure(ctx, u, id, a, k)
 	if err != nil {
-		return nil, fmt.Errorf("start repository server %s: %w", id, err)
+		return fmt.Errorf("start repository server %s: %w", r.id, err)
 	}
-	rs, err := m.awaitReady(ctx, id, revision)
-	if err != nil {
-		return nil, fmt.Errorf("start repository server %s: %w", id, err)
+	return nil
+}
+
+// accessOf is what a server needs of a Profile; nothing, if its storage is no bucket.
+func accessOf(rs *kopiav1alpha1.RepositoryServer, ref Ref) (access, error) {
+	if rs.Spec.External != nil || rs.Spec.Storage.Filesystem != nil {
+		return access{}, nil
 	}
-	return &Repository{manager: m, rs: rs}, nil
+	keys, err := keysOf(ref.Profile)
+	return access{keys: keys, caBundle: ref.Profile.CABundle, insecureTLS: ref.InsecureTLS || ref.Profile.SkipSSLVerify}, err
 }
 
 // configure writes the password and the configuration of a server, if they are
-// not there or have changed, and returns the revision to wait for.
-func (m *Manager) configure(ctx context.Context, u *use, id string, a access, k key) (string, error) {
-	u.starting.Lock()
-	defer u.starting.Unlock()
+// not there or have changed, and returns the revision to wait for. Whoever holds
+// the revision spent has been told that its server stops.
+func (m *Manager) configure(ctx context.Context, u *use, id string, ref Ref, k key, spent string) (string, error) {
+	u.deciding.Lock()
+	defer u.deciding.Unlock()
 
 	rs := &kopiav1alpha1.RepositoryServer{}
 	if err := m.Client.Get(ctx, client.ObjectKey{Namespace: m.Namespace, Name: id}, rs); err != nil {
@@ -250,20 +288,16 @@ func (m *Manager) configure(ctx context.Context, u *use, id string, a access, k 
 	if rs.DeletionTimestamp != nil {
 		return "", errors.New("the RepositoryServer is being deleted: run the action again when it is gone")
 	}
-	password := k.password
-	if rs.Spec.KeyID == DefaultKeyID {
-		var err error
-		if password, err = m.password(ctx, rs); err != nil {
-			return "", err
-		}
+	want, err := m.want(ctx, rs, ref, k)
+	if err != nil {
+		return "", err
 	}
-	want := buildConfig(rs, a, password)
-
 	var secret corev1.Secret
-	err := m.Client.Get(ctx, client.ObjectKey{Namespace: m.Namespace, Name: rs.Name + "-config"}, &secret)
+	err = m.Client.Get(ctx, client.ObjectKey{Namespace: m.Namespace, Name: rs.Name + "-config"}, &secret)
 	if client.IgnoreNotFound(err) != nil {
 		return "", fmt.Errorf("read the server's configuration: %w", err)
 	}
+	now := rs.Annotations[revisionAnnotation]
 	revision, write := "", true
 	if err == nil {
 		have, r, err := parseConfigSecret(&secret)
@@ -273,16 +307,25 @@ func (m *Manager) configure(ctx context.Context, u *use, id string, a access, k 
 		revision = r
 		alone := m.InUse(id) == 1
 		failed := rs.Status.Phase == kopiav1alpha1.PhaseFailed && rs.Status.Revision == revision
+		changed := needsRestart(have, want)
 		switch {
-		case needsRestart(have, want) && !alone:
+		case now == "" || revision == spent:
+			// Never the revision of a server that may still be going down.
+			revision = ""
+		case changed && !alone:
 			// A running backup is not cut off because another Profile has other keys.
 			log.FromContext(ctx).Info("repository server in use: its storage access stays as it is until it is idle", "repository", id)
 			write = false
-		case needsRestart(have, want), alone && failed:
+		case changed:
+			revision = ""
+		case failed && rs.Status.NextTry != nil && m.Clock.Now().Before(rs.Status.NextTry.Time):
+			return "", fmt.Errorf("it failed %d times, the next try is at %s: %s",
+				rs.Status.Failures, rs.Status.NextTry.UTC().Format(time.RFC3339), readyMessage(rs))
+		case alone && failed:
 			// Also when nothing changed but the last try failed: a new pod tries at
 			// once, the old one after a growing pause.
 			revision = ""
-		case have == want:
+		case reflect.DeepEqual(have, want):
 			write = false
 		}
 	}
@@ -298,7 +341,7 @@ func (m *Manager) configure(ctx context.Context, u *use, id string, a access, k 
 			return "", err
 		}
 	}
-	if rs.Annotations[revisionAnnotation] == revision {
+	if now == revision {
 		return revision, nil
 	}
 	// Last: the Reconciler starts the pod on this.
@@ -308,6 +351,62 @@ func (m *Manager) configure(ctx context.Context, u *use, id string, a access, k 
 		return "", fmt.Errorf("name the configuration's revision: %w", err)
 	}
 	return revision, nil
+}
+
+// want is the configuration that a server should have.
+func (m *Manager) want(ctx context.Context, rs *kopiav1alpha1.RepositoryServer, ref Ref, k key) (serverConfig, error) {
+	if e := rs.Spec.External; e != nil {
+		user, err := m.externalUser(ctx, e)
+		if err != nil {
+			return serverConfig{}, err
+		}
+		return serverConfig{RepositoryID: rs.Name, External: user}, nil
+	}
+	a, err := accessOf(rs, ref)
+	if err != nil {
+		return serverConfig{}, err
+	}
+	password := k.password
+	if rs.Spec.KeyID == DefaultKeyID {
+		if password, err = m.password(ctx, rs); err != nil {
+			return serverConfig{}, err
+		}
+	}
+	return buildConfig(rs, a, password), nil
+}
+
+// externalUser reads the user of somebody else's server.
+func (m *Manager) externalUser(ctx context.Context, e *kopiav1alpha1.External) (*externalUser, error) {
+	var s corev1.Secret
+	if err := m.Client.Get(ctx, client.ObjectKey{Namespace: m.Namespace, Name: e.UserSecret}, &s); err != nil {
+		return nil, fmt.Errorf("read the user of the external server: %w", err)
+	}
+	u := &externalUser{URL: e.URL, CA: e.CABundle}
+	for key, to := range map[string]*string{"username": &u.Username, "hostname": &u.Hostname, "password": &u.Password} {
+		if *to = string(s.Data[key]); *to == "" {
+			return nil, fmt.Errorf("read the user of the external server: Secret %s has no key %s", e.UserSecret, key)
+		}
+	}
+	return u, nil
+}
+
+// caOf is what agents trust for a server.
+func (m *Manager) caOf(ctx context.Context, rs *kopiav1alpha1.RepositoryServer) (string, error) {
+	if rs.Spec.External != nil {
+		return rs.Spec.External.CABundle, nil
+	}
+	if rs.Spec.TLS == nil {
+		ca, err := m.CA()
+		return string(ca), err
+	}
+	var s corev1.Secret
+	if err := m.Client.Get(ctx, client.ObjectKey{Namespace: m.Namespace, Name: tlsSecretName(rs)}, &s); err != nil {
+		return "", fmt.Errorf("read the server's certificate: %w", err)
+	}
+	if len(s.Data[names.CAKey]) == 0 {
+		return "", fmt.Errorf("Secret %s has no key %s: put the CA there that tls.crt chains to: agents trust nothing else", s.Name, names.CAKey)
+	}
+	return string(s.Data[names.CAKey]), nil
 }
 
 // password reads the repository's password, or makes one. It is made once: a

@@ -5,13 +5,17 @@ package repository
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
+	"sync"
+	"time"
 
 	certmanagerv1 "github.com/cert-manager/cert-manager/pkg/apis/certmanager/v1"
 	cmmeta "github.com/cert-manager/cert-manager/pkg/apis/meta/v1"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -19,7 +23,9 @@ import (
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/builder"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	ctrlcontroller "sigs.k8s.io/controller-runtime/pkg/controller"
 	"sigs.k8s.io/controller-runtime/pkg/handler"
+	"sigs.k8s.io/controller-runtime/pkg/log"
 	"sigs.k8s.io/controller-runtime/pkg/predicate"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
@@ -28,18 +34,26 @@ import (
 	"github.com/kanister-kopia/kanister-kopia/pkg/names"
 )
 
-// Reconciler keeps the objects of every RepositoryServer and its status. It never
-// reads a Secret: the Manager writes them and names the configuration's revision
-// in an annotation; a RepositoryServer without one has not been needed yet.
+// Reconciler keeps the objects of every RepositoryServer and its status, stops
+// servers that nobody uses, and runs maintenance. It never reads the storage keys:
+// the Manager writes them and names the configuration's revision in an annotation; a
+// RepositoryServer without one is not needed now.
 type Reconciler struct {
 	Client client.Client
+	// Manager asks servers what uses them.
+	Manager *Manager
 	// Namespace is the control plane's; RepositoryServers elsewhere are left alone.
 	Namespace string
 	// Image of the server.
 	Image Image
 	// Issuer is the name of the cert-manager Issuer of the control plane.
 	Issuer string
-	Clock  clock.PassiveClock
+	// IdleTimeout of servers whose spec has none; 0: they never stop.
+	IdleTimeout time.Duration
+	Clock       clock.PassiveClock
+
+	mu    sync.Mutex
+	looks map[string]time.Time // when a server is to be asked again
 }
 
 // SetupWithManager starts it with the manager.
@@ -60,6 +74,8 @@ func (r *Reconciler) SetupWithManager(mgr ctrl.Manager) error {
 				Namespace: o.GetNamespace(), Name: o.GetLabels()[names.RepositoryLabel],
 			}}}
 		}), builder.WithPredicates(ours)).
+		// A look at a server that does not answer keeps no other waiting.
+		WithOptions(ctrlcontroller.Options{MaxConcurrentReconciles: 8}).
 		Complete(r)
 }
 
@@ -72,41 +88,170 @@ func (r *Reconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Resu
 	if rs.DeletionTimestamp != nil {
 		return ctrl.Result{}, nil
 	}
+	var all kopiav1alpha1.RepositoryServerList
+	if err := r.Client.List(ctx, &all, client.InNamespace(rs.Namespace)); err != nil {
+		return ctrl.Result{}, fmt.Errorf("list RepositoryServers: %w", err)
+	}
+	before := rs.DeepCopy()
 	revision := rs.Annotations[revisionAnnotation]
-	v, err := r.ensure(ctx, &rs, revision)
+	var v verdict
+	var err error
+	if other := takenBy(&rs, all.Items); other != "" {
+		// Two repositories that see each other's blobs delete them.
+		v = verdict{kopiav1alpha1.PhaseFailed, reasonLocationTaken, fmt.Sprintf(
+			"RepositoryServer %s is at this location already: delete this one, or choose a prefix beside that one's, not within it", other)}
+		_, err = r.scaleToZero(ctx, &rs)
+	} else {
+		v, err = r.ensure(ctx, &rs, revision)
+	}
 	if err != nil {
 		return ctrl.Result{}, err
 	}
-	return ctrl.Result{}, r.report(ctx, &rs, revision, v)
+	r.judged(ctx, &rs, revision, v)
+	again, stopped, err := r.lookAt(ctx, &rs)
+	if err != nil {
+		log.FromContext(ctx).Info("repository server does not say what uses it", "repository", rs.Name, "error", err.Error())
+	}
+	if stopped {
+		return ctrl.Result{}, nil // the object has changed, and comes again
+	}
+	if v.reason != reasonLocationTaken {
+		due, err := r.maintain(ctx, before, &rs)
+		if err != nil {
+			return ctrl.Result{}, errors.Join(err, r.report(ctx, before, &rs))
+		}
+		again = sooner(again, due)
+	}
+	return ctrl.Result{RequeueAfter: again}, r.report(ctx, before, &rs)
+}
+
+// sooner is the smaller of two pauses; 0 is none.
+func sooner(a, b time.Duration) time.Duration {
+	if a == 0 || b != 0 && b < a {
+		return b
+	}
+	return a
+}
+
+// lookAt asks a ready server what uses it when it is time to, and says when it is
+// again. Its answer goes into the status.
+func (r *Reconciler) lookAt(ctx context.Context, rs *kopiav1alpha1.RepositoryServer) (again time.Duration, stopped bool, err error) {
+	if rs.Status.Phase != kopiav1alpha1.PhaseReady {
+		r.nextLook(rs.Name, 0)
+		return 0, false, nil
+	}
+	now := r.Clock.Now()
+	if left := r.untilLook(rs.Name, now); left > 0 {
+		return left, false, nil
+	}
+	timeout := r.idleTimeout(rs)
+	a, stopped, err := r.Manager.look(ctx, rs, timeout)
+	if err != nil {
+		return r.nextLook(rs.Name, lookPeriod), false, err
+	}
+	if stopped {
+		return r.nextLook(rs.Name, 0), true, nil
+	}
+	s := &rs.Status
+	s.Users = int32(a.Users)
+	if used := metav1.NewTime(a.LastUsed.Truncate(time.Second)); s.LastUsed == nil || used.Sub(s.LastUsed.Time) >= lookPeriod/2 {
+		s.LastUsed = &used
+	}
+	if a.StorageProblem != "" {
+		r.degraded(rs, true, reasonStorage, a.StorageProblem+": operations are refused until it answers")
+	} else {
+		r.degraded(rs, false, reasonReady, "")
+	}
+	return r.nextLook(rs.Name, nextLook(a, timeout)), false, nil
+}
+
+func (r *Reconciler) untilLook(name string, now time.Time) time.Duration {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.looks[name].Sub(now)
+}
+
+// nextLook sets when a server is asked again; 0: when it is ready again.
+func (r *Reconciler) nextLook(name string, in time.Duration) time.Duration {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.looks == nil {
+		r.looks = map[string]time.Time{}
+	}
+	if delete(r.looks, name); in > 0 {
+		r.looks[name] = r.Clock.Now().Add(in)
+	}
+	return in
 }
 
 // ensure makes what is missing, in the order in which one needs the other.
 func (r *Reconciler) ensure(ctx context.Context, rs *kopiav1alpha1.RepositoryServer, revision string) (verdict, error) {
 	if revision == "" {
-		return verdict{kopiav1alpha1.PhaseStopped, reasonStopped, "no phase has needed it yet"}, nil
+		ran, err := r.scaleToZero(ctx, rs)
+		message := "no phase has needed it yet"
+		if ran {
+			message = "no operation uses it: the next phase that needs it starts it"
+		}
+		return verdict{kopiav1alpha1.PhaseStopped, reasonStopped, message}, err
 	}
-	for _, obj := range []client.Object{buildService(rs), buildCertificate(rs, r.Issuer)} {
-		if err := kube.Apply(ctx, r.Client, obj); err != nil {
+	if rs.Spec.External == nil {
+		if err := kube.Apply(ctx, r.Client, buildService(rs)); err != nil {
 			return verdict{}, err
 		}
+		if rs.Spec.TLS == nil || rs.Spec.TLS.Secret == "" {
+			// A pod that mounts a Secret before it is there is tried again only after a
+			// growing pause, so the Deployment waits for the certificate instead.
+			if ready, message, err := r.certificate(ctx, rs); err != nil || !ready {
+				return verdict{kopiav1alpha1.PhaseStarting, reasonCertificate, "waiting for the certificate: " + message}, err
+			}
+		}
 	}
-	// A pod that mounts a Secret before it is there is tried again only after a
-	// growing pause, so the Deployment waits for the certificate instead.
-	var cert certmanagerv1.Certificate
-	if err := r.Client.Get(ctx, client.ObjectKeyFromObject(rs), &cert); client.IgnoreNotFound(err) != nil {
-		return verdict{}, fmt.Errorf("read the certificate of repository %s: %w", rs.Name, err)
+	var have appsv1.Deployment
+	err := r.Client.Get(ctx, client.ObjectKeyFromObject(rs), &have)
+	if client.IgnoreNotFound(err) != nil {
+		return verdict{}, fmt.Errorf("read the server of repository %s: %w", rs.Name, err)
 	}
-	if ready, message := certificateReady(&cert); !ready {
-		return verdict{kopiav1alpha1.PhaseStarting, reasonCertificate, "waiting for the certificate: " + message}, nil
-	}
-	if err := kube.Apply(ctx, r.Client, buildDeployment(rs, r.Image, revision, 1)); err != nil {
-		return verdict{}, err
+	// What runs is left as it is, whatever image or resources it would get today: a
+	// new pod would cut its operations. The next start takes them.
+	if err != nil || have.Spec.Template.Annotations[revisionAnnotation] != revision || have.Spec.Replicas == nil || *have.Spec.Replicas != 1 {
+		if err := kube.Apply(ctx, r.Client, buildDeployment(rs, r.Image, revision, 1)); err != nil {
+			return verdict{}, err
+		}
 	}
 	var pods corev1.PodList
 	if err := r.Client.List(ctx, &pods, client.InNamespace(rs.Namespace), client.MatchingLabels(labels(rs))); err != nil {
 		return verdict{}, fmt.Errorf("list the pods of repository %s: %w", rs.Name, err)
 	}
 	return judge(pods.Items, revision), nil
+}
+
+// scaleToZero stops the server; false if there has never been one.
+func (r *Reconciler) scaleToZero(ctx context.Context, rs *kopiav1alpha1.RepositoryServer) (bool, error) {
+	var have appsv1.Deployment
+	err := r.Client.Get(ctx, client.ObjectKeyFromObject(rs), &have)
+	if apierrors.IsNotFound(err) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("read the server of repository %s: %w", rs.Name, err)
+	}
+	if have.Spec.Replicas == nil || *have.Spec.Replicas != 0 {
+		return true, kube.Apply(ctx, r.Client, buildDeployment(rs, r.Image, have.Spec.Template.Annotations[revisionAnnotation], 0))
+	}
+	return true, nil
+}
+
+// certificate asks for one and says whether it is there.
+func (r *Reconciler) certificate(ctx context.Context, rs *kopiav1alpha1.RepositoryServer) (bool, string, error) {
+	if err := kube.Apply(ctx, r.Client, buildCertificate(rs, r.Issuer)); err != nil {
+		return false, "", err
+	}
+	var cert certmanagerv1.Certificate
+	if err := r.Client.Get(ctx, client.ObjectKeyFromObject(rs), &cert); client.IgnoreNotFound(err) != nil {
+		return false, "", fmt.Errorf("read the certificate of repository %s: %w", rs.Name, err)
+	}
+	ready, message := certificateReady(&cert)
+	return ready, message, nil
 }
 
 // certificateReady says whether a certificate was issued, for names that have not
@@ -120,27 +265,64 @@ func certificateReady(cert *certmanagerv1.Certificate) (bool, string) {
 	return false, "cert-manager has not answered yet"
 }
 
-func (r *Reconciler) report(ctx context.Context, rs *kopiav1alpha1.RepositoryServer, revision string, v verdict) error {
-	before := rs.DeepCopy()
+// startPauses are how long the next start waits after so many failures in a row. The
+// first is tried again at once: somebody has mended what was wrong.
+var startPauses = []time.Duration{0, 10 * time.Second, 30 * time.Second, time.Minute, 2 * time.Minute, 5 * time.Minute}
+
+// judged writes a verdict into the status.
+func (r *Reconciler) judged(ctx context.Context, rs *kopiav1alpha1.RepositoryServer, revision string, v verdict) {
 	s := &rs.Status
+	now := metav1.NewTime(r.Clock.Now())
+	switch {
+	case v.phase == kopiav1alpha1.PhaseReady:
+		s.Failures, s.NextTry = 0, nil
+		if s.Initialized == nil && rs.Spec.External == nil {
+			s.Initialized = &now
+		}
+		if s.Phase != v.phase || s.Revision != revision {
+			s.LastUsed = &now
+		}
+		s.URL = serverURL(rs)
+		if ca, err := r.Manager.caOf(ctx, rs); err == nil {
+			s.CA = ca
+		}
+		// Whether the storage answers is for the server to say: lookAt.
+		if c := meta.FindStatusCondition(s.Conditions, kopiav1alpha1.ConditionDegraded); c == nil || c.Reason != reasonStorage {
+			r.degraded(rs, false, v.reason, "")
+		}
+	case v.phase == kopiav1alpha1.PhaseFailed:
+		if s.Phase != v.phase || s.Revision != revision {
+			s.Failures++
+			next := metav1.NewTime(now.Add(startPauses[min(int(s.Failures)-1, len(startPauses)-1)]))
+			s.NextTry = &next
+		}
+		r.degraded(rs, true, v.reason, v.message)
+	}
+	if v.phase != kopiav1alpha1.PhaseReady {
+		s.Users = 0
+	}
 	s.Phase = v.phase
 	s.Revision = revision
 	s.ObservedGeneration = rs.Generation
-	ready := metav1.ConditionFalse
-	if v.phase == kopiav1alpha1.PhaseReady {
-		ready = metav1.ConditionTrue
-		if s.Initialized == nil {
-			now := metav1.NewTime(r.Clock.Now())
-			s.Initialized = &now
-		}
+	r.condition(rs, kopiav1alpha1.ConditionReady, v.phase == kopiav1alpha1.PhaseReady, v.reason, cmp.Or(v.message, string(v.phase)))
+}
+
+func (r *Reconciler) degraded(rs *kopiav1alpha1.RepositoryServer, yes bool, reason, message string) {
+	r.condition(rs, kopiav1alpha1.ConditionDegraded, yes, reason, message)
+}
+
+func (r *Reconciler) condition(rs *kopiav1alpha1.RepositoryServer, name string, yes bool, reason, message string) {
+	status := metav1.ConditionFalse
+	if yes {
+		status = metav1.ConditionTrue
 	}
-	meta.SetStatusCondition(&s.Conditions, metav1.Condition{
-		Type:               kopiav1alpha1.ConditionReady,
-		Status:             ready,
-		Reason:             v.reason,
-		Message:            truncate(cmp.Or(v.message, string(v.phase)), 2048),
-		ObservedGeneration: rs.Generation,
+	meta.SetStatusCondition(&rs.Status.Conditions, metav1.Condition{
+		Type: name, Status: status, Reason: reason, Message: truncate(message, 2048), ObservedGeneration: rs.Generation,
 	})
+}
+
+// report writes the status if it has changed.
+func (r *Reconciler) report(ctx context.Context, before, rs *kopiav1alpha1.RepositoryServer) error {
 	if equality.Semantic.DeepEqual(before.Status, rs.Status) {
 		return nil
 	}

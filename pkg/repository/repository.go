@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"path"
 	"sync"
 	"time"
 
@@ -22,10 +23,15 @@ import (
 // is not stopped. It is safe for concurrent use.
 type Repository struct {
 	manager *Manager
-	rs      *kopiav1alpha1.RepositoryServer
+	id      string
+	tenant  kopiav1alpha1.Tenant
+	ref     Ref
+	key     key
+	use     *use
 	closing sync.Once
 
-	mu    sync.Mutex
+	mu    sync.Mutex // protects the following
+	rs    *kopiav1alpha1.RepositoryServer
 	agent *agentclient.Client
 }
 
@@ -33,41 +39,87 @@ type Repository struct {
 func (r *Repository) Close() {
 	r.closing.Do(func() {
 		r.mu.Lock()
-		if r.agent != nil {
-			r.agent.Close()
-		}
+		r.drop()
 		r.mu.Unlock()
-		r.manager.release(r.rs.Name)
+		r.manager.release(r.id, 1)
 	})
 }
 
+// drop forgets the way to the server's agent. The lock is held.
+func (r *Repository) drop() {
+	if r.agent != nil {
+		r.agent.Close()
+		r.agent = nil
+	}
+}
+
 // ID names the repository; tokens of its backups begin with it.
-func (r *Repository) ID() string { return r.rs.Name }
+func (r *Repository) ID() string { return r.id }
 
 // KeyID names its encryption key.
-func (r *Repository) KeyID() string { return r.rs.Spec.KeyID }
+func (r *Repository) KeyID() string { return r.key.id }
 
-// Tenant is whose data it holds.
-func (r *Repository) Tenant() kopiav1alpha1.Tenant { return r.rs.Spec.Tenant }
+// Tenant is whose data is worked with.
+func (r *Repository) Tenant() kopiav1alpha1.Tenant { return r.tenant }
 
-// Session mints a password for one user and one operation. The same id again
-// gives the same password, so a phase that goes on after a restart asks anew. End
-// it with EndSession.
+// Compression of new backups, "" for the agent's default.
+func (r *Repository) Compression() string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if f := r.rs.Spec.Format; f != nil {
+		return f.Compression
+	}
+	return ""
+}
+
+// SourcePath is the path of a snapshot's identity. An external server knows one user
+// alone, so there the path tells namespaces and their claims apart.
+func (r *Repository) SourcePath(username, pathInVolume string) string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.rs.Spec.External != nil {
+		return path.Join("/", r.tenant.NamespaceUID, username, pathInVolume)
+	}
+	return pathInVolume
+}
+
+// queuePause is how often an operation that waits for its turn asks again; the
+// server keeps its place for longer.
+const queuePause = 2 * time.Second
+
+// Session mints a password for one user and one operation, when it is the
+// operation's turn. The same id again gives the same password, so a phase that goes
+// on after a restart asks anew. End it with EndSession.
 func (r *Repository) Session(ctx context.Context, id, username, hostname string) (*api.Credentials, error) {
-	ca, err := r.manager.CA()
+	var s api.Session
+	for {
+		err := r.ask(ctx, func(agent *agentclient.Client) (err error) {
+			s, err = agent.StartSession(ctx, api.SessionRequest{ID: id, Username: username, Hostname: hostname})
+			return err
+		})
+		if err == nil {
+			break
+		}
+		if codeOf(err) != api.CodeBusy {
+			return nil, fmt.Errorf("open a session at repository server %s: %w", r.ID(), err)
+		}
+		timer := time.NewTimer(queuePause)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return nil, context.Cause(ctx)
+		case <-timer.C:
+		}
+	}
+	r.mu.Lock()
+	rs := r.rs
+	r.mu.Unlock()
+	ca, err := r.manager.caOf(ctx, rs)
 	if err != nil {
 		return nil, fmt.Errorf("open a session at repository server %s: read the CA: %w", r.ID(), err)
 	}
-	agent, err := r.connect(ctx)
-	if err != nil {
-		return nil, err
-	}
-	s, err := agent.StartSession(ctx, api.SessionRequest{ID: id, Username: username, Hostname: hostname})
-	if err != nil {
-		return nil, fmt.Errorf("open a session at repository server %s: %w", r.ID(), err)
-	}
 	return &api.Credentials{
-		URL: serverURL(r.rs), CA: string(ca), Username: s.Username, Hostname: s.Hostname, Password: s.Password,
+		URL: serverURL(rs), CA: ca, Username: s.Username, Hostname: s.Hostname, Password: s.Password,
 	}, nil
 }
 
@@ -81,6 +133,47 @@ func (r *Repository) EndSession(ctx context.Context, id string) error {
 		return fmt.Errorf("end a session at repository server %s: %w", r.ID(), err)
 	}
 	return nil
+}
+
+func codeOf(err error) api.Code {
+	var p *api.Problem
+	if errors.As(err, &p) {
+		return p.Code
+	}
+	return ""
+}
+
+// ask calls the server's agent. A server that is about to be stopped, which another
+// controller may have decided a moment ago, is replaced by one that is not; a way
+// that broke is found anew, once.
+func (r *Repository) ask(ctx context.Context, call func(*agentclient.Client) error) error {
+	broke := false
+	for {
+		agent, err := r.connect(ctx)
+		if err != nil {
+			return err
+		}
+		err = call(agent)
+		switch code := codeOf(err); {
+		case err == nil || ctx.Err() != nil:
+			return err
+		case code == api.CodeDraining:
+			r.mu.Lock()
+			r.drop()
+			err := r.bringUp(ctx, r.rs.Status.Revision)
+			r.mu.Unlock()
+			if err != nil {
+				return err
+			}
+		case code == "" && !broke:
+			broke = true
+			r.mu.Lock()
+			r.drop()
+			r.mu.Unlock()
+		default:
+			return err
+		}
+	}
 }
 
 // Record makes a snapshot a backup and returns the record as it is stored.
@@ -99,6 +192,9 @@ func (r *Repository) Find(ctx context.Context, id string, req api.FindRequest) (
 // if there was nothing.
 func (r *Repository) Delete(ctx context.Context, id string, req api.DeleteRequest) ([]api.Record, error) {
 	req.KeyID = r.KeyID()
+	if err := r.manager.mayDelete(ctx, r.id); err != nil {
+		return nil, fmt.Errorf("delete the backup: %w", err)
+	}
 	res, err := r.run(ctx, api.StartRequest{ID: id, Kind: api.KindDelete, Delete: &req})
 	if err != nil {
 		return nil, fmt.Errorf("delete the backup: %w", err)
@@ -177,12 +273,12 @@ func (r *Repository) run(ctx context.Context, req api.StartRequest) (*api.Result
 	return r.follow(ctx, req, func(api.Progress) {})
 }
 
-func (r *Repository) follow(ctx context.Context, req api.StartRequest, progress func(api.Progress)) (*api.Result, error) {
-	agent, err := r.connect(ctx)
-	if err != nil {
-		return nil, err
-	}
-	return agent.Run(ctx, req, progress)
+func (r *Repository) follow(ctx context.Context, req api.StartRequest, progress func(api.Progress)) (res *api.Result, err error) {
+	err = r.ask(ctx, func(agent *agentclient.Client) (err error) {
+		res, err = agent.Run(ctx, req, progress)
+		return err
+	})
+	return res, err
 }
 
 // agentTimeout bounds how long a ready server's agent may be out of reach.
@@ -199,23 +295,25 @@ func (r *Repository) connect(ctx context.Context) (*agentclient.Client, error) {
 	ctx, cancel := context.WithTimeout(ctx, agentTimeout)
 	defer cancel()
 	rs, err := r.manager.awaitReady(ctx, r.ID(), r.rs.Status.Revision)
+	if err == nil {
+		r.agent, err = r.manager.agentOf(ctx, rs)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("reach repository server %s: %w", r.ID(), err)
 	}
+	return r.agent, nil
+}
+
+// agentOf reaches the agent of a ready server.
+func (m *Manager) agentOf(ctx context.Context, rs *kopiav1alpha1.RepositoryServer) (*agentclient.Client, error) {
 	var pods corev1.PodList
-	if err := r.manager.Client.List(ctx, &pods, client.InNamespace(rs.Namespace), client.MatchingLabels(labels(rs))); err != nil {
-		return nil, fmt.Errorf("reach repository server %s: %w", r.ID(), err)
+	if err := m.Client.List(ctx, &pods, client.InNamespace(rs.Namespace), client.MatchingLabels(labels(rs))); err != nil {
+		return nil, err
 	}
 	for _, pod := range pods.Items {
-		if judge([]corev1.Pod{pod}, rs.Status.Revision).phase != kopiav1alpha1.PhaseReady {
-			continue
+		if judge([]corev1.Pod{pod}, rs.Status.Revision).phase == kopiav1alpha1.PhaseReady {
+			return m.Agents.Connect(ctx, pod.Namespace, pod.Name, Container)
 		}
-		agent, err := r.manager.Agents.Connect(ctx, pod.Namespace, pod.Name, Container)
-		if err != nil {
-			return nil, fmt.Errorf("reach repository server %s: %w", r.ID(), err)
-		}
-		r.agent = agent
-		return agent, nil
 	}
-	return nil, fmt.Errorf("reach repository server %s: its pod is being replaced: run the action again", r.ID())
+	return nil, errors.New("its pod is being replaced: run the action again")
 }

@@ -142,7 +142,6 @@ func TestStorageOf(t *testing.T) {
 	}{
 		{func(p *param.Profile) { p.Location.Bucket = "" }, "bucket is not set"},
 		{func(p *param.Profile) { p.Location.Type = param.LocationTypeKopia }, "Unsupported type 'kopia' for the location"},
-		{func(p *param.Profile) { p.Location.Type = param.LocationTypeGCS }, "not supported yet"},
 		{func(p *param.Profile) { p.Location.Type = "tape" }, "Location type not supported"},
 	} {
 		p := profile()
@@ -156,28 +155,51 @@ func TestStorageOf(t *testing.T) {
 	}
 }
 
-func TestS3Keys(t *testing.T) {
-	for _, c := range []struct {
-		credential param.Credential
-		want       string
-	}{
-		{param.Credential{Type: param.CredentialTypeKeyPair}, "Empty KeyPair field"},
-		{param.Credential{Type: param.CredentialTypeKeyPair, KeyPair: &param.KeyPair{Secret: "s"}}, "Access key ID is not set"},
-		{param.Credential{Type: param.CredentialTypeKeyPair, KeyPair: &param.KeyPair{ID: "i"}}, "Secret access key is not set"},
-		{param.Credential{Type: "magic"}, "Unsupported type 'magic' for credentials"},
-		{param.Credential{Type: param.CredentialTypeSecret, Secret: &corev1.Secret{Type: "Opaque"}}, "secrets.kanister.io/aws"},
-		{param.Credential{Type: param.CredentialTypeSecret, Secret: &corev1.Secret{Type: awsSecretType, Data: map[string][]byte{
-			"aws_access_key_id": []byte("i"), "aws_secret_access_key": []byte("s"), "role": []byte("r")}}}, "role"},
-	} {
-		if _, err := s3KeysOf(&param.Profile{Credential: c.credential}); err == nil || !strings.Contains(err.Error(), c.want) {
-			t.Errorf("error %v, want %q", err, c.want)
-		}
+func TestKeys(t *testing.T) {
+	pair := func(id, secret string) param.Credential {
+		return param.Credential{Type: param.CredentialTypeKeyPair, KeyPair: &param.KeyPair{ID: id, Secret: secret}}
 	}
-	keys, err := s3KeysOf(&param.Profile{Credential: param.Credential{Type: param.CredentialTypeSecret, Secret: &corev1.Secret{
-		Type: awsSecretType, Data: map[string][]byte{"aws_access_key_id": []byte("i"), "aws_secret_access_key": []byte("s")},
-	}}})
-	if err != nil || keys != (s3Keys{"i", "s"}) {
-		t.Errorf("a Secret of Kanister's type: %v", err)
+	secret := func(kind string, data ...string) param.Credential {
+		s := &corev1.Secret{Type: corev1.SecretType(kind), Data: map[string][]byte{}}
+		for i := 0; i < len(data); i += 2 {
+			s.Data[data[i]] = []byte(data[i+1])
+		}
+		return param.Credential{Type: param.CredentialTypeSecret, Secret: s}
+	}
+	const s3, gcs, azure = param.LocationTypeS3Compliant, param.LocationTypeGCS, param.LocationTypeAzure
+	for name, c := range map[string]struct {
+		location   param.LocationType
+		credential param.Credential
+		want       storageKeys
+		err        string
+	}{
+		"pair":               {s3, pair("i", "s"), storageKeys{AccessKeyID: "i", SecretAccessKey: "s"}, ""},
+		"no pair":            {s3, param.Credential{Type: param.CredentialTypeKeyPair}, storageKeys{}, "Empty KeyPair field"},
+		"half a pair":        {s3, pair("", "s"), storageKeys{}, "Access key ID is not set"},
+		"the other half":     {s3, pair("i", ""), storageKeys{}, "Secret access key is not set"},
+		"magic":              {s3, param.Credential{Type: "magic"}, storageKeys{}, "Unsupported type 'magic' for credentials"},
+		"any Secret":         {s3, secret("Opaque"), storageKeys{}, awsSecretType},
+		"Secret":             {s3, secret(awsSecretType, "aws_access_key_id", "i", "aws_secret_access_key", "s"), storageKeys{AccessKeyID: "i", SecretAccessKey: "s"}, ""},
+		"role":               {s3, secret(awsSecretType, "aws_access_key_id", "i", "aws_secret_access_key", "s", "role", "r"), storageKeys{AccessKeyID: "i", SecretAccessKey: "s", RoleARN: "r"}, ""},
+		"session":            {s3, secret(awsSecretType, "aws_access_key_id", "i", "aws_secret_access_key", "s", "aws_session_token", "t"), storageKeys{AccessKeyID: "i", SecretAccessKey: "s", SessionToken: "t"}, ""},
+		"Google":             {gcs, secret(gcpSecretType, "gcp_project_id", "p", "service-account.json", "{}"), storageKeys{ServiceAccount: "{}"}, ""},
+		"Google, pair":       {gcs, pair("project", `{"type":"service_account"}`), storageKeys{ServiceAccount: `{"type":"service_account"}`}, ""},
+		"Google, no JSON":    {gcs, pair("project", "s3cret"), storageKeys{}, "not JSON"},
+		"Google, Amazon's":   {gcs, secret(awsSecretType), storageKeys{}, gcpSecretType},
+		"Azure":              {azure, secret(azureSecretType, "azure_storage_account_id", "a", "azure_storage_key", "k", "azure_storage_environment", "AzureChinaCloud"), storageKeys{StorageAccount: "a", StorageKey: "k", StorageDomain: "blob.core.chinacloudapi.cn"}, ""},
+		"Azure, pair":        {azure, pair("a", "k"), storageKeys{StorageAccount: "a", StorageKey: "k", StorageDomain: "blob.core.windows.net"}, ""},
+		"Azure, on the moon": {azure, secret(azureSecretType, "azure_storage_account_id", "a", "azure_storage_key", "k", "azure_storage_environment", "Moon"), storageKeys{}, "Moon"},
+		"Azure, without key": {azure, secret(azureSecretType, "azure_storage_account_id", "a"), storageKeys{}, "Secret access key is not set"},
+		"Azure, no Secret":   {azure, param.Credential{Type: param.CredentialTypeSecret}, storageKeys{}, azureSecretType},
+	} {
+		p := &param.Profile{Location: param.Location{Type: c.location}, Credential: c.credential}
+		got, err := keysOf(p)
+		switch {
+		case c.err == "" && (err != nil || got != c.want):
+			t.Errorf("%s: %v, or other keys than wanted", name, err)
+		case c.err != "" && (err == nil || !strings.Contains(err.Error(), c.err) || strings.Contains(err.Error(), "s3cret")):
+			t.Errorf("%s: error %v, want %q", name, err, c.err)
+		}
 	}
 }
 
@@ -216,7 +238,7 @@ func TestJudge(t *testing.T) {
 // The server's pod holds the keys: nothing of them is outside the mounted Secret.
 func TestDeploymentHoldsNoSecret(t *testing.T) {
 	rs := &kopiav1alpha1.RepositoryServer{ObjectMeta: metav1.ObjectMeta{Namespace: "kanister-kopia", Name: "shop-x"}, Spec: kopiav1alpha1.RepositoryServerSpec{
-		Storage: storage(t, profile(), tenant, DefaultKeyID), Tenant: tenant, KeyID: DefaultKeyID,
+		Storage: storage(t, profile(), tenant, DefaultKeyID), Tenant: &tenant, KeyID: DefaultKeyID,
 	}}
 	d := buildDeployment(rs, Image{Name: "server:1", PullPolicy: corev1.PullIfNotPresent}, "r", 1)
 	spec := d.Spec.Template.Spec

@@ -18,6 +18,8 @@ const (
 	reasonCertificate   = "WaitingForCertificate"
 	reasonStarting      = "Starting"
 	reasonUnschedulable = "Unschedulable"
+	reasonLocationTaken = "LocationTaken"
+	reasonStorage       = "StorageUnavailable"
 )
 
 // verdict is what the pods of a server say.

@@ -3,6 +3,7 @@
 package repository
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -13,45 +14,90 @@ import (
 	"github.com/kanister-kopia/kanister-kopia/pkg/param"
 )
 
-// s3Keys reach a bucket.
-type s3Keys struct {
-	AccessKeyID, SecretAccessKey string
+// storageKeys reach a bucket; all but the names are secret. Only the fields of one
+// kind of storage are set.
+type storageKeys struct {
+	AccessKeyID     string `json:"accessKeyID,omitempty"`
+	SecretAccessKey string `json:"secretAccessKey,omitempty"`
+	SessionToken    string `json:"sessionToken,omitempty"`
+	// RoleARN is assumed with the keys; Kopia renews it by itself.
+	RoleARN string `json:"roleARN,omitempty"`
+
+	// ServiceAccount is the JSON of a Google service account.
+	ServiceAccount string `json:"serviceAccount,omitempty"`
+
+	StorageAccount string `json:"storageAccount,omitempty"`
+	StorageKey     string `json:"storageKey,omitempty"`
+	StorageDomain  string `json:"storageDomain,omitempty"`
 }
 
-// awsSecretType is Kanister's type of Secret with AWS credentials.
-const awsSecretType = "secrets.kanister.io/aws"
+// Kanister's types of Secrets with credentials.
+const (
+	awsSecretType   = "secrets.kanister.io/aws"
+	gcpSecretType   = "secrets.kanister.io/gcp"
+	azureSecretType = "secrets.kanister.io/azure"
+)
 
-// s3KeysOf takes a Profile's S3 keys. Error texts for missing parts are Kanister's.
-func s3KeysOf(p *param.Profile) (s3Keys, error) {
+// azureDomains are where the environments that Kanister's Secrets name keep blobs.
+var azureDomains = map[string]string{
+	"":                       "blob.core.windows.net",
+	"AzurePublicCloud":       "blob.core.windows.net",
+	"AzureUSGovernmentCloud": "blob.core.usgovcloudapi.net",
+	"AzureChinaCloud":        "blob.core.chinacloudapi.cn",
+}
+
+// keysOf takes a Profile's credentials. Error texts for missing parts are Kanister's.
+func keysOf(p *param.Profile) (storageKeys, error) {
+	if p == nil {
+		return storageKeys{}, errors.New("Profile must be non-nil") // Kanister's text
+	}
+	secretType := map[param.LocationType]string{param.LocationTypeGCS: gcpSecretType, param.LocationTypeAzure: azureSecretType}[p.Location.Type]
+	if secretType == "" {
+		secretType = awsSecretType
+	}
+	var id, secret, role, token, environment string
 	switch c := p.Credential; c.Type {
 	case param.CredentialTypeKeyPair:
-		switch {
-		case c.KeyPair == nil:
-			return s3Keys{}, errors.New("Empty KeyPair field") // Kanister's text
-		case c.KeyPair.ID == "":
-			return s3Keys{}, errors.New("Access key ID is not set") // Kanister's text
-		case c.KeyPair.Secret == "":
-			return s3Keys{}, errors.New("Secret access key is not set") // Kanister's text
+		if c.KeyPair == nil {
+			return storageKeys{}, errors.New("Empty KeyPair field") // Kanister's text
 		}
-		return s3Keys{c.KeyPair.ID, c.KeyPair.Secret}, nil
+		id, secret = c.KeyPair.ID, c.KeyPair.Secret
 	case param.CredentialTypeSecret:
-		s := c.Secret
-		if s == nil || string(s.Type) != awsSecretType {
-			return s3Keys{}, fmt.Errorf("read the Profile's credentials: an s3Compliant location needs a Secret of type %s, or credential type keyPair", awsSecretType)
+		if c.Secret == nil || string(c.Secret.Type) != secretType {
+			return storageKeys{}, fmt.Errorf("read the Profile's credentials: a location of type %s needs a Secret of type %s, or credential type keyPair", p.Location.Type, secretType)
 		}
-		keys := s3Keys{string(s.Data["aws_access_key_id"]), string(s.Data["aws_secret_access_key"])}
-		switch {
-		case keys.AccessKeyID == "":
-			return s3Keys{}, errors.New("Access key ID is not set") // Kanister's text
-		case keys.SecretAccessKey == "":
-			return s3Keys{}, errors.New("Secret access key is not set") // Kanister's text
-		case len(s.Data["role"]) > 0:
-			return s3Keys{}, errors.New("read the Profile's credentials: key role of the Secret is not supported yet: use keys that may use the bucket themselves")
+		get := func(key string) string { return string(c.Secret.Data[key]) }
+		switch secretType {
+		case awsSecretType:
+			id, secret, role, token = get("aws_access_key_id"), get("aws_secret_access_key"), get("role"), get("aws_session_token")
+		case gcpSecretType:
+			id, secret = get("gcp_project_id"), get("service-account.json")
+		default:
+			id, secret, environment = get("azure_storage_account_id"), get("azure_storage_key"), get("azure_storage_environment")
 		}
-		return keys, nil
 	default:
-		return s3Keys{}, fmt.Errorf("Unsupported type '%s' for credentials", c.Type) // Kanister's text
+		return storageKeys{}, fmt.Errorf("Unsupported type '%s' for credentials", c.Type) // Kanister's text
 	}
+	switch {
+	case id == "" && secretType != gcpSecretType: // the project is of no use here
+		return storageKeys{}, errors.New("Access key ID is not set") // Kanister's text
+	case secret == "":
+		return storageKeys{}, errors.New("Secret access key is not set") // Kanister's text
+	}
+	switch secretType {
+	case gcpSecretType:
+		if !json.Valid([]byte(secret)) {
+			return storageKeys{}, errors.New("read the Profile's credentials: the service account is not JSON")
+		}
+		return storageKeys{ServiceAccount: secret}, nil
+	case azureSecretType:
+		domain, ok := azureDomains[environment]
+		if !ok {
+			return storageKeys{}, fmt.Errorf("read the Profile's credentials: azure_storage_environment %q is not one of AzurePublicCloud, AzureUSGovernmentCloud, AzureChinaCloud", environment)
+		}
+		return storageKeys{StorageAccount: id, StorageKey: secret, StorageDomain: domain}, nil
+	}
+	return storageKeys{AccessKeyID: id, SecretAccessKey: secret, SessionToken: token, RoleARN: role}, nil
 }
 
 // storageOf is the storage of a tenant's repository at a Profile's location.
@@ -59,28 +105,46 @@ func storageOf(p *param.Profile, t kopiav1alpha1.Tenant, keyID string) (kopiav1a
 	if p == nil {
 		return kopiav1alpha1.Storage{}, errors.New("Profile must be non-nil") // Kanister's text
 	}
-	switch p.Location.Type {
-	case param.LocationTypeS3Compliant:
+	l := p.Location
+	switch l.Type {
+	case param.LocationTypeS3Compliant, param.LocationTypeGCS, param.LocationTypeAzure:
 	case param.LocationTypeKopia:
 		return kopiav1alpha1.Storage{}, errors.New("Unsupported type 'kopia' for the location") // Kanister's text
-	case param.LocationTypeGCS, param.LocationTypeAzure:
-		return kopiav1alpha1.Storage{}, fmt.Errorf("read the Profile's location: type %s is not supported yet: use s3Compliant", p.Location.Type)
 	default:
 		return kopiav1alpha1.Storage{}, errors.New("Location type not supported") // Kanister's text
 	}
-	if p.Location.Bucket == "" {
+	if l.Bucket == "" {
 		return kopiav1alpha1.Storage{}, errors.New("read the Profile's location: bucket is not set")
 	}
-	endpoint, err := normalEndpoint(p.Location.Endpoint)
+	prefix := storagePrefix(l.Prefix, t, keyID)
+	switch l.Type {
+	case param.LocationTypeGCS:
+		return kopiav1alpha1.Storage{GCS: &kopiav1alpha1.GCSStorage{Bucket: l.Bucket, Prefix: prefix}}, nil
+	case param.LocationTypeAzure:
+		return kopiav1alpha1.Storage{Azure: &kopiav1alpha1.AzureStorage{Container: l.Bucket, Prefix: prefix}}, nil
+	}
+	endpoint, err := normalEndpoint(l.Endpoint)
 	if err != nil {
 		return kopiav1alpha1.Storage{}, err
 	}
-	return kopiav1alpha1.Storage{S3: &kopiav1alpha1.S3Storage{
-		Bucket:   p.Location.Bucket,
-		Endpoint: endpoint,
-		Prefix:   storagePrefix(p.Location.Prefix, t, keyID),
-		Region:   p.Location.Region,
-	}}, nil
+	return kopiav1alpha1.Storage{S3: &kopiav1alpha1.S3Storage{Bucket: l.Bucket, Endpoint: endpoint, Prefix: prefix, Region: l.Region}}, nil
+}
+
+// checkPlace says whether a Profile is of the bucket that a repository is in. A
+// repository on a claim or of an external server needs no bucket.
+func checkPlace(rs *kopiav1alpha1.RepositoryServer, p *param.Profile) error {
+	have := locationOf(rs.Spec.Storage)
+	if rs.Spec.External != nil || rs.Spec.Storage.Filesystem != nil {
+		return nil
+	}
+	s, err := storageOf(p, kopiav1alpha1.Tenant{}, DefaultKeyID)
+	if err != nil {
+		return err
+	}
+	if want := locationOf(s); !have.samePlace(want) {
+		return fmt.Errorf("%w in bucket %s of the Profile", ErrNotFound, p.Location.Bucket)
+	}
+	return nil
 }
 
 // normalEndpoint gives every way to write one endpoint one form: "", "host[:port]"

@@ -8,10 +8,12 @@ import (
 	"context"
 	"fmt"
 	"strings"
+	"time"
 
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -71,6 +73,48 @@ var _ = Describe("a PostgreSQL backed up, destroyed and restored", Ordered, func
 	}, SpecTimeout(long))
 
 	It("restores the rows after the table was dropped and files were damaged", func(ctx SpecContext) {
+		_, err := shop.Destroy(ctx)
+		Expect(err).NotTo(HaveOccurred())
+		_, err = shop.Restore(ctx)
+		Expect(err).NotTo(HaveOccurred())
+		_, err = shop.Compare(ctx)
+		Expect(err).NotTo(HaveOccurred())
+	}, SpecTimeout(long))
+
+	It("stops the repository server that nobody uses, and starts it for the next backup", func(ctx SpecContext) {
+		repo := repositoryOf(ctx, shop)
+		change := repo.DeepCopy()
+		change.Spec.IdleTimeout = &metav1.Duration{Duration: 10 * time.Second}
+		Expect(cluster.Patch(ctx, change, client.MergeFrom(repo))).To(Succeed())
+		Eventually(func(g Gomega) {
+			g.Expect(repositoryOf(ctx, shop).Status.Phase).To(Equal(kopiav1alpha1.PhaseStopped))
+			var pods corev1.PodList
+			g.Expect(cluster.List(ctx, &pods, client.InNamespace(names.ControlPlaneNamespace), client.MatchingLabels{
+				names.RepositoryLabel: repo.Name, names.ComponentLabel: "repository-server",
+			})).To(Succeed())
+			g.Expect(pods.Items).To(BeEmpty())
+		}).WithContext(ctx).WithTimeout(3 * time.Minute).Should(Succeed())
+		_, err := shop.Backup(ctx)
+		Expect(err).NotTo(HaveOccurred())
+		Expect(repositoryOf(ctx, shop).Status.Phase).To(Equal(kopiav1alpha1.PhaseReady))
+	}, SpecTimeout(long))
+
+	It("maintains the repository in a pod of its own, and loses no backup by it", func(ctx SpecContext) {
+		repo := repositoryOf(ctx, shop)
+		change := repo.DeepCopy()
+		// As if it were of the day before yesterday.
+		old := metav1.NewTime(time.Now().Add(-48 * time.Hour))
+		change.Status.Initialized = &old
+		Expect(cluster.Status().Patch(ctx, change, client.MergeFrom(repo))).To(Succeed())
+		Eventually(func(g Gomega) {
+			now := repositoryOf(ctx, shop)
+			g.Expect(now.Status.Maintenance).NotTo(BeNil())
+			g.Expect(now.Status.Maintenance.LastFull).NotTo(BeNil(), "conditions %+v", now.Status.Conditions)
+			g.Expect(now.Status.Maintenance.Contents).To(BeNumerically(">", 0))
+			var pod corev1.Pod
+			err := cluster.Get(ctx, client.ObjectKey{Namespace: names.ControlPlaneNamespace, Name: repo.Name + "-maintenance"}, &pod)
+			g.Expect(apierrors.IsNotFound(err)).To(BeTrue(), "the pod is still there")
+		}).WithContext(ctx).WithTimeout(4 * time.Minute).Should(Succeed())
 		_, err := shop.Destroy(ctx)
 		Expect(err).NotTo(HaveOccurred())
 		_, err = shop.Restore(ctx)
@@ -210,4 +254,14 @@ func visible(ctx context.Context) map[string]string {
 	Expect(arguments).To(ContainSubstring("repository-server"), "the list of processes has ours")
 	out["an argument list on the node"] = arguments
 	return out
+}
+
+// repositoryOf is the repository of the shop's last backup.
+func repositoryOf(ctx context.Context, shop *scenario.Shop) *kopiav1alpha1.RepositoryServer {
+	GinkgoHelper()
+	id := scenario.Output(shop.LastBackup(), "saveBase", "backupID")
+	Expect(id).To(ContainSubstring("-"))
+	var repo kopiav1alpha1.RepositoryServer
+	Expect(cluster.Get(ctx, client.ObjectKey{Namespace: names.ControlPlaneNamespace, Name: id[:strings.LastIndexByte(id, '-')]}, &repo)).To(Succeed())
+	return &repo
 }

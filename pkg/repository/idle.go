@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package repository
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/kanister-kopia/kanister-kopia/agent/api"
+	kopiav1alpha1 "github.com/kanister-kopia/kanister-kopia/pkg/apis/kopia/v1alpha1"
+)
+
+// DefaultIdleTimeout is how long a server stays up when nothing uses it.
+const DefaultIdleTimeout = 5 * time.Minute
+
+const (
+	// lookPeriod is how often a server that is up is asked what uses it, at most.
+	lookPeriod = time.Minute
+	// leastPause is how soon it is asked again at least.
+	leastPause = 5 * time.Second
+	// lookTimeout bounds one look: phases that open the repository wait for it.
+	lookTimeout = 10 * time.Second
+)
+
+// idleTimeout of a server; 0: it never stops.
+func (r *Reconciler) idleTimeout(rs *kopiav1alpha1.RepositoryServer) time.Duration {
+	if rs.Spec.IdleTimeout != nil {
+		return rs.Spec.IdleTimeout.Duration
+	}
+	return r.IdleTimeout
+}
+
+// nextLook is when a server is asked again: when it may have been idle for long
+// enough, but soon enough to tell of a storage that does not answer.
+func nextLook(a api.Activity, timeout time.Duration) time.Duration {
+	if timeout <= 0 {
+		return lookPeriod
+	}
+	left := timeout - time.Duration(a.IdleSeconds)*time.Second
+	return max(leastPause, min(lookPeriod, left))
+}
+
+// look asks a ready server what uses it, and stops it if that has been nothing for
+// timeout (0: never).
+//
+// The server decides, under the lock that lets operations in: what began before
+// keeps it up, and nothing begins after. What it counts are its own open sessions
+// and operations, so the count is right after this controller was killed, with a
+// second one beside it, and while an agent works on without any. A controller that
+// dies between the two steps leaves a server that refuses work: the next one that
+// looks stops it, and the next phase that asks starts another.
+func (m *Manager) look(ctx context.Context, rs *kopiav1alpha1.RepositoryServer, timeout time.Duration) (a api.Activity, stopped bool, err error) {
+	u := m.hold(rs.Name, 0)
+	defer m.release(rs.Name, 0)
+	u.deciding.Lock()
+	defer u.deciding.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
+	defer cancel()
+	agent, err := m.agentOf(ctx, rs)
+	if err != nil {
+		return a, false, fmt.Errorf("ask repository server %s what uses it: %w", rs.Name, err)
+	}
+	defer agent.Close()
+	// A phase here may have the repository open and not have asked for anything yet.
+	if timeout > 0 && m.InUse(rs.Name) == 0 {
+		a, err = agent.Drain(ctx, timeout)
+	} else {
+		a, err = agent.Activity(ctx)
+	}
+	if err != nil {
+		return a, false, fmt.Errorf("ask repository server %s what uses it: %w", rs.Name, err)
+	}
+	if !a.Draining || m.InUse(rs.Name) > 0 {
+		return a, false, nil
+	}
+	return a, true, m.stop(ctx, rs)
+}
+
+// stop takes the revision away, on which the Reconciler scales to zero. It fails if
+// anybody has changed the object meanwhile: another revision is another server.
+func (m *Manager) stop(ctx context.Context, rs *kopiav1alpha1.RepositoryServer) error {
+	changed := rs.DeepCopy()
+	delete(changed.Annotations, revisionAnnotation)
+	err := m.Client.Patch(ctx, changed, client.MergeFromWithOptions(rs, client.MergeFromWithOptimisticLock{}))
+	if err != nil && !apierrors.IsConflict(err) {
+		return fmt.Errorf("stop repository server %s: %w", rs.Name, err)
+	}
+	return nil
+}

@@ -1,0 +1,434 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build integration
+
+package repository_test
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	appsv1 "k8s.io/api/apps/v1"
+	coordinationv1 "k8s.io/api/coordination/v1"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/utils/clock"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/kanister-kopia/kanister-kopia/agent/api"
+	agentclient "github.com/kanister-kopia/kanister-kopia/agent/client"
+	"github.com/kanister-kopia/kanister-kopia/internal/testenv"
+	kopiav1alpha1 "github.com/kanister-kopia/kanister-kopia/pkg/apis/kopia/v1alpha1"
+	"github.com/kanister-kopia/kanister-kopia/pkg/names"
+	"github.com/kanister-kopia/kanister-kopia/pkg/param"
+	"github.com/kanister-kopia/kanister-kopia/pkg/repository"
+)
+
+func TestMain(m *testing.M) { testenv.Main(m) }
+
+// world is a real API server, S3 gateway and repository server. It is the node, too:
+// it runs the server's container as a process while a pod of it is wanted.
+type world struct {
+	*testing.T
+	client.WithWatch
+	s3        *testenv.S3
+	plane     *testenv.ControlPlane
+	namespace string
+	manager   *repository.Manager
+	// The pod that runs, its process and its agent's port.
+	pod     *corev1.Pod
+	process *testenv.Process
+	port    int
+	health  int
+}
+
+const shared = "shared"
+
+func newWorld(t *testing.T) *world {
+	w := &world{T: t, s3: testenv.StartS3(t), plane: testenv.NewControlPlane(t)}
+	scheme := runtime.NewScheme()
+	w.must(clientgoscheme.AddToScheme(scheme))
+	w.must(kopiav1alpha1.AddToScheme(scheme))
+	var err error
+	w.WithWatch, err = client.NewWithWatch(testenv.StartAPIServer(t), client.Options{Scheme: scheme})
+	w.must(err)
+	for name, annotations := range map[string]map[string]string{
+		"control": nil, "control2": nil, "shop": {names.RepositoryAnnotation: shared}, "thief": {names.RepositoryAnnotation: shared},
+	} {
+		w.must(w.Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name, Annotations: annotations}}))
+	}
+	w.use("control")
+	return w
+}
+
+// use begins to work for a control plane, with a manager that remembers nothing.
+func (w *world) use(namespace string) {
+	w.namespace = namespace
+	w.manager = &repository.Manager{
+		Client: w, Namespace: namespace, Agents: w, Clock: clock.RealClock{},
+		CA: func() ([]byte, error) { return w.plane.CA.PEM, nil },
+	}
+}
+
+func (w *world) must(err error) {
+	w.Helper()
+	if err != nil {
+		w.Fatal(err)
+	}
+}
+
+// Connect reaches the agent of the process.
+func (w *world) Connect(_ context.Context, _, pod, _ string) (*agentclient.Client, error) {
+	if w.pod == nil || w.pod.Name != pod {
+		return nil, errors.New("no such pod")
+	}
+	pin, err := agentclient.PinFromLog(strings.NewReader(w.process.Log()))
+	if err != nil {
+		return nil, err
+	}
+	address := fmt.Sprintf("127.0.0.1:%d", w.port)
+	return agentclient.New(agentclient.Options{
+		Dial:        func(ctx context.Context) (net.Conn, error) { return (&net.Dialer{}).DialContext(ctx, "tcp", address) },
+		Certificate: w.plane.Certificate, Pin: pin,
+	}), nil
+}
+
+func (w *world) ref(namespace string) repository.Ref {
+	return repository.Ref{Namespace: namespace, Profile: &param.Profile{
+		Location:   param.Location{Type: param.LocationTypeS3Compliant, Bucket: w.s3.Bucket, Endpoint: w.s3.Endpoint, Region: "us-east-1"},
+		Credential: param.Credential{Type: param.CredentialTypeKeyPair, KeyPair: &param.KeyPair{ID: w.s3.AccessKey, Secret: w.s3.SecretKey}},
+		CABundle:   w.s3.CA.PEM,
+	}}
+}
+
+// get reads the RepositoryServer.
+func (w *world) get() *kopiav1alpha1.RepositoryServer {
+	w.Helper()
+	var rs kopiav1alpha1.RepositoryServer
+	w.must(w.Get(w.Context(), client.ObjectKey{Namespace: w.namespace, Name: shared}, &rs))
+	return &rs
+}
+
+// turn lets the controller and the node work until a condition holds.
+func (w *world) turn(r *repository.Reconciler, what string, done func() bool) {
+	w.Helper()
+	testenv.Eventually(w, time.Minute, what, func() bool {
+		_, err := r.Reconcile(w.Context(), ctrl.Request{NamespacedName: client.ObjectKey{Namespace: w.namespace, Name: shared}})
+		if err != nil && !apierrors.IsConflict(err) {
+			w.Fatalf("reconcile: %v", err)
+		}
+		w.node()
+		return done()
+	})
+}
+
+func (w *world) reconciler() *repository.Reconciler {
+	return &repository.Reconciler{
+		Client: w, Manager: w.manager, Namespace: w.namespace, Clock: clock.RealClock{}, IdleTimeout: time.Second,
+		Image: repository.Image{Name: "server:test"},
+	}
+}
+
+// node runs what the Deployment wants.
+func (w *world) node() {
+	w.Helper()
+	ctx := w.Context()
+	var d appsv1.Deployment
+	if err := w.Get(ctx, client.ObjectKey{Namespace: w.namespace, Name: shared}, &d); apierrors.IsNotFound(err) {
+		return
+	} else {
+		w.must(err)
+	}
+	const revision = names.Group + "/revision"
+	want := d.Spec.Template.Annotations[revision]
+	if *d.Spec.Replicas == 0 {
+		want = ""
+	}
+	if w.pod != nil && w.pod.Annotations[revision] != want {
+		w.process.Kill()
+		w.must(w.Delete(ctx, w.pod, client.GracePeriodSeconds(0)))
+		w.pod = nil
+	}
+	if want == "" {
+		return
+	}
+	if w.pod == nil {
+		w.launch(&d)
+	}
+	if testenv.Healthy(fmt.Sprintf("127.0.0.1:%d", w.health), "/readyz") {
+		before := w.pod.DeepCopy()
+		w.pod.Status.Conditions = []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}}
+		w.must(w.Status().Patch(ctx, w.pod, client.MergeFrom(before)))
+	}
+	select {
+	case <-w.process.Done:
+		w.Fatalf("the server ended: %s", testenv.LastLine(w.process.Log()))
+	default:
+	}
+}
+
+func (w *world) launch(d *appsv1.Deployment) {
+	w.Helper()
+	var secret corev1.Secret
+	w.must(w.Get(w.Context(), client.ObjectKey{Namespace: w.namespace, Name: shared + "-config"}, &secret))
+	dir := w.TempDir()
+	w.must(os.WriteFile(filepath.Join(dir, "config.json"), secret.Data["config.json"], 0o600))
+	w.plane.CA.IssueTo(w, filepath.Join(dir, "tls"), testenv.Leaf{IPs: []net.IP{net.IPv4(127, 0, 0, 1)}, Usage: x509.ExtKeyUsageServerAuth})
+	w.port, w.health = testenv.Port(w), testenv.Port(w)
+	loopback := func(port int) string { return fmt.Sprintf("127.0.0.1:%d", port) }
+	w.process = testenv.Start(w, nil, testenv.Program(w, "repository-server"), "serve", "--config", filepath.Join(dir, "config.json"),
+		"--tls-dir", filepath.Join(dir, "tls"), "--ca-dir", w.plane.CADir,
+		"--state-dir", filepath.Join(dir, "state"), "--cache-dir", filepath.Join(dir, "cache"),
+		"--listen", loopback(testenv.Port(w)), "--agent-listen", loopback(w.port),
+		"--kopia-listen", loopback(testenv.Port(w)), "--health-listen", loopback(w.health))
+	w.pod = &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace: w.namespace, GenerateName: shared + "-", Labels: d.Spec.Template.Labels, Annotations: d.Spec.Template.Annotations,
+		},
+		Spec: d.Spec.Template.Spec,
+	}
+	w.must(w.Create(w.Context(), w.pod))
+}
+
+// open opens the repository while the controller and the node work.
+func (w *world) open(r *repository.Reconciler, how func() (*repository.Repository, error)) *repository.Repository {
+	w.Helper()
+	type outcome struct {
+		repo *repository.Repository
+		err  error
+	}
+	done := make(chan outcome, 1)
+	go func() {
+		repo, err := how()
+		done <- outcome{repo, err}
+	}()
+	var got outcome
+	w.turn(r, "the repository is open", func() bool {
+		select {
+		case got = <-done:
+			return true
+		default:
+			return false
+		}
+	})
+	w.must(got.err)
+	return got.repo
+}
+
+func (w *world) make(namespaces ...string) {
+	w.Helper()
+	w.must(w.Create(w.Context(), &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: w.namespace, Name: "cert"}, Data: map[string][]byte{"ca.crt": w.plane.CA.PEM}}))
+	limit := int32(1)
+	w.must(w.Create(w.Context(), &kopiav1alpha1.RepositoryServer{
+		ObjectMeta: metav1.ObjectMeta{Namespace: w.namespace, Name: shared},
+		Spec: kopiav1alpha1.RepositoryServerSpec{
+			Storage:    kopiav1alpha1.Storage{S3: &kopiav1alpha1.S3Storage{Bucket: w.s3.Bucket, Endpoint: "https://" + w.s3.Endpoint, Prefix: "team/", Region: "us-east-1"}},
+			Namespaces: namespaces, TLS: &kopiav1alpha1.TLS{Secret: "cert"}, DeletionLimit: &limit,
+		},
+	}))
+}
+
+// A server is started by the first phase that needs it, kept up by what the server
+// itself says is going on, whoever asks, and stopped when that is nothing. Its
+// repository is opened again from the bucket and the exported keys alone.
+func TestIntegrationLifeCycle(t *testing.T) {
+	w := newWorld(t)
+	w.make("shop")
+	ctx := t.Context()
+	r := w.reconciler()
+	if _, err := w.manager.Open(ctx, w.ref("thief")); err == nil || !strings.Contains(err.Error(), "spec.namespaces") {
+		t.Errorf("a namespace that is not listed: %v", err)
+	}
+	repo := w.open(r, func() (*repository.Repository, error) { return w.manager.Open(ctx, w.ref("shop")) })
+	credentials, err := repo.Session(ctx, "op-1", "pvc.data", "ns-uid")
+	w.must(err)
+	if credentials.CA != string(w.plane.CA.PEM) || credentials.URL != "https://shared.control.svc:51515" {
+		t.Errorf("credentials for %s", credentials.URL)
+	}
+	repo.Close()
+
+	// The controller is killed while the operation goes on; the next one finds it.
+	w.use("control")
+	r = w.reconciler()
+	end := time.Now().Add(8 * time.Second)
+	w.turn(r, "two looks are over", func() bool {
+		if w.get().Status.Phase == kopiav1alpha1.PhaseStopped {
+			t.Fatal("the server was stopped under an operation")
+		}
+		return time.Now().After(end)
+	})
+	if s := w.get().Status; s.Users != 1 || s.LastUsed == nil || s.URL == "" || s.CA == "" {
+		t.Errorf("status %+v", s)
+	}
+	repo = w.open(r, func() (*repository.Repository, error) { return w.manager.Open(ctx, w.ref("shop")) })
+	if again, err := repo.Session(ctx, "op-1", "pvc.data", "ns-uid"); err != nil || again.Password != credentials.Password {
+		t.Errorf("the operation that is picked up: %v, or another password", err)
+	}
+
+	// Another controller has decided to stop it; who asks gets the next one.
+	agent, err := w.Connect(ctx, "", w.pod.Name, "")
+	w.must(err)
+	w.must(agent.EndSession(ctx, "op-1"))
+	testenv.Eventually(w, time.Minute, "the server drains", func() bool {
+		a, err := agent.Drain(ctx, 0)
+		return err == nil && a.Draining
+	})
+	old := w.pod.Name
+	w.open(r, func() (*repository.Repository, error) {
+		_, err := repo.Session(ctx, "op-2", "pvc.data", "ns-uid")
+		return repo, err
+	})
+	if w.pod.Name == old {
+		t.Error("the session is of the server that drains")
+	}
+	w.must(repo.EndSession(ctx, "op-2"))
+
+	// Deletions beyond the limit wait for somebody to say that they are meant.
+	_, err = repo.Delete(ctx, "delete-1", api.DeleteRequest{BackupID: "x", Prefix: "p"})
+	w.must(err)
+	deleted := make(chan error, 1)
+	go func() {
+		_, err := repo.Delete(ctx, "delete-2", api.DeleteRequest{BackupID: "y", Prefix: "p"})
+		deleted <- err
+	}()
+	testenv.Eventually(w, time.Minute, "the second deletion is held", func() bool {
+		for _, c := range w.get().Status.Conditions {
+			if c.Type == kopiav1alpha1.ConditionDeletionsHeld && c.Status == metav1.ConditionTrue {
+				return true
+			}
+		}
+		return false
+	})
+	select {
+	case err := <-deleted:
+		t.Errorf("the second deletion was not held: %v", err)
+	default:
+	}
+	rs := w.get()
+	metav1.SetMetaDataAnnotation(&rs.ObjectMeta, names.DeletionsAllowedAnnotation, time.Now().Add(time.Minute).UTC().Format(time.RFC3339))
+	w.must(w.Update(ctx, rs))
+	w.must(<-deleted)
+	repo.Close()
+
+	w.turn(r, "the idle server stops", func() bool {
+		return w.get().Status.Phase == kopiav1alpha1.PhaseStopped && w.pod == nil
+	})
+	repo = w.open(r, func() (*repository.Repository, error) { return w.manager.Open(ctx, w.ref("shop")) })
+	repo.Close()
+
+	// Another cluster has the bucket and the export, and nothing else.
+	keys, err := repository.ExportKeys(ctx, w, "control")
+	w.must(err)
+	w.process.Kill()
+	w.pod = nil
+	w.use("control2")
+	r = w.reconciler()
+	w.must(w.Create(ctx, &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: "control2", Name: "cert"}, Data: map[string][]byte{"ca.crt": w.plane.CA.PEM}}))
+	made, err := repository.ImportKeys(ctx, w, "control2", keys, false)
+	if err != nil || len(made) != 1 || made[0] != shared {
+		t.Fatalf("import makes %v, %v", made, err)
+	}
+	if again, err := repository.ImportKeys(ctx, w, "control2", keys, false); err != nil || len(again) > 0 {
+		t.Errorf("import again makes %v, %v", again, err)
+	}
+	if rs := w.get(); rs.Status.Initialized == nil || rs.Spec.Maintenance == nil || !rs.Spec.Maintenance.Suspend {
+		t.Errorf("imported %+v", rs)
+	}
+	repo = w.open(r, func() (*repository.Repository, error) {
+		return w.manager.OpenBackup(ctx, repository.Token(shared, "any"), w.ref("shop"))
+	})
+	repo.Close()
+	keys.Repositories[0].Password = "another"
+	if _, err := repository.ImportKeys(ctx, w, "control2", keys, false); err == nil || !strings.Contains(err.Error(), "another password") || strings.Contains(err.Error(), "\"another\"") {
+		t.Errorf("an import over another password: %v", err)
+	}
+}
+
+// No second maintenance starts before the first one's end is known for certain.
+func TestIntegrationOneMaintenance(t *testing.T) {
+	w := newWorld(t)
+	w.make("shop")
+	ctx := t.Context()
+	r := w.reconciler()
+	rs := w.get()
+	long := metav1.NewTime(time.Now().Add(-48 * time.Hour))
+	rs.Status.Initialized = &long
+	w.must(w.Status().Update(ctx, rs))
+	key := client.ObjectKey{Namespace: "control", Name: shared + "-maintenance"}
+	pod := func() *corev1.Pod {
+		var p corev1.Pod
+		if err := w.Get(ctx, key, &p); apierrors.IsNotFound(err) {
+			return nil
+		} else {
+			w.must(err)
+		}
+		return &p
+	}
+	holder := func() string {
+		var l coordinationv1.Lease
+		w.must(w.Get(ctx, key, &l))
+		if l.Spec.HolderIdentity == nil {
+			return ""
+		}
+		return *l.Spec.HolderIdentity
+	}
+	w.turn(r, "a maintenance starts", func() bool { return pod() != nil })
+	if args := pod().Spec.Containers[0].Args; args[0] != "maintain" || args[2] != "full" {
+		t.Errorf("it runs %v", args)
+	}
+	first := holder()
+
+	// Somebody removes the object by force: the container may live on.
+	w.must(w.Delete(ctx, pod(), client.GracePeriodSeconds(0)))
+	for range 3 {
+		w.turn(r, "the controller has looked", func() bool { return true })
+	}
+	if pod() != nil || holder() != first {
+		t.Fatal("a second maintenance was started while the first may still run")
+	}
+
+	// The Lease has run out.
+	var lease coordinationv1.Lease
+	w.must(w.Get(ctx, key, &lease))
+	past := metav1.NewMicroTime(time.Now().Add(-24 * time.Hour))
+	lease.Spec.RenewTime = &past
+	w.must(w.Update(ctx, &lease))
+	w.turn(r, "the next maintenance starts", func() bool { return pod() != nil })
+	if holder() == first {
+		t.Error("the second run has the first one's Lease")
+	}
+	p := pod()
+	p.Status.Phase = corev1.PodSucceeded
+	p.Status.ContainerStatuses = []corev1.ContainerStatus{{
+		Name: repository.Container, State: corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{Message: `{"indexBlobs":3,"contents":40}`}},
+	}}
+	w.must(w.Status().Update(ctx, p))
+	w.turn(r, "the outcome is kept", func() bool { return w.get().Status.Maintenance.LastFull != nil && holder() == "" })
+	if s := w.get().Status.Maintenance; s.IndexBlobs != 3 || s.Contents != 40 {
+		t.Errorf("status %+v", s)
+	}
+
+	// A second object at the same place is refused, and its maintenance too.
+	other := w.get()
+	other.ObjectMeta = metav1.ObjectMeta{Namespace: "control", Name: "other"}
+	other.Spec.Storage.S3.Prefix = "team/within/"
+	w.must(w.Create(ctx, other))
+	_, err := r.Reconcile(ctx, ctrl.Request{NamespacedName: client.ObjectKeyFromObject(other)})
+	w.must(err)
+	w.must(w.Get(ctx, client.ObjectKeyFromObject(other), other))
+	if other.Status.Phase != kopiav1alpha1.PhaseFailed || !strings.Contains(other.Status.Conditions[len(other.Status.Conditions)-1].Message+other.Status.Conditions[0].Message, shared) {
+		t.Errorf("a second repository within the first: %+v", other.Status)
+	}
+}

@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package repository
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	kopiav1alpha1 "github.com/kanister-kopia/kanister-kopia/pkg/apis/kopia/v1alpha1"
+	"github.com/kanister-kopia/kanister-kopia/pkg/names"
+)
+
+// keysVersion is raised when an older Import would misread a file.
+const keysVersion = 1
+
+// Keys are what another cluster needs besides the bucket, and the Blueprints'
+// encryptionKeys where there are any. They hold passwords.
+type Keys struct {
+	Version      int             `json:"version"`
+	Repositories []RepositoryKey `json:"repositories"`
+}
+
+// RepositoryKey is one repository.
+type RepositoryKey struct {
+	Name string                             `json:"name"`
+	Spec kopiav1alpha1.RepositoryServerSpec `json:"spec"`
+	// Password is empty if the repository's key is a Blueprint's encryptionKey.
+	Password string `json:"password,omitempty"`
+	// Initialized is when it was first seen ready; such a one is never made anew.
+	Initialized *metav1.Time `json:"initialized,omitempty"`
+}
+
+// ExportKeys reads the keys of all repositories of a control plane. One that was
+// never used has none and is left out.
+func ExportKeys(ctx context.Context, c client.Client, namespace string) (Keys, error) {
+	var list kopiav1alpha1.RepositoryServerList
+	if err := c.List(ctx, &list, client.InNamespace(namespace)); err != nil {
+		return Keys{}, fmt.Errorf("export keys: list RepositoryServers: %w", err)
+	}
+	out := Keys{Version: keysVersion}
+	for i := range list.Items {
+		rs := &list.Items[i]
+		if rs.Spec.External != nil || rs.Status.Initialized == nil {
+			continue
+		}
+		k := RepositoryKey{Name: rs.Name, Spec: rs.Spec, Initialized: rs.Status.Initialized}
+		if rs.Spec.KeyID == DefaultKeyID {
+			var s corev1.Secret
+			if err := c.Get(ctx, client.ObjectKey{Namespace: namespace, Name: passwordSecretName(rs)}, &s); err != nil {
+				return Keys{}, fmt.Errorf("export keys: read the password of repository %s: %w", rs.Name, err)
+			}
+			if k.Password = string(s.Data[passwordKey]); k.Password == "" {
+				return Keys{}, fmt.Errorf("export keys: Secret %s has no key %s", s.Name, passwordKey)
+			}
+		}
+		out.Repositories = append(out.Repositories, k)
+	}
+	return out, nil
+}
+
+// ImportKeys makes what Keys describe where it is missing, and returns the names of
+// what it made. What is there with another password is an error: nothing is
+// overwritten. Maintenance is suspended unless maintain is set: two clusters that
+// maintain one repository destroy it.
+func ImportKeys(ctx context.Context, c client.Client, namespace string, keys Keys, maintain bool) (made []string, err error) {
+	if keys.Version != keysVersion {
+		return nil, fmt.Errorf("import keys: version %d is not %d: use the controller that exported them", keys.Version, keysVersion)
+	}
+	for _, k := range keys.Repositories {
+		if !isToken(k.Name) || k.Initialized == nil {
+			return made, fmt.Errorf("import keys: repository %q is not of an export", k.Name)
+		}
+		isNew, err := importKey(ctx, c, namespace, k, maintain)
+		if err != nil {
+			return made, fmt.Errorf("import keys: repository %s: %w", k.Name, err)
+		}
+		if isNew {
+			made = append(made, k.Name)
+		}
+	}
+	return made, nil
+}
+
+func importKey(ctx context.Context, c client.Client, namespace string, k RepositoryKey, maintain bool) (isNew bool, err error) {
+	rs := &kopiav1alpha1.RepositoryServer{
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace: namespace, Name: k.Name,
+			Labels: map[string]string{names.ManagedByLabel: names.ManagedByValue, names.RepositoryLabel: k.Name},
+		},
+		Spec: *k.Spec.DeepCopy(),
+	}
+	if !maintain {
+		if rs.Spec.Maintenance == nil {
+			rs.Spec.Maintenance = &kopiav1alpha1.Maintenance{}
+		}
+		rs.Spec.Maintenance.Suspend = true
+	}
+	// The password first: an object without it could not be used, and one that is
+	// used meanwhile would get another.
+	if k.Spec.KeyID == DefaultKeyID {
+		if k.Password == "" {
+			return false, errors.New("its password is missing in the file")
+		}
+		s := buildPasswordSecret(rs, k.Password)
+		if err := c.Create(ctx, s); apierrors.IsAlreadyExists(err) {
+			var have corev1.Secret
+			if err := c.Get(ctx, client.ObjectKeyFromObject(s), &have); err != nil {
+				return false, fmt.Errorf("read its password: %w", err)
+			}
+			if string(have.Data[passwordKey]) != k.Password {
+				return false, fmt.Errorf("Secret %s is there with another password: nothing was changed", s.Name)
+			}
+		} else if err != nil {
+			return false, fmt.Errorf("keep its password: %w", err)
+		}
+	}
+	err = c.Create(ctx, rs)
+	if err != nil && !apierrors.IsAlreadyExists(err) {
+		return false, fmt.Errorf("make the RepositoryServer: %w", err)
+	}
+	isNew = err == nil
+	if !isNew {
+		if err := c.Get(ctx, client.ObjectKeyFromObject(rs), rs); err != nil {
+			return false, fmt.Errorf("read the RepositoryServer: %w", err)
+		}
+	}
+	if rs.Status.Initialized == nil {
+		before := rs.DeepCopy()
+		rs.Status.Initialized = k.Initialized
+		if err := c.Status().Patch(ctx, rs, client.MergeFrom(before)); err != nil {
+			return isNew, fmt.Errorf("note that it exists: %w", err)
+		}
+	}
+	return isNew, nil
+}

@@ -1,0 +1,381 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package repository
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	coordinationv1 "k8s.io/api/coordination/v1"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	kopiav1alpha1 "github.com/kanister-kopia/kanister-kopia/pkg/apis/kopia/v1alpha1"
+	"github.com/kanister-kopia/kanister-kopia/pkg/kube"
+	"github.com/kanister-kopia/kanister-kopia/pkg/names"
+)
+
+// Two maintenances of one repository at once destroy it, and Kopia's own lock is a
+// file of one machine. Three things keep them apart. The pod has a fixed name, so the
+// API server refuses a second one before the first object is gone. The run holds the
+// repository's Lease from before its pod is made until the kubelet has said that the
+// container ended; if nobody said so (the pod was removed by force from a node that
+// is out of reach) the Lease runs out only when the kubelet, wherever it is, has
+// ended the container by its deadline. And Kopia refuses whoever is not the owner.
+
+// maintenanceComponent is the value of names.ComponentLabel of maintenance pods.
+const maintenanceComponent = "repository-maintenance"
+
+const (
+	// runDeadline bounds one maintenance; the kubelet enforces it.
+	runDeadline = 12 * time.Hour
+	// leaseDuration is longer: by then no container of the run is left.
+	leaseDuration = runDeadline + 30*time.Minute
+	// mostRuns is how many repositories are maintained at once.
+	mostRuns = 2
+	// runPause is when a run that found no room, or met a Lease, is tried again.
+	runPause = time.Minute
+)
+
+// modeAnnotation on a maintenance pod says which maintenance it does.
+const modeAnnotation = names.Group + "/maintenance"
+
+const (
+	modeQuick = "quick"
+	modeFull  = "full"
+)
+
+// Intervals of maintenance whose spec has none. Nothing of the indexes can be
+// compacted before an epoch of six hours ends.
+const (
+	defaultQuick  = 6 * time.Hour
+	defaultFull   = 24 * time.Hour
+	defaultVerify = 1
+)
+
+func maintenanceName(rs *kopiav1alpha1.RepositoryServer) string { return rs.Name + "-maintenance" }
+
+func maintenanceLabels(rs *kopiav1alpha1.RepositoryServer) map[string]string {
+	l := labels(rs)
+	l[names.ComponentLabel] = maintenanceComponent
+	return l
+}
+
+// due says which maintenance is to run now, or after which pause one is. "" and 0:
+// none ever.
+func due(rs *kopiav1alpha1.RepositoryServer, now time.Time) (mode string, pause time.Duration) {
+	m := rs.Spec.Maintenance
+	if m == nil {
+		m = &kopiav1alpha1.Maintenance{}
+	}
+	if rs.Status.Initialized == nil || rs.Spec.External != nil || m.Suspend {
+		return "", 0
+	}
+	var s kopiav1alpha1.MaintenanceStatus
+	if rs.Status.Maintenance != nil {
+		s = *rs.Status.Maintenance
+	}
+	last := func(times ...*metav1.Time) time.Time {
+		latest := rs.Status.Initialized.Time
+		for _, t := range times {
+			if t != nil && t.After(latest) {
+				latest = t.Time
+			}
+		}
+		return latest
+	}
+	fullAt := last(s.LastFull).Add(orDefault(m.FullInterval, defaultFull))
+	quickAt := last(s.LastQuick, s.LastFull).Add(orDefault(m.QuickInterval, defaultQuick))
+	// An unused repository has no new indexes.
+	if used := rs.Status.LastUsed; used == nil || used.Time.Before(last(s.LastQuick, s.LastFull)) {
+		quickAt = fullAt
+	}
+	next := fullAt
+	mode = modeFull
+	if now.Before(fullAt) && quickAt.Before(fullAt) {
+		mode, next = modeQuick, quickAt
+	}
+	// A failed one is tried again soon, then less and less often.
+	if s.Failures > 0 && s.LastAttempt != nil {
+		if retry := s.LastAttempt.Add(min(5*time.Minute<<min(s.Failures, 10), 6*time.Hour)); retry.After(next) {
+			next = retry
+		}
+	}
+	if now.Before(next) {
+		return "", next.Sub(now)
+	}
+	return mode, 0
+}
+
+func orDefault(d *metav1.Duration, otherwise time.Duration) time.Duration {
+	if d == nil {
+		return otherwise
+	}
+	return d.Duration
+}
+
+// maintain takes the next step of a repository's maintenance, and says when to look
+// again; 0: when its pod changes. What it learns goes into the status; before is rs as
+// it is stored.
+func (r *Reconciler) maintain(ctx context.Context, before, rs *kopiav1alpha1.RepositoryServer) (time.Duration, error) {
+	var pod corev1.Pod
+	err := r.Client.Get(ctx, client.ObjectKey{Namespace: rs.Namespace, Name: maintenanceName(rs)}, &pod)
+	switch {
+	case apierrors.IsNotFound(err):
+		mode, pause := due(rs, r.Clock.Now())
+		if mode == "" {
+			return pause, nil
+		}
+		return r.startMaintenance(ctx, rs, mode)
+	case err != nil:
+		return 0, fmt.Errorf("read the maintenance pod of repository %s: %w", rs.Name, err)
+	case pod.DeletionTimestamp != nil:
+		return 0, nil
+	case pod.Status.Phase != corev1.PodSucceeded && pod.Status.Phase != corev1.PodFailed:
+		if f := kube.Failure(&pod, Container); f == nil || f.Reason != "ImageUnavailable" && f.Reason != "ContainerRefused" {
+			return 0, nil
+		}
+		// It never ran, and waiting does not change it.
+	}
+	return 0, r.endMaintenance(ctx, before, rs, &pod)
+}
+
+// startMaintenance takes the Lease and makes the pod.
+func (r *Reconciler) startMaintenance(ctx context.Context, rs *kopiav1alpha1.RepositoryServer, mode string) (time.Duration, error) {
+	var pods corev1.PodList
+	if err := r.Client.List(ctx, &pods, client.InNamespace(rs.Namespace), client.MatchingLabels{names.ComponentLabel: maintenanceComponent}); err != nil {
+		return 0, fmt.Errorf("list maintenance pods: %w", err)
+	}
+	if len(pods.Items) >= mostRuns {
+		return runPause, nil
+	}
+	run := rand.Text()
+	left, err := r.takeLease(ctx, rs, run)
+	if err != nil || left > 0 {
+		return max(left, runPause), err
+	}
+	err = r.Client.Create(ctx, buildMaintenancePod(rs, r.Image, mode, run))
+	if apierrors.IsAlreadyExists(err) {
+		return runPause, nil // a cache that was behind
+	}
+	if err != nil {
+		return 0, fmt.Errorf("start maintenance of repository %s: %w", rs.Name, err)
+	}
+	now := metav1.NewTime(r.Clock.Now())
+	maintenanceStatus(rs).LastAttempt = &now
+	return 0, nil
+}
+
+func maintenanceStatus(rs *kopiav1alpha1.RepositoryServer) *kopiav1alpha1.MaintenanceStatus {
+	if rs.Status.Maintenance == nil {
+		rs.Status.Maintenance = &kopiav1alpha1.MaintenanceStatus{}
+	}
+	return rs.Status.Maintenance
+}
+
+// takeLease takes the repository's Lease for a run, or says how long another run may
+// have it. The Lease is read without a cache.
+func (r *Reconciler) takeLease(ctx context.Context, rs *kopiav1alpha1.RepositoryServer, run string) (time.Duration, error) {
+	now := metav1.NewMicroTime(r.Clock.Now())
+	seconds := int32(leaseDuration / time.Second)
+	var lease coordinationv1.Lease
+	err := r.Manager.Client.Get(ctx, client.ObjectKey{Namespace: rs.Namespace, Name: maintenanceName(rs)}, &lease)
+	exists := err == nil
+	if client.IgnoreNotFound(err) != nil {
+		return 0, fmt.Errorf("read the maintenance Lease of repository %s: %w", rs.Name, err)
+	}
+	if exists && lease.Spec.HolderIdentity != nil && *lease.Spec.HolderIdentity != "" && lease.Spec.RenewTime != nil {
+		held := leaseDuration
+		if lease.Spec.LeaseDurationSeconds != nil {
+			held = time.Duration(*lease.Spec.LeaseDurationSeconds) * time.Second
+		}
+		if left := lease.Spec.RenewTime.Add(held).Sub(now.Time); left > 0 {
+			return left, nil
+		}
+	}
+	lease.Spec = coordinationv1.LeaseSpec{HolderIdentity: &run, AcquireTime: &now, RenewTime: &now, LeaseDurationSeconds: &seconds}
+	if exists {
+		err = r.Manager.Client.Update(ctx, &lease) // refused if somebody else took it meanwhile
+	} else {
+		lease.ObjectMeta = ownedMeta(rs, maintenanceName(rs))
+		err = r.Manager.Client.Create(ctx, &lease)
+	}
+	switch {
+	case apierrors.IsConflict(err), apierrors.IsAlreadyExists(err):
+		return runPause, nil
+	case err != nil:
+		return 0, fmt.Errorf("take the maintenance Lease of repository %s: %w", rs.Name, err)
+	}
+	return 0, nil
+}
+
+// giveLease gives the Lease of a run back.
+func (r *Reconciler) giveLease(ctx context.Context, rs *kopiav1alpha1.RepositoryServer, run string) error {
+	var lease coordinationv1.Lease
+	err := r.Manager.Client.Get(ctx, client.ObjectKey{Namespace: rs.Namespace, Name: maintenanceName(rs)}, &lease)
+	if apierrors.IsNotFound(err) {
+		return nil
+	}
+	if err == nil && lease.Spec.HolderIdentity != nil && *lease.Spec.HolderIdentity == run {
+		lease.Spec.HolderIdentity = nil
+		err = r.Manager.Client.Update(ctx, &lease)
+	}
+	if err != nil {
+		return fmt.Errorf("give back the maintenance Lease of repository %s: %w", rs.Name, err)
+	}
+	return nil
+}
+
+// endMaintenance takes the outcome of a run that has ended and removes its pod. The
+// status is written before the pod goes, so that a controller killed in between
+// reads the outcome again.
+func (r *Reconciler) endMaintenance(ctx context.Context, before, rs *kopiav1alpha1.RepositoryServer, pod *corev1.Pod) error {
+	r.outcome(rs, pod)
+	if err := r.report(ctx, before, rs); err != nil {
+		return err
+	}
+	*before = *rs.DeepCopy()
+	if ended(pod) {
+		if err := r.giveLease(ctx, rs, pod.Annotations[runAnnotation]); err != nil {
+			return err
+		}
+	}
+	err := r.Client.Delete(ctx, pod, client.Preconditions{UID: &pod.UID})
+	if client.IgnoreNotFound(err) != nil {
+		return fmt.Errorf("remove the maintenance pod of repository %s: %w", rs.Name, err)
+	}
+	return nil
+}
+
+// ended says that the kubelet saw the container end, or never started it.
+func ended(pod *corev1.Pod) bool {
+	if pod.Spec.NodeName == "" {
+		return true
+	}
+	for _, s := range pod.Status.ContainerStatuses {
+		if s.State.Terminated != nil || s.State.Waiting != nil && s.LastTerminationState.Terminated == nil && s.RestartCount == 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// maintenanceResult is what the pod writes as its termination message. It mirrors
+// repositoryserver.MaintenanceResult, which cannot be imported: it would link Kopia.
+type maintenanceResult struct {
+	Seconds             int64 `json:"seconds"`
+	IndexBlobs          int64 `json:"indexBlobs"`
+	Contents            int64 `json:"contents"`
+	StoredBytes         int64 `json:"storedBytes"`
+	FreedBytes          int64 `json:"freedBytes"`
+	IncompleteCollected int64 `json:"incompleteCollected"`
+	VerifiedSnapshots   int64 `json:"verifiedSnapshots"`
+	VerifiedFiles       int64 `json:"verifiedFiles"`
+}
+
+// outcome writes a run's outcome into the status.
+func (r *Reconciler) outcome(rs *kopiav1alpha1.RepositoryServer, pod *corev1.Pod) {
+	s := maintenanceStatus(rs)
+	began := pod.CreationTimestamp
+	s.LastAttempt = &began
+	result, err := resultOf(pod)
+	if err != nil {
+		s.Failures++
+		r.condition(rs, kopiav1alpha1.ConditionMaintained, false, "Failed", fmt.Sprintf("%s maintenance of %s: %v", pod.Annotations[modeAnnotation], began.UTC().Format(time.RFC3339), err))
+		return
+	}
+	s.Failures = 0
+	s.LastSuccess, s.LastQuick = &began, &began
+	s.Duration = &metav1.Duration{Duration: time.Duration(result.Seconds) * time.Second}
+	s.IndexBlobs, s.Contents, s.StoredBytes = result.IndexBlobs, result.Contents, result.StoredBytes
+	if pod.Annotations[modeAnnotation] == modeFull {
+		s.LastFull = &began
+		s.FreedBytes, s.IncompleteCollected = result.FreedBytes, result.IncompleteCollected
+		s.VerifiedSnapshots, s.VerifiedFiles = result.VerifiedSnapshots, result.VerifiedFiles
+	}
+	r.condition(rs, kopiav1alpha1.ConditionMaintained, true, "Succeeded", pod.Annotations[modeAnnotation]+" maintenance succeeded")
+}
+
+// resultOf reads what a pod that has ended says.
+func resultOf(pod *corev1.Pod) (maintenanceResult, error) {
+	var result maintenanceResult
+	if pod.Status.Phase != corev1.PodSucceeded {
+		if pod.Status.Reason == "DeadlineExceeded" {
+			return result, fmt.Errorf("it took longer than %s: raise spec.maintenance.resources", runDeadline)
+		}
+		f := kube.Failure(pod, Container)
+		switch {
+		case f == nil:
+			return result, errors.New("its pod failed without a reason")
+		case f.Reason == "OutOfMemory":
+			return result, errors.New("it ran out of memory: raise spec.maintenance.resources.limits.memory")
+		}
+		return result, errors.New(f.Message)
+	}
+	for _, s := range pod.Status.ContainerStatuses {
+		if s.Name == Container && s.State.Terminated != nil {
+			if err := json.Unmarshal([]byte(s.State.Terminated.Message), &result); err != nil {
+				return result, fmt.Errorf("read its result: %w", err)
+			}
+			return result, nil
+		}
+	}
+	return result, errors.New("its pod succeeded without a result")
+}
+
+// runAnnotation on a maintenance pod names the holder of the Lease.
+const runAnnotation = names.Group + "/run"
+
+// defaultMaintenanceResources are for repositories of some million contents.
+func defaultMaintenanceResources() corev1.ResourceRequirements {
+	return corev1.ResourceRequirements{
+		Requests: corev1.ResourceList{
+			corev1.ResourceCPU:    resource.MustParse("50m"),
+			corev1.ResourceMemory: resource.MustParse("128Mi"),
+		},
+		Limits: corev1.ResourceList{corev1.ResourceMemory: resource.MustParse("1Gi")},
+	}
+}
+
+func buildMaintenancePod(rs *kopiav1alpha1.RepositoryServer, image Image, mode, run string) *corev1.Pod {
+	resources, verify := defaultMaintenanceResources(), int32(defaultVerify)
+	if m := rs.Spec.Maintenance; m != nil {
+		if len(m.Resources.Requests) > 0 || len(m.Resources.Limits) > 0 {
+			resources = m.Resources
+		}
+		if m.VerifyPercent != nil {
+			verify = *m.VerifyPercent
+		}
+	}
+	if mode != modeFull {
+		verify = 0
+	}
+	deadline := int64(runDeadline / time.Second)
+	spec := podSpec(rs, image, resources)
+	spec.RestartPolicy = corev1.RestartPolicyNever
+	spec.ActiveDeadlineSeconds = &deadline
+	spec.Containers[0].Args = []string{"maintain", "--mode", mode, "--verify-percent", strconv.Itoa(int(verify))}
+	if rs.Spec.Storage.Filesystem != nil {
+		// A claim that one node at a time may mount is where the server is.
+		spec.Affinity = &corev1.Affinity{PodAffinity: &corev1.PodAffinity{
+			PreferredDuringSchedulingIgnoredDuringExecution: []corev1.WeightedPodAffinityTerm{{
+				Weight: 100,
+				PodAffinityTerm: corev1.PodAffinityTerm{
+					LabelSelector: &metav1.LabelSelector{MatchLabels: labels(rs)}, TopologyKey: corev1.LabelHostname,
+				},
+			}},
+		}}
+	}
+	meta := ownedMeta(rs, maintenanceName(rs))
+	meta.Labels = maintenanceLabels(rs)
+	meta.Annotations = map[string]string{modeAnnotation: mode, runAnnotation: run}
+	return &corev1.Pod{ObjectMeta: meta, Spec: spec}
+}

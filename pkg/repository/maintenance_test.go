@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package repository
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	kopiav1alpha1 "github.com/kanister-kopia/kanister-kopia/pkg/apis/kopia/v1alpha1"
+)
+
+var noon = time.Date(2026, 11, 24, 12, 0, 0, 0, time.UTC)
+
+func at(d time.Duration) *metav1.Time { t := metav1.NewTime(noon.Add(d)); return &t }
+
+func TestMaintenanceIsDue(t *testing.T) {
+	hours := func(n time.Duration) *metav1.Duration { return &metav1.Duration{Duration: n * time.Hour} }
+	for name, c := range map[string]struct {
+		spec        *kopiav1alpha1.Maintenance
+		initialized *metav1.Time
+		used        *metav1.Time
+		status      kopiav1alpha1.MaintenanceStatus
+		mode        string
+		pause       time.Duration
+	}{
+		"never ready":         {nil, nil, nil, kopiav1alpha1.MaintenanceStatus{}, "", 0},
+		"new":                 {nil, at(-time.Hour), at(0), kopiav1alpha1.MaintenanceStatus{}, "", 5 * time.Hour},
+		"six hours of use":    {nil, at(-6 * time.Hour), at(0), kopiav1alpha1.MaintenanceStatus{}, modeQuick, 0},
+		"unused":              {nil, at(-48 * time.Hour), at(-30 * time.Hour), kopiav1alpha1.MaintenanceStatus{LastFull: at(-10 * time.Hour)}, "", 14 * time.Hour},
+		"a day":               {nil, at(-48 * time.Hour), at(0), kopiav1alpha1.MaintenanceStatus{LastFull: at(-24 * time.Hour), LastQuick: at(-time.Minute)}, modeFull, 0},
+		"a full one counts":   {nil, at(-48 * time.Hour), at(0), kopiav1alpha1.MaintenanceStatus{LastFull: at(-time.Hour), LastQuick: at(-9 * time.Hour)}, "", 5 * time.Hour},
+		"suspended":           {&kopiav1alpha1.Maintenance{Suspend: true}, at(-48 * time.Hour), at(0), kopiav1alpha1.MaintenanceStatus{}, "", 0},
+		"its own intervals":   {&kopiav1alpha1.Maintenance{FullInterval: hours(2), QuickInterval: hours(1)}, at(-90 * time.Minute), at(0), kopiav1alpha1.MaintenanceStatus{}, modeQuick, 0},
+		"failed just now":     {nil, at(-48 * time.Hour), at(0), kopiav1alpha1.MaintenanceStatus{Failures: 1, LastAttempt: at(-time.Minute)}, "", 9 * time.Minute},
+		"failed for days":     {nil, at(-480 * time.Hour), at(0), kopiav1alpha1.MaintenanceStatus{Failures: 40, LastAttempt: at(-time.Hour)}, "", 5 * time.Hour},
+		"failed, tried again": {nil, at(-48 * time.Hour), at(0), kopiav1alpha1.MaintenanceStatus{Failures: 1, LastAttempt: at(-time.Hour)}, modeFull, 0},
+	} {
+		rs := &kopiav1alpha1.RepositoryServer{Spec: kopiav1alpha1.RepositoryServerSpec{Maintenance: c.spec}}
+		rs.Status.Initialized, rs.Status.LastUsed, rs.Status.Maintenance = c.initialized, c.used, &c.status
+		if mode, pause := due(rs, noon); mode != c.mode || pause != c.pause {
+			t.Errorf("%s: %q after %s, want %q after %s", name, mode, pause, c.mode, c.pause)
+		}
+	}
+}
+
+// The Lease is given back on the kubelet's word only: an object that somebody removed,
+// or that was failed because its node is out of reach, proves nothing.
+func TestMaintenanceHasEnded(t *testing.T) {
+	pod := func(node string, s ...corev1.ContainerStatus) *corev1.Pod {
+		return &corev1.Pod{Spec: corev1.PodSpec{NodeName: node}, Status: corev1.PodStatus{Phase: corev1.PodFailed, ContainerStatuses: s}}
+	}
+	for name, c := range map[string]struct {
+		pod  *corev1.Pod
+		want bool
+	}{
+		"terminated":        {pod("n", corev1.ContainerStatus{State: corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{}}}), true},
+		"never had a node":  {pod(""), true},
+		"never started":     {pod("n", corev1.ContainerStatus{State: corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: "ImagePullBackOff"}}}), true},
+		"node out of reach": {pod("n", corev1.ContainerStatus{State: corev1.ContainerState{Running: &corev1.ContainerStateRunning{}}}), false},
+		"nothing is known":  {pod("n"), false},
+	} {
+		if got := ended(c.pod); got != c.want {
+			t.Errorf("%s: %t", name, got)
+		}
+	}
+}
+
+func TestMaintenanceOutcome(t *testing.T) {
+	r := &Reconciler{}
+	pod := func(mode string, phase corev1.PodPhase, reason, message string) *corev1.Pod {
+		p := &corev1.Pod{
+			ObjectMeta: metav1.ObjectMeta{CreationTimestamp: *at(0), Annotations: map[string]string{modeAnnotation: mode}},
+			Status: corev1.PodStatus{Phase: phase, ContainerStatuses: []corev1.ContainerStatus{{
+				Name: Container, State: corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{Reason: reason, Message: message}},
+			}}},
+		}
+		return p
+	}
+	rs := &kopiav1alpha1.RepositoryServer{}
+	message := func() string { return rs.Status.Conditions[0].Message }
+
+	r.outcome(rs, pod(modeFull, corev1.PodFailed, "Error", `{"level":"ERROR","msg":"full maintenance: clock skew detected"}`))
+	if s := rs.Status.Maintenance; s.Failures != 1 || s.LastSuccess != nil || !strings.Contains(message(), "clock skew detected") {
+		t.Errorf("a failure: %+v, %q", s, message())
+	}
+	r.outcome(rs, pod(modeFull, corev1.PodFailed, "OOMKilled", ""))
+	if s := rs.Status.Maintenance; s.Failures != 2 || !strings.Contains(message(), "spec.maintenance.resources.limits.memory") {
+		t.Errorf("out of memory: %+v, %q", s, message())
+	}
+	r.outcome(rs, pod(modeFull, corev1.PodSucceeded, "Completed", `{"seconds":7,"indexBlobs":3,"contents":40,"storedBytes":500,"freedBytes":60,"incompleteCollected":2,"verifiedSnapshots":4,"verifiedFiles":9}`))
+	if s := rs.Status.Maintenance; s.Failures != 0 || !s.LastFull.Equal(at(0)) || s.IndexBlobs != 3 || s.FreedBytes != 60 || s.VerifiedFiles != 9 {
+		t.Errorf("a success: %+v", s)
+	}
+	r.outcome(rs, pod(modeQuick, corev1.PodSucceeded, "Completed", `{"indexBlobs":1,"contents":41}`))
+	if s := rs.Status.Maintenance; s.IndexBlobs != 1 || s.FreedBytes != 60 {
+		t.Errorf("what a quick one does not look at is lost: %+v", s)
+	}
+	r.outcome(rs, pod(modeQuick, corev1.PodSucceeded, "Completed", "what?"))
+	if s := rs.Status.Maintenance; s.Failures != 1 {
+		t.Errorf("a pod that says nothing has succeeded: %+v", s)
+	}
+}

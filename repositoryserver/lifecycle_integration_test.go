@@ -1,0 +1,265 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build integration
+
+package repositoryserver_test
+
+import (
+	"crypto/x509"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/kopia/kopia/repo"
+
+	"github.com/kanister-kopia/kanister-kopia/agent/api"
+	"github.com/kanister-kopia/kanister-kopia/internal/testenv"
+	"github.com/kanister-kopia/kanister-kopia/repositoryserver"
+)
+
+// A server that is in use does not drain; one that drains lets nobody in, and says so.
+func TestIntegrationDrain(t *testing.T) {
+	w := newWorld(t)
+	s := w.serve()
+	ctx := w.context()
+	credentials := w.session(s, "one", "pvc.data")
+	rep := w.kopia(credentials)
+	_, writer, err := rep.NewWriter(ctx, repo.WriteSessionOptions{Purpose: "test"})
+	w.must(err)
+	if a, err := s.agent.Drain(ctx, 0); err != nil || a.Draining || a.Sessions != 1 || a.Streams == 0 || a.Users != 1 {
+		t.Errorf("in use: %+v, %v", a, err)
+	}
+	w.metric(s, "kanister_kopia_repository_sessions 1")
+	w.must(writer.Close(ctx))
+	w.must(rep.Close(ctx))
+	w.must(s.agent.EndSession(ctx, "one"))
+	if a, err := s.agent.Drain(ctx, time.Hour); err != nil || a.Draining || a.Sessions != 0 {
+		t.Errorf("used a moment ago: %+v, %v", a, err)
+	}
+	var a api.Activity
+	testenv.Eventually(t, time.Minute, "the idle server drains", func() bool {
+		a, err = s.agent.Drain(ctx, 0)
+		return err == nil && a.Draining
+	})
+	if _, err := s.agent.StartSession(ctx, api.SessionRequest{ID: "two", Username: "pvc.data", Hostname: host}); code(err) != api.CodeDraining {
+		t.Errorf("a session of a server that is about to stop: %v", err)
+	}
+	if _, err := w.find(s, "find", api.FindRequest{BackupID: "x", Prefix: prefix, KeyID: "default"}); code(err) != api.CodeDraining {
+		t.Errorf("an operation of a server that is about to stop: %v", err)
+	}
+}
+
+// metric looks for a line of /metrics.
+func (w *world) metric(s *server, line string) {
+	w.Helper()
+	resp, err := http.Get(fmt.Sprintf("http://127.0.0.1:%d/metrics", s.healthPort))
+	w.must(err)
+	defer resp.Body.Close()
+	raw, err := io.ReadAll(resp.Body)
+	w.must(err)
+	if !strings.Contains(string(raw), line+"\n") {
+		w.Errorf("/metrics has no %q", line)
+	}
+	w.noSecrets("/metrics", raw)
+}
+
+// maintain runs one maintenance as its pod does.
+func (w *world) maintain(args ...string) (repositoryserver.MaintenanceResult, string) {
+	w.Helper()
+	dir := w.TempDir()
+	raw, err := json.Marshal(w.config)
+	w.must(err)
+	config, result := filepath.Join(dir, "config.json"), filepath.Join(dir, "result")
+	w.must(os.WriteFile(config, raw, 0o600))
+	out, err := exec.CommandContext(w.context(), testenv.Program(w, "repository-server"), append([]string{
+		"maintain", "--config", config, "--state-dir", filepath.Join(dir, "state"), "--cache-dir", filepath.Join(dir, "cache"), "--result", result,
+	}, args...)...).CombinedOutput()
+	w.noSecrets("the maintenance's log", out)
+	var done repositoryserver.MaintenanceResult
+	if err != nil {
+		return done, testenv.LastLine(string(out))
+	}
+	raw, err = os.ReadFile(result)
+	w.must(err)
+	if len(raw) > 4096 {
+		t := w.T
+		t.Errorf("the result has %d bytes: the kubelet takes 4096", len(raw))
+	}
+	w.noSecrets("the result", raw)
+	w.must(json.Unmarshal(raw, &done))
+	return done, ""
+}
+
+// Maintenance runs beside the server, loses no backup, verifies, and tells what it
+// found; nobody but its owner runs one, and it makes no repository.
+func TestIntegrationMaintenance(t *testing.T) {
+	w := newWorld(t)
+	if _, message := w.maintain("--mode", "quick"); !strings.Contains(message, "not made anew") {
+		t.Errorf("of no repository: %q", message)
+	}
+	source := w.volume()
+	for i := range 20 {
+		w.must(os.WriteFile(filepath.Join(source, fmt.Sprint("f", i)), []byte(strings.Repeat(fmt.Sprint(i), 1000)), 0o600))
+	}
+	s := w.serve()
+	agent, _ := w.sidecar(source, nil)
+	record := w.backup(s, agent, "op-1", "/")
+	w.backup(s, agent, "op-2", "/")
+	quick, message := w.maintain("--mode", "quick")
+	if message != "" || quick.Contents < 20 || quick.IndexBlobs == 0 || quick.StoredBytes == 0 || quick.VerifiedFiles != 0 {
+		t.Errorf("quick: %+v %s", quick, message)
+	}
+	full, message := w.maintain("--mode", "full", "--verify-percent", "100")
+	if message != "" || full.VerifiedSnapshots != 1 || full.VerifiedFiles < 20 {
+		t.Errorf("full: %+v %s", full, message)
+	}
+	folder, _ := w.restore(s, "op-3", record, "", "/after")
+	w.same(testenv.Tree(w, source), testenv.Tree(w, folder))
+
+	// A pack that the storage lost is found out, before somebody needs the backup.
+	w.losePacks()
+	if _, message := w.maintain("--mode", "full", "--verify-percent", "100"); !strings.Contains(message, "damaged") {
+		t.Errorf("of a damaged repository: %q", message)
+	}
+	right := w.config.Password
+	w.config.Password = "another"
+	if _, message := w.maintain("--mode", "quick"); !strings.Contains(message, "password is wrong") {
+		t.Errorf("with a wrong password: %q", message)
+	}
+	w.config.Password = right
+}
+
+// losePacks empties the packs of file data.
+func (w *world) losePacks() {
+	w.Helper()
+	n := 0
+	w.must(filepath.WalkDir(w.s3.Dir, func(path string, d os.DirEntry, err error) error {
+		if err == nil && d.Type().IsRegular() && strings.HasPrefix(d.Name(), "p") {
+			n++
+			return os.Remove(path)
+		}
+		return err
+	}))
+	if n == 0 {
+		w.Fatal("the bucket has no packs")
+	}
+}
+
+// stock starts Kopia's own server with a user, with its own access control.
+func (w *world) stock() *repositoryserver.External {
+	w.Helper()
+	dir := w.TempDir()
+	const password = "user-password-5d6e"
+	run := func(args ...string) {
+		w.Helper()
+		cmd := exec.CommandContext(w.context(), testenv.Kopia(w), append(args, "--config-file="+filepath.Join(dir, "config"), "--log-dir="+filepath.Join(dir, "log"))...)
+		cmd.Env = append(os.Environ(), "KOPIA_PASSWORD=stock", "KOPIA_CHECK_FOR_UPDATES=false")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			w.Fatalf("kopia %v: %v\n%s", args, err, out)
+		}
+	}
+	w.must(os.Mkdir(filepath.Join(dir, "repository"), 0o700))
+	run("repository", "create", "filesystem", "--path="+filepath.Join(dir, "repository"), "--cache-directory="+filepath.Join(dir, "cache"))
+	run("server", "acl", "enable")
+	run("server", "users", "add", "backup@cluster", "--user-password="+password)
+	tls := filepath.Join(dir, "tls")
+	w.plane.CA.IssueTo(w, tls, testenv.Leaf{IPs: []net.IP{net.IPv4(127, 0, 0, 1)}, Usage: x509.ExtKeyUsageServerAuth})
+	port := testenv.Port(w)
+	testenv.Start(w, func(c *exec.Cmd) {
+		c.Env = append(os.Environ(), "KOPIA_PASSWORD=stock", "KOPIA_CHECK_FOR_UPDATES=false", "KOPIA_SERVER_CONTROL_PASSWORD=control")
+	}, testenv.Kopia(w), "server", "start", "--no-ui", fmt.Sprintf("--address=https://127.0.0.1:%d", port),
+		"--tls-cert-file="+filepath.Join(tls, "tls.crt"), "--tls-key-file="+filepath.Join(tls, "tls.key"),
+		"--config-file="+filepath.Join(dir, "config"), "--log-dir="+filepath.Join(dir, "log"))
+	testenv.Eventually(w, time.Minute, "the stock server listens", func() bool {
+		conn, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+		if err == nil {
+			conn.Close()
+		}
+		return err == nil
+	})
+	w.passwords = append(w.passwords, password)
+	return &repositoryserver.External{
+		URL: fmt.Sprintf("https://127.0.0.1:%d", port), CA: string(w.plane.CA.PEM), Username: "backup", Hostname: "cluster", Password: password,
+	}
+}
+
+// Somebody else's server: the same operations, as its one user.
+func TestIntegrationExternalServer(t *testing.T) {
+	w := newWorld(t)
+	external := w.stock()
+	w.config = repositoryserver.Config{RepositoryID: "theirs", External: external}
+	source := w.volume()
+	w.must(os.WriteFile(filepath.Join(source, "f"), []byte("x"), 0o600))
+	s := w.serve()
+	agent, _ := w.sidecar(source, nil)
+	ctx := w.context()
+	const sourcePath = "/ns-uid-1/pvc.data"
+	session := func(id string) *api.Credentials {
+		got, err := s.agent.StartSession(ctx, api.SessionRequest{ID: id, Username: "pvc.data", Hostname: host})
+		w.must(err)
+		return &api.Credentials{URL: external.URL, CA: external.CA, Username: got.Username, Hostname: got.Hostname, Password: got.Password}
+	}
+	request := snapshotRequest("op-1", session("op-1"), "/")
+	request.Snapshot.SourcePath = sourcePath
+	result, err := agent.Run(ctx, request, func(api.Progress) {})
+	w.must(err)
+	record := api.Record{
+		BackupID: "theirs-1", BackupTag: "tag-1", Prefix: prefix, KeyID: "default", AbsolutePath: "/data",
+		NamespaceUID: host, Volume: "data", Snapshot: *result.Snapshot, Created: result.Snapshot.End,
+	}
+	put := api.StartRequest{ID: "record-1", Kind: api.KindRecord, Record: &api.RecordRequest{
+		Username: "pvc.data", Hostname: host, SourcePath: sourcePath, Record: record,
+	}}
+	_, err = s.agent.Run(ctx, put, func(api.Progress) {})
+	w.must(err)
+
+	found, err := w.find(s, "find-1", api.FindRequest{BackupTag: "tag-1", Prefix: prefix, KeyID: "default"})
+	w.must(err)
+	if len(found.Records) != 1 || found.Records[0].Snapshot.RootObject != result.Snapshot.RootObject {
+		t.Fatalf("found %+v", found.Records)
+	}
+	for i, other := range []api.FindRequest{
+		{BackupTag: "tag-1", Prefix: "elsewhere", KeyID: "default"}, {BackupTag: "tag-1", Prefix: prefix, KeyID: "other"}, {BackupID: "tag-1", Prefix: prefix, KeyID: "default"},
+	} {
+		if got, err := w.find(s, fmt.Sprint("find-other-", i), other); err != nil || len(got.Records) > 0 {
+			t.Errorf("%+v finds %+v, %v", other, got, err)
+		}
+	}
+	into := w.volume()
+	restorer, _ := w.sidecar(into, nil)
+	_, err = restorer.Run(ctx, api.StartRequest{ID: "op-2", Kind: api.KindRestore, Credentials: session("op-2"), Restore: &api.RestoreRequest{
+		RootObject: found.Records[0].Snapshot.RootObject, Root: found.Records[0].Snapshot.Root, Volume: "data", Path: "/there",
+	}}, func(api.Progress) {})
+	w.must(err)
+	if content, err := os.ReadFile(filepath.Join(into, "there", "f")); err != nil || string(content) != "x" {
+		t.Errorf("restored %q, %v", content, err)
+	}
+	// Kopia's default access control lets a user delete what is its own.
+	deleted, err := s.agent.Run(ctx, api.StartRequest{ID: "delete-1", Kind: api.KindDelete, Delete: &api.DeleteRequest{BackupID: "theirs-1", Prefix: prefix, KeyID: "default"}}, func(api.Progress) {})
+	if err != nil || len(deleted.Records) != 1 {
+		t.Errorf("delete: %+v, %v", deleted, err)
+	}
+	if got, err := w.find(s, "find-2", api.FindRequest{BackupID: "theirs-1", Prefix: prefix, KeyID: "default"}); err != nil || len(got.Records) > 0 {
+		t.Errorf("deleted, and found: %+v, %v", got, err)
+	}
+	w.noSecrets("the log", []byte(s.Log()))
+
+	wrong := *external
+	wrong.Password = "wrong-password-7788"
+	p, _, _, _ := w.launch(repositoryserver.Config{RepositoryID: "theirs", External: &wrong})
+	<-p.Done
+	if last := testenv.LastLine(p.Log()); !strings.Contains(last, external.URL) || strings.Contains(last, wrong.Password) {
+		t.Errorf("a wrong password ends with %q", last)
+	}
+	if _, message := w.maintain("--mode", "quick"); !strings.Contains(message, "whoever runs it") {
+		t.Errorf("maintenance of an external server: %q", message)
+	}
+}

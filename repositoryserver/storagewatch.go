@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package repositoryserver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/kopia/kopia/repo/blob"
+	"github.com/kopia/kopia/repo/format"
+
+	"github.com/kanister-kopia/kanister-kopia/agent/api"
+)
+
+// storageWatch is the breaker before the storage. It reads the repository's first
+// blob every now and then; after a few failures new operations are refused with the
+// storage's own words, instead of each running into its timeout, until it answers
+// again. What runs is left alone: Kopia tries again by itself, and may succeed.
+type storageWatch struct {
+	now func() time.Time
+	// look asks the storage; nil before start.
+	look func(context.Context) error
+
+	mu       sync.Mutex // protects the following
+	failures int
+	since    time.Time
+	last     error
+}
+
+const (
+	watchPeriod  = 30 * time.Second
+	watchTimeout = 15 * time.Second
+	// watchTolerance is how many failures in a row make an outage.
+	watchTolerance = 2
+)
+
+// start begins to watch, until ctx ends.
+func (w *storageWatch) start(ctx context.Context, c StorageConfig, scrub func(error) error) error {
+	st, err := openStorage(ctx, c)
+	if err != nil {
+		return fmt.Errorf("watch storage: %w", err)
+	}
+	w.look = func(ctx context.Context) error { return scrub(look(ctx, st)) }
+	go func() {
+		defer st.Close(context.WithoutCancel(ctx))
+		timer := time.NewTimer(watchPeriod)
+		defer timer.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-timer.C:
+			}
+			timer.Reset(w.saw(w.look(ctx)))
+		}
+	}()
+	return nil
+}
+
+// look reads the blob that every repository has.
+func look(ctx context.Context, st blob.Storage) error {
+	ctx, cancel := context.WithTimeout(ctx, watchTimeout)
+	defer cancel()
+	err := st.GetBlob(ctx, format.KopiaRepositoryBlobID, 0, -1, &discard{})
+	if errors.Is(err, blob.ErrBlobNotFound) {
+		return errors.New("the repository is gone from the storage: restore the bucket")
+	}
+	return err
+}
+
+// saw takes a look's outcome and says when to look again: sooner after a failure,
+// later with each further one.
+func (w *storageWatch) saw(err error) time.Duration {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if err == nil {
+		w.failures, w.last = 0, nil
+		return watchPeriod
+	}
+	if w.failures == 0 {
+		w.since = w.now()
+	}
+	w.failures++
+	w.last = err
+	return min(watchPeriod, time.Second<<min(w.failures, 5))
+}
+
+// problem is why the storage does not answer, "" while it does.
+func (w *storageWatch) problem() string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.failures < watchTolerance {
+		return ""
+	}
+	return fmt.Sprintf("the storage has not answered since %s: %v", w.since.UTC().Format(time.RFC3339), w.last)
+}
+
+// refuse is what a new operation is told, nil while the storage answers. In an
+// outage each asks the storage anew: the first that gets an answer ends it.
+func (w *storageWatch) refuse(ctx context.Context) error {
+	if w.problem() == "" {
+		return nil
+	}
+	w.saw(w.look(ctx))
+	if p := w.problem(); p != "" {
+		return &api.Problem{Status: 503, Code: api.CodeStorage, Title: "start session: " + p}
+	}
+	return nil
+}

@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package repositoryserver
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/kanister-kopia/kanister-kopia/agent/api"
+)
+
+// One hiccup changes nothing; an outage refuses new work with the storage's words,
+// and the next success ends it.
+func TestStorageWatch(t *testing.T) {
+	c := newClock()
+	outage := errors.New("connection refused")
+	storage := outage
+	w := &storageWatch{now: c.Now, look: func(context.Context) error { return storage }}
+	if w.saw(outage); w.refuse(t.Context()) != nil {
+		t.Error("one failure is an outage")
+	}
+	pause := time.Duration(0)
+	for range 8 {
+		next := w.saw(outage)
+		if next < pause || next > watchPeriod {
+			t.Errorf("looks again after %s, before that after %s", next, pause)
+		}
+		pause = next
+	}
+	if err := w.refuse(t.Context()); codeOf(err) != api.CodeStorage || !strings.Contains(err.Error(), "connection refused") || !strings.Contains(err.Error(), "2026-11-24T12:00:00Z") {
+		t.Errorf("refused with %v", err)
+	}
+	storage = nil
+	if err := w.refuse(t.Context()); err != nil || w.problem() != "" {
+		t.Errorf("the storage answers again, and the next operation is refused: %v", err)
+	}
+}
