@@ -125,7 +125,7 @@ func Run(ctx context.Context, config *rest.Config, o Options) error {
 	}
 	companion := &function.Companion{
 		Client: direct, Kube: kube, Config: config, Movers: movers,
-		Namespace: o.Namespace, PullPolicy: o.PullPolicy, Log: o.Log,
+		Namespace: o.Namespace, PullPolicy: o.PullPolicy,
 	}
 	functions := allFunctions(data, companion, o.Functions)
 	// One Event for each phase: the newer API would make one of all that differ in

@@ -8,6 +8,7 @@ import (
 	"maps"
 	"reflect"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 
@@ -51,14 +52,14 @@ func TestEach(t *testing.T) {
 		items[i] = i
 	}
 	var now, most atomic.Int32
-	full := make(chan struct{})
+	full, once := make(chan struct{}), sync.Once{}
 	outcomes := each(t.Context(), items, func(i, item int) (int, error) {
 		n := now.Add(1)
 		defer now.Add(-1)
 		for m := most.Load(); n > m && !most.CompareAndSwap(m, n); m = most.Load() {
 		}
 		if n == podsAtOnce {
-			close(full) // once: nobody ends before it
+			once.Do(func() { close(full) }) // nobody of the first ends before
 		}
 		<-full
 		if item%2 == 1 {

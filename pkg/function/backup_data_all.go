@@ -61,6 +61,9 @@ func (f *backupDataAll) Exec(ctx context.Context, call Call) (map[string]any, er
 		return f.takeFrom(ctx, call, repo, part(call.OperationID, pod),
 			podPrefix(call.Params.Profile, prefix, pod), source, progress.of(i))
 	})
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	}
 	taken := map[string]podBackup{}
 	for i, o := range outcomes {
 		if o.err == nil {

@@ -3,8 +3,6 @@
 package function
 
 import (
-	"log/slog"
-
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
@@ -25,7 +23,6 @@ type Companion struct {
 	// Namespace of temporary pods that name none: the controller's.
 	Namespace  string
 	PullPolicy corev1.PullPolicy
-	Log        *slog.Logger
 }
 
 // Functions are the companions.

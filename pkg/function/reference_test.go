@@ -46,7 +46,7 @@ func TestReference(t *testing.T) {
 			if strings.TrimSpace(cells[3]) == "" {
 				t.Errorf("%s %s has no test", name, argument)
 			}
-			for test := range strings.SplitSeq(cells[3], ",") {
+			for test := range strings.SplitSeq(cells[3], ";") {
 				checkTest(t, sources, strings.TrimSpace(test))
 			}
 		}

@@ -88,7 +88,7 @@ func (d *Data) withMover(ctx context.Context, call Call, spec mover.Spec, pod po
 	defer func() {
 		if !detached(ctx) {
 			if err := m.Stop(ctx); err != nil {
-				d.Log.Warn("temporary pod not deleted", "error", err)
+				call.Log.Warn("temporary pod not deleted", "error", err)
 			}
 		}
 	}()

@@ -133,13 +133,13 @@ func (c *Companion) runPod(ctx context.Context, call Call, pod *corev1.Pod, cont
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), taskDeleteGrace)
 		defer cancel()
 		if err := c.Client.Delete(ctx, pod, client.GracePeriodSeconds(0)); client.IgnoreNotFound(err) != nil {
-			c.Log.Warn("temporary pod not deleted", "pod", name, "error", err)
+			call.Log.Warn("temporary pod not deleted", "pod", name, "error", err)
 		}
 	}()
 	if err := c.awaitStart(ctx, pod, container); err != nil {
 		return result{}, fmt.Errorf("start pod %s: %w", name, err)
 	}
-	log := c.Log.With("actionset", call.ActionSet, "pod", pod.Name)
+	log := commandLog(call, pod.Name, container)
 	stream, err := c.Kube.CoreV1().Pods(pod.Namespace).GetLogs(pod.Name, &corev1.PodLogOptions{Container: container, Follow: true}).Stream(ctx)
 	if err != nil {
 		return result{}, fmt.Errorf("read the log of pod %s: %w", name, err)

@@ -15,7 +15,7 @@ import (
 // everything is a registry of all functions that reach nothing: what they refuse
 // they refuse before.
 func everything() *Registry {
-	data, companion := &Data{Log: slog.New(slog.DiscardHandler)}, &Companion{Log: slog.New(slog.DiscardHandler)}
+	data, companion := &Data{Log: slog.New(slog.DiscardHandler)}, &Companion{}
 	return NewRegistry(append(data.Functions(), companion.Functions()...)...)
 }
 
@@ -55,7 +55,7 @@ func execute(t *testing.T, name string, params param.TemplateParams, args map[st
 	if err != nil {
 		t.Fatal(err)
 	}
-	return f.Exec(t.Context(), Call{Params: params, Args: args, OperationID: "op", ActionSet: "as", Progress: func(api.Progress) {}})
+	return f.Exec(t.Context(), Call{Params: params, Args: args, OperationID: "op", ActionSet: "as", Log: slog.New(slog.DiscardHandler), Progress: func(api.Progress) {}})
 }
 
 // TestRefused has a row for each run-time refusal of KANISTER's functions.

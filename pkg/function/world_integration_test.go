@@ -93,7 +93,7 @@ func newWorld(t *testing.T) *world {
 		Client: c, Movers: movers, Agents: w, Clock: clock.RealClock{}, Log: log,
 		Repositories: &repository.Manager{Client: c, Namespace: control, Agents: w, CA: func() ([]byte, error) { return []byte("CA"), nil }},
 	}
-	companion := &function.Companion{Client: c, Movers: movers, Namespace: control, Log: log}
+	companion := &function.Companion{Client: c, Movers: movers, Namespace: control}
 	w.functions = function.NewRegistry(append(w.data.Functions(), companion.Functions()...)...)
 	for _, name := range []string{control, shop} {
 		w.must(c.Create(w.context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}}))
@@ -187,12 +187,16 @@ func (w *world) Connect(_ context.Context, _, pod, container string) (*agentclie
 	if container == repository.Container {
 		return w.agentOf("repository-server", w.records.run).client(), nil
 	}
-	for name, s := range w.scripts {
-		if name == pod || strings.HasSuffix(name, "-") && strings.HasPrefix(pod, name) {
-			return w.agentOf(pod, s).client(), nil
+	best := ""
+	for name := range w.scripts {
+		if (name == pod || strings.HasSuffix(name, "-") && strings.HasPrefix(pod, name)) && len(name) > len(best) {
+			best = name
 		}
 	}
-	return nil, fmt.Errorf("no agent is scripted for pod %s", pod)
+	if best == "" {
+		return nil, fmt.Errorf("no agent is scripted for pod %s", pod)
+	}
+	return w.agentOf(pod, w.scripts[best]).client(), nil
 }
 
 func (w *world) agentOf(pod string, s script) *agent {
@@ -257,11 +261,17 @@ type agent struct {
 	server *httptest.Server
 	script script
 	mu     sync.Mutex
-	done   map[string]api.Operation
+	known  map[string]*operation
+}
+
+type operation struct {
+	body string // of the request that began it
+	once sync.Once
+	api.Operation
 }
 
 func newAgent(t testing.TB, s script) *agent {
-	a := &agent{script: s, done: map[string]api.Operation{}}
+	a := &agent{script: s, known: map[string]*operation{}}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /v1/info", func(w http.ResponseWriter, _ *http.Request) { answer(w, api.Info{}) })
 	mux.HandleFunc("POST /v1/operations", func(w http.ResponseWriter, r *http.Request) {
@@ -269,7 +279,13 @@ func newAgent(t testing.TB, s script) *agent {
 		if err := json.NewDecoder(r.Body).Decode(&req); err != nil {
 			t.Error(err)
 		}
-		answer(w, a.run(req))
+		op, problem := a.run(req)
+		if problem != nil {
+			w.WriteHeader(problem.Status)
+			answer(w, problem)
+			return
+		}
+		answer(w, op)
 	})
 	mux.HandleFunc("DELETE /v1/operations/{id}", func(http.ResponseWriter, *http.Request) {})
 	mux.HandleFunc("GET /v1/operations/{id}/events", func(http.ResponseWriter, *http.Request) {})
@@ -288,24 +304,34 @@ func newAgent(t testing.TB, s script) *agent {
 	return a
 }
 
-// run runs an operation once: the same id again is the same operation.
-func (a *agent) run(req api.StartRequest) api.Operation {
+// run runs an operation once: the same id and body again is the same operation,
+// another body is refused.
+func (a *agent) run(req api.StartRequest) (api.Operation, *api.Problem) {
+	plain := req
+	plain.Credentials = nil
+	body, err := json.Marshal(plain)
+	if err != nil {
+		panic(err)
+	}
 	a.mu.Lock()
-	op, ok := a.done[req.ID]
+	op := a.known[req.ID]
+	if op == nil {
+		op = &operation{body: string(body)}
+		a.known[req.ID] = op
+	}
 	a.mu.Unlock()
-	if ok {
-		return op
+	if op.body != string(body) {
+		return api.Operation{}, &api.Problem{Status: http.StatusConflict, Code: api.CodeConflict, Title: "another operation has this id"}
 	}
-	op = api.Operation{ID: req.ID, Kind: req.Kind, State: api.StateSucceeded}
-	if op.Result, op.Failure = a.script(req); op.Failure != nil {
-		op.State = api.StateFailed
-	} else if s := op.Result.Snapshot; s != nil {
-		op.Progress = api.Progress{Files: s.Files, Bytes: s.Bytes, UploadedBytes: s.NewBytes, EstimatedBytes: s.Bytes}
-	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.done[req.ID] = op
-	return op
+	op.once.Do(func() {
+		op.Operation = api.Operation{ID: req.ID, Kind: req.Kind, State: api.StateSucceeded}
+		if op.Result, op.Failure = a.script(req); op.Failure != nil {
+			op.State = api.StateFailed
+		} else if s := op.Result.Snapshot; s != nil {
+			op.Progress = api.Progress{Files: s.Files, Bytes: s.Bytes, UploadedBytes: s.NewBytes, EstimatedBytes: s.Bytes}
+		}
+	})
+	return op.Operation, nil
 }
 
 func answer(w http.ResponseWriter, v any) {
@@ -411,7 +437,7 @@ func (w *world) execWithProgress(name, operation string, params param.TemplatePa
 	var last api.Progress
 	out, err := f.Exec(w.context(), function.Call{
 		Params: params, Args: args, OperationID: operation, ActionSet: "actionset-" + operation,
-		Progress: func(p api.Progress) { last = p },
+		Log: slog.New(slog.DiscardHandler), Progress: func(p api.Progress) { last = p },
 	})
 	return out, last, err
 }

@@ -19,7 +19,7 @@ import (
 	"github.com/kanister-kopia/kanister-kopia/pkg/names"
 )
 
-// Component of a temporary pod that runs a command of a Blueprint.
+// TaskComponent is that of a temporary pod that runs a command of a Blueprint.
 const TaskComponent = "task"
 
 // sweepInterval is how often leftovers are looked for. Most are deleted by the
