@@ -110,7 +110,7 @@ func (d *Data) takeFrom(ctx context.Context, call Call, repo *repository.Reposit
 		return api.Record{}, fmt.Errorf("back up %s: %w", from.podPath, err)
 	}
 	if warning := from.Warning(); warning != "" {
-		d.Log.Warn("backup leaves mounts out", "actionset", call.ActionSet, "pod", from.pod, "warning", warning)
+		call.Log.Warn("backup leaves mounts out", "Pod", from.pod, "warning", warning)
 	}
 	return record, nil
 }

@@ -70,7 +70,7 @@ func deleteOutputs() map[string]any { return map[string]any{"spaceFreed": "0 B"}
 func (d *Data) delete(ctx context.Context, call Call, namespace, id, token string, by api.DeleteRequest) error {
 	missing := func() error {
 		if by.BackupTag == "" {
-			d.Log.Warn("backup to delete is not there", "actionset", call.ActionSet, "backupID", token)
+			call.Log.Warn("backup to delete is not there", "backupID", token)
 			return nil
 		}
 		return fmt.Errorf("Failed to forget data, could not get snapshotID from tag %s: Snapshot not found", token) // Kanister's text

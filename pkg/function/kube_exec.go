@@ -49,8 +49,8 @@ func (f *kubeExec) Exec(ctx context.Context, call Call) (map[string]any, error) 
 			container = name
 		}
 	}
-	log := f.Log.With("actionset", call.ActionSet, "pod", pod, "container", container)
-	outputs, err := f.exec(ctx, namespace, pod, container, command, func(line string) { log.Info("command", "stdout", line) })
+	log := call.podLog(pod, container)
+	outputs, err := f.exec(ctx, namespace, pod, container, command, func(line string) { log.Info(line) })
 	if err != nil {
 		return nil, fmt.Errorf("run command in container %s of pod %s/%s: %w", container, namespace, pod, err)
 	}

@@ -73,7 +73,7 @@ func (f *locationDelete) Exec(ctx context.Context, call Call) (map[string]any, e
 func (f *locationDelete) under(ctx context.Context, call Call, id, prefix string) (int, error) {
 	repo, err := f.Repositories.OpenID(ctx, id, repository.Ref{Profile: call.Params.Profile})
 	if errors.Is(err, repository.ErrWrongKey) {
-		f.Log.Warn("repository has an encryptionKey: its backups are left: use DeleteData", "actionset", call.ActionSet, "repository", id)
+		call.Log.Warn("repository has an encryptionKey: its backups are left: use DeleteData", "repository", id)
 		return 0, nil
 	}
 	if err != nil {

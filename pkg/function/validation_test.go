@@ -55,7 +55,7 @@ func execute(t *testing.T, name string, params param.TemplateParams, args map[st
 	if err != nil {
 		t.Fatal(err)
 	}
-	return f.Exec(t.Context(), Call{Params: params, Args: args, OperationID: "op", ActionSet: "as", Progress: func(api.Progress) {}})
+	return f.Exec(t.Context(), Call{Params: params, Args: args, OperationID: "op", ActionSet: "as", Log: slog.New(slog.DiscardHandler), Progress: func(api.Progress) {}})
 }
 
 // TestRefused has a row for each run-time refusal of KANISTER's functions.

@@ -411,7 +411,7 @@ func (w *world) execWithProgress(name, operation string, params param.TemplatePa
 	var last api.Progress
 	out, err := f.Exec(w.context(), function.Call{
 		Params: params, Args: args, OperationID: operation, ActionSet: "actionset-" + operation,
-		Progress: func(p api.Progress) { last = p },
+		Log: slog.New(slog.DiscardHandler), Progress: func(p api.Progress) { last = p },
 	})
 	return out, last, err
 }
