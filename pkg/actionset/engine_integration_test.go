@@ -423,7 +423,7 @@ func TestIntegrationDefects(t *testing.T) {
 		"both-fail-and-the-first-is-told":       {crv1alpha1.BlueprintAction{Phases: []crv1alpha1.BlueprintPhase{lost}, DeferPhase: last(nil, "Fail")}, crv1alpha1.StateFailed, "failed", "failed", `phase p: read Secret`},
 		"a-null-argument":                       {crv1alpha1.BlueprintAction{Phases: []crv1alpha1.BlueprintPhase{phase("p", "Echo", crv1alpha1.JSONMap{"value": nil})}}, crv1alpha1.StateComplete, "complete", "", ""},
 		"a-panic":                               {crv1alpha1.BlueprintAction{Phases: []crv1alpha1.BlueprintPhase{phase("p", "Panic", nil), echo("q")}, DeferPhase: last(nil, "Echo")}, crv1alpha1.StateFailed, "failed pending", "complete", "internal error: a bug"},
-		"outputs-too-large":                     {crv1alpha1.BlueprintAction{Phases: []crv1alpha1.BlueprintPhase{phase("p", "Huge", nil)}, DeferPhase: last(nil, "Echo")}, crv1alpha1.StateFailed, "failed", "complete", "too large"},
+		"outputs-too-large":                     {crv1alpha1.BlueprintAction{Phases: []crv1alpha1.BlueprintPhase{phase("p", "Huge", nil)}, DeferPhase: last(nil, "Echo")}, crv1alpha1.StateFailed, "failed", "complete", "rite the status of ActionSet"},
 		"an-artifact-that-cannot-be-rendered":   {crv1alpha1.BlueprintAction{Phases: []crv1alpha1.BlueprintPhase{echo("p")}, OutputArtifacts: map[string]crv1alpha1.Artifact{"a": {KopiaSnapshot: "{{ .Phases.q.Output.x }}"}}}, crv1alpha1.StateFailed, "complete", "", "render artifact a"},
 		"only-a-deferphase":                     {crv1alpha1.BlueprintAction{DeferPhase: last(nil, "Echo")}, crv1alpha1.StateComplete, "", "complete", ""},
 		"an-action-of-nothing":                  {crv1alpha1.BlueprintAction{}, crv1alpha1.StateComplete, "", "", ""},

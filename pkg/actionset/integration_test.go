@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/go-logr/logr"
 	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -103,6 +104,7 @@ func (w *world) told(name string) []string {
 
 func newWorld(t testing.TB) *world {
 	t.Helper()
+	ctrl.SetLogger(logr.Discard())
 	w := &world{TB: t, config: rest.CopyConfig(testenv.StartAPIServer(t)), scheme: runtime.NewScheme(), metrics: prometheus.NewRegistry()}
 	w.config.QPS, w.config.Burst = 500, 1000 // as the controller
 	w.must(clientgoscheme.AddToScheme(w.scheme))
