@@ -59,6 +59,7 @@ e2e: need-cc cluster images deploy ## The demo's flow and its failures, asserted
 bench: bench-data cluster images deploy ## Speed and memory; compare figures of one run only.
 	@go test -run '^$$' -bench . -benchtime 3x -benchmem ./repositoryserver
 	@GOGC=400 go test -run '^$$' -bench . -benchtime 3s -benchmem ./webhook/...
+	@go test -tags integration -run '^$$' -bench . -benchtime 30x ./pkg/actionset
 	@go run ./test/podstart
 
 .PHONY: bench-data

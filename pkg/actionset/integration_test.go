@@ -5,6 +5,7 @@
 package actionset_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -15,12 +16,13 @@ import (
 	"testing"
 	"time"
 
+	"github.com/go-logr/logr"
+	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/events"
 	"k8s.io/utils/clock"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -54,17 +56,57 @@ func (s *scripted) Exec(ctx context.Context, call function.Call) (map[string]any
 
 // world is an API server with one namespace.
 type world struct {
-	*testing.T
+	testing.TB
 	client.WithWatch
-	config *rest.Config
-	scheme *runtime.Scheme
-	mu     sync.Mutex
-	steps  []string
+	config  *rest.Config
+	scheme  *runtime.Scheme
+	metrics *prometheus.Registry
+	mu      sync.Mutex
+	steps   []string
+	events  []string
+	log     bytes.Buffer
 }
 
-func newWorld(t *testing.T) *world {
+// Event and its kin write down what the engine tells about objects.
+func (w *world) Event(o runtime.Object, kind, reason, message string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.events = append(w.events, fmt.Sprintf("%T %s %s %s: %s", o, o.(client.Object).GetName(), kind, reason, message))
+}
+
+func (w *world) Eventf(o runtime.Object, kind, reason, format string, args ...any) {
+	w.Event(o, kind, reason, fmt.Sprintf(format, args...))
+}
+
+func (w *world) AnnotatedEventf(o runtime.Object, _ map[string]string, kind, reason, format string, args ...any) {
+	w.Event(o, kind, reason, fmt.Sprintf(format, args...))
+}
+
+// Write is the engine's log.
+func (w *world) Write(p []byte) (int, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.log.Write(p)
+}
+
+// told are the events about one object.
+func (w *world) told(name string) []string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var out []string
+	for _, e := range w.events {
+		if strings.Fields(e)[1] == name {
+			out = append(out, e)
+		}
+	}
+	return out
+}
+
+func newWorld(t testing.TB) *world {
 	t.Helper()
-	w := &world{T: t, config: testenv.StartAPIServer(t), scheme: runtime.NewScheme()}
+	ctrl.SetLogger(logr.Discard())
+	w := &world{TB: t, config: rest.CopyConfig(testenv.StartAPIServer(t)), scheme: runtime.NewScheme(), metrics: prometheus.NewRegistry()}
+	w.config.QPS, w.config.Burst = 500, 1000 // as the controller
 	w.must(clientgoscheme.AddToScheme(w.scheme))
 	w.must(crv1alpha1.AddToScheme(w.scheme))
 	var err error
@@ -116,17 +158,23 @@ func (w *world) functions(extra ...function.Func) *function.Registry {
 }
 
 // controller runs the engine until stop is called, which waits for its end.
-func (w *world) controller(functions *function.Registry) (stop func()) {
+func (w *world) controller(functions *function.Registry, change ...func(*actionset.Engine, *ctrl.Options)) (stop func()) {
 	w.Helper()
-	mgr, err := ctrl.NewManager(w.config, ctrl.Options{
+	options := ctrl.Options{
 		Scheme: w.scheme, Metrics: metricsserver.Options{BindAddress: "0"},
 		Controller: config.Controller{SkipNameValidation: new(true)},
-	})
-	w.must(err)
+	}
+	// Metrics of an earlier controller of this test are another process's.
+	w.metrics = prometheus.NewRegistry()
 	engine := &actionset.Engine{
 		Client: w.WithWatch, Namespace: namespace, Functions: functions, Clock: clock.RealClock{},
-		Events: events.NewFakeRecorder(1000), Log: slog.New(slog.DiscardHandler), Resolutions: actionset.NewResolutions(),
+		Events: w, Log: slog.New(slog.NewJSONHandler(w, nil)), Metrics: actionset.NewMetrics(w.metrics),
 	}
+	for _, c := range change {
+		c(engine, &options)
+	}
+	mgr, err := ctrl.NewManager(w.config, options)
+	w.must(err)
 	w.must(engine.SetupWithManager(mgr))
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
@@ -212,7 +260,7 @@ func TestIntegrationEngine(t *testing.T) {
 	stop := w.controller(functions)
 
 	t.Run("outputs reach later phases and artifacts", func(t *testing.T) {
-		w := &world{T: t, WithWatch: w.WithWatch}
+		w := &world{TB: t, WithWatch: w.WithWatch}
 		w.blueprint("flow", &crv1alpha1.BlueprintAction{
 			OutputArtifacts: map[string]crv1alpha1.Artifact{"a": {KeyValue: map[string]string{
 				"second": "{{ .Phases.second.Output.value }}", "last": "{{ .DeferPhase.Output.value }}",
@@ -240,7 +288,7 @@ func TestIntegrationEngine(t *testing.T) {
 	})
 
 	t.Run("a failure is loud, stops the phases and still runs the deferPhase", func(t *testing.T) {
-		w := &world{T: t, WithWatch: w.WithWatch}
+		w := &world{TB: t, WithWatch: w.WithWatch}
 		w.blueprint("fails", &crv1alpha1.BlueprintAction{
 			OutputArtifacts: map[string]crv1alpha1.Artifact{"a": {KeyValue: map[string]string{"k": "{{ .Phases.never.Output.value }}"}}},
 			Phases: []crv1alpha1.BlueprintPhase{
@@ -262,7 +310,7 @@ func TestIntegrationEngine(t *testing.T) {
 	})
 
 	t.Run("what cannot run fails at once with a reason", func(t *testing.T) {
-		w := &world{T: t, WithWatch: w.WithWatch}
+		w := &world{TB: t, WithWatch: w.WithWatch}
 		w.blueprint("unknown-function", &crv1alpha1.BlueprintAction{Phases: []crv1alpha1.BlueprintPhase{phase("p", "NoSuch", nil)}})
 		w.blueprint("missing-arg", &crv1alpha1.BlueprintAction{Phases: []crv1alpha1.BlueprintPhase{phase("p", "Echo", nil)}})
 		w.blueprint("extra-arg", &crv1alpha1.BlueprintAction{Phases: []crv1alpha1.BlueprintPhase{phase("p", "Fail", crv1alpha1.JSONMap{"lost": "x"})}})
@@ -272,7 +320,7 @@ func TestIntegrationEngine(t *testing.T) {
 			Phases:          []crv1alpha1.BlueprintPhase{phase("p", "Echo", crv1alpha1.JSONMap{"value": "x"})},
 		})
 		for blueprint, want := range map[string]string{
-			"no-such-blueprint": "Failed to query blueprint {no-such-blueprint}",
+			"no-such-blueprint": "Failed to query blueprint: no-such-blueprint",
 			"unknown-function":  "Requested function {NoSuch} has not been registered",
 			"missing-arg":       "Required arg missing: value",
 			"extra-arg":         "argument lost is not supported",
@@ -287,7 +335,7 @@ func TestIntegrationEngine(t *testing.T) {
 	})
 
 	t.Run("actions of one ActionSet run side by side, and one failure fails it", func(t *testing.T) {
-		w := &world{T: t, WithWatch: w.WithWatch}
+		w := &world{TB: t, WithWatch: w.WithWatch}
 		s := w.wait(w.start("both", "flow", "fails"), "failed", func(s *crv1alpha1.ActionSetStatus) bool {
 			return finished(s) && s.Actions[0].Phases[1].State.Done()
 		})

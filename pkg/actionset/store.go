@@ -115,9 +115,10 @@ func persist(ctx context.Context, clk clock.Clock, log *slog.Logger, do func() e
 func unanswered(err error) bool {
 	var status apierrors.APIStatus
 	if errors.As(err, &status) {
-		// etcd's limit of an object comes as an internal error.
-		code := status.Status().Code
-		return code == http.StatusTooManyRequests || code >= 500 && !strings.Contains(err.Error(), "too large")
+		// etcd's limits of an object come as internal errors.
+		text, code := err.Error(), status.Status().Code
+		tooLarge := strings.Contains(text, "too large") || strings.Contains(text, "larger than max")
+		return code == http.StatusTooManyRequests || code >= 500 && !tooLarge
 	}
 	var request *url.Error
 	return errors.As(err, &request) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, context.DeadlineExceeded)

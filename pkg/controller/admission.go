@@ -4,8 +4,13 @@ package controller
 
 import (
 	"context"
+	"crypto/tls"
+	"fmt"
+	"net"
 	"net/http"
+	"strconv"
 
+	"sigs.k8s.io/controller-runtime/pkg/webhook"
 	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
 
 	crv1alpha1 "github.com/kanister-kopia/kanister-kopia/pkg/apis/cr/v1alpha1"
@@ -33,6 +38,25 @@ func (v *blueprintValidator) Handle(_ context.Context, r admission.Request) admi
 		return admission.Denied("Invalid blueprint, " + err.Error() + "\n") // Kanister's text
 	}
 	return admission.Allowed("").WithWarnings(warnings(&b, v.functions)...)
+}
+
+// webhookServer serves on WebhookAddress; nil, controller-runtime's own, if there is
+// to be none.
+func webhookServer(o Options) (webhook.Server, error) {
+	if o.WebhookCertDir == "" {
+		return nil, nil
+	}
+	host, text, err := net.SplitHostPort(o.WebhookAddress)
+	if err != nil {
+		return nil, fmt.Errorf("--webhook-address=%s: %w", o.WebhookAddress, err)
+	}
+	port, err := strconv.Atoi(text)
+	if err != nil {
+		return nil, fmt.Errorf("--webhook-address=%s: %w", o.WebhookAddress, err)
+	}
+	return webhook.NewServer(webhook.Options{Host: host, Port: port, CertDir: o.WebhookCertDir, TLSOpts: []func(*tls.Config){
+		func(c *tls.Config) { c.MinVersion = tls.VersionTLS13 },
+	}}), nil
 }
 
 // warnings are about commands that would show a secret.

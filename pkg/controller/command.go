@@ -71,7 +71,7 @@ func serve(args []string, stdout io.Writer, extra []function.Func) error {
 	fs.StringVar(&o.MetricsAddress, "metrics-address", ":8080", "address of /metrics; 0: none")
 	fs.StringVar(&o.HealthAddress, "health-address", ":8000", "address of /healthz and /readyz, and of Kanister's /v0/healthz, /v0/readyz and /metrics; 0: none")
 	fs.StringVar(&o.WebhookCertDir, "webhook-cert-dir", "", "directory with tls.crt and tls.key of the Blueprint webhook; empty: no webhook")
-	fs.IntVar(&o.WebhookPort, "webhook-port", 9443, "port of the Blueprint webhook")
+	fs.StringVar(&o.WebhookAddress, "webhook-address", ":9443", "address of the Blueprint webhook")
 	fs.BoolVar(&o.LeaderElection, "leader-elect", true, "let one of several replicas work")
 	fs.BoolVar(&o.RefuseSecretsInCommands, "refuse-secrets-in-commands", false, "fail an ActionSet whose Blueprint renders .Profile or a Secret into a command, instead of a Warning Event")
 	if err := fs.Parse(args); err != nil {

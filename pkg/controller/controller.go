@@ -23,7 +23,6 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/metrics"
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
-	"sigs.k8s.io/controller-runtime/pkg/webhook"
 	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
 
 	"github.com/kanister-kopia/kanister-kopia/pkg/actionset"
@@ -51,10 +50,9 @@ type Options struct {
 	// MetricsAddress and HealthAddress; "0" for none.
 	MetricsAddress, HealthAddress string
 	// WebhookCertDir holds the certificate of the Blueprint webhook, which answers on
-	// WebhookPort; "" for none.
-	WebhookCertDir string
-	WebhookPort    int
-	LeaderElection bool
+	// WebhookAddress; "" for none.
+	WebhookCertDir, WebhookAddress string
+	LeaderElection                 bool
 	// Functions are run beside the project's own; two of one name panic.
 	Functions []function.Func
 	// RefuseSecretsInCommands: see actionset.Engine.
@@ -80,12 +78,16 @@ const (
 func Run(ctx context.Context, config *rest.Config, o Options) error {
 	config = rest.CopyConfig(config)
 	config.QPS, config.Burst = requestsPerSecond, requestBurst
+	admissionServer, err := webhookServer(o)
+	if err != nil {
+		return err
+	}
 	mgr, err := ctrl.NewManager(config, ctrl.Options{
 		Scheme: o.Scheme,
 		// Nothing outside the control plane is watched, but the namespaces themselves.
 		Cache:                         cache.Options{DefaultNamespaces: map[string]cache.Config{o.Namespace: {}}},
 		Metrics:                       metricsserver.Options{BindAddress: o.MetricsAddress},
-		WebhookServer:                 webhook.NewServer(webhook.Options{Port: o.WebhookPort, CertDir: o.WebhookCertDir}),
+		WebhookServer:                 admissionServer,
 		LeaderElection:                o.LeaderElection,
 		LeaderElectionID:              "kanister-kopia-controller",
 		LeaderElectionNamespace:       o.Namespace,

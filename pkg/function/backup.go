@@ -120,7 +120,7 @@ func (d *Data) takeFrom(ctx context.Context, call Call, repo *repository.Reposit
 		return api.Record{}, fmt.Errorf("back up %s: %w", from.podPath, err)
 	}
 	if warning := from.Warning(); warning != "" {
-		call.Log.Warn("backup leaves mounts out", "pod", from.pod, "warning", warning)
+		call.Log.Warn("backup leaves mounts out", "Pod", from.pod, "warning", warning)
 	}
 	return record, nil
 }

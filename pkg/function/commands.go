@@ -14,7 +14,6 @@ func (*kubeExec) CommandArgs() []string    { return []string{"command"} }
 func (*kubeExecAll) CommandArgs() []string { return []string{"command"} }
 func (*kubeTask) CommandArgs() []string    { return []string{"command"} }
 func (*prepareData) CommandArgs() []string { return []string{"command"} }
-
 func (*multiContainerRun) CommandArgs() []string {
 	return []string{"initCommand", "backgroundCommand", "outputCommand"}
 }

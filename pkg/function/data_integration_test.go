@@ -735,8 +735,7 @@ func testResume(w *world) {
 	f, err := w.functions.Get("CopyVolumeData")
 	w.must(err)
 	call := function.Call{
-		Params: param.TemplateParams{Profile: w.profile}, OperationID: "resume-1", ActionSet: "as",
-		Log: slog.New(slog.DiscardHandler), Progress: func(api.Progress) {},
+		Params: param.TemplateParams{Profile: w.profile}, OperationID: "resume-1", ActionSet: "as", Log: slog.New(slog.DiscardHandler), Progress: func(api.Progress) {},
 		Args: args{"namespace": shop, "volume": "resume", "dataArtifactPrefix": "resume"},
 	}
 	ctx, detach := context.WithCancelCause(w.context())

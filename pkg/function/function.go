@@ -55,6 +55,12 @@ type Call struct {
 	Progress func(api.Progress)
 }
 
+// podLog is for the lines that a command of the Blueprint's author prints. The fields
+// are Kanister's.
+func (c Call) podLog(pod, container string) *slog.Logger {
+	return c.Log.With("Pod", pod, "Container", container, "LogKind", "datapath")
+}
+
 // Registry maps names and versions to functions.
 type Registry struct {
 	funcs map[string]Func

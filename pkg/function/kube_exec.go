@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"net/http"
 	"strings"
 
@@ -50,17 +49,12 @@ func (f *kubeExec) Exec(ctx context.Context, call Call) (map[string]any, error) 
 			container = name
 		}
 	}
-	log := commandLog(call, pod, container)
-	outputs, err := f.exec(ctx, namespace, pod, container, command, func(line string) { log.Info("command", "stdout", line) })
+	log := call.podLog(pod, container)
+	outputs, err := f.exec(ctx, namespace, pod, container, command, func(line string) { log.Info(line) })
 	if err != nil {
 		return nil, fmt.Errorf("run command in container %s of pod %s/%s: %w", container, namespace, pod, err)
 	}
 	return outputs, nil
-}
-
-// commandLog has Kanister's fields of what a command prints.
-func commandLog(call Call, pod, container string) *slog.Logger {
-	return call.Log.With("Pod", pod, "Container", container, "LogKind", "datapath")
 }
 
 // errorTail is how much of standard error an error shows.

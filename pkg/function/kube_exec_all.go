@@ -40,8 +40,8 @@ func (f *kubeExecAll) Exec(ctx context.Context, call Call) (map[string]any, erro
 		}
 	}
 	outcomes := each(ctx, places, func(_ int, p place) (map[string]any, error) {
-		log := commandLog(call, p.pod, p.container)
-		return f.exec(ctx, namespace, p.pod, p.container, command, func(line string) { log.Info("command", "stdout", line) })
+		log := call.podLog(p.pod, p.container)
+		return f.exec(ctx, namespace, p.pod, p.container, command, func(line string) { log.Info(line) })
 	})
 	var all map[string]any
 	var errs []error

@@ -53,7 +53,7 @@ func (f *prepareData) Exec(ctx context.Context, call Call) (map[string]any, erro
 	}
 	r, err := f.run(ctx, call, t)
 	if errors.Is(err, errExit) && !failOnError {
-		call.Log.Warn("command failed, which the Blueprint accepts: set failOnError to fail", "error", err)
+		call.Log.Warn("command failed, which the Blueprint accepts: set failOnError to fail", "error", err.Error())
 		err = nil
 	}
 	return r.outputs, err

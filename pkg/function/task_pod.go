@@ -139,7 +139,7 @@ func (c *Companion) runPod(ctx context.Context, call Call, pod *corev1.Pod, cont
 	if err := c.awaitStart(ctx, pod, container); err != nil {
 		return result{}, fmt.Errorf("start pod %s: %w", name, err)
 	}
-	log := commandLog(call, pod.Name, container)
+	log := call.podLog(pod.Name, container)
 	stream, err := c.Kube.CoreV1().Pods(pod.Namespace).GetLogs(pod.Name, &corev1.PodLogOptions{Container: container, Follow: true}).Stream(ctx)
 	if err != nil {
 		return result{}, fmt.Errorf("read the log of pod %s: %w", name, err)
@@ -147,7 +147,7 @@ func (c *Companion) runPod(ctx context.Context, call Call, pod *corev1.Pod, cont
 	defer stream.Close()
 	last := &tail{limit: errorTail}
 	outputs, err := readOutputs(stream, func(line string) {
-		log.Info("command", "stdout", line)
+		log.Info(line)
 		fmt.Fprintln(last, line)
 	})
 	if err != nil {
