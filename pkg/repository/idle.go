@@ -80,6 +80,18 @@ func (m *Manager) look(ctx context.Context, rs *kopiav1alpha1.RepositoryServer, 
 	return a, true, m.stop(ctx, rs)
 }
 
+// stopUnused stops a server that cannot be asked, if nobody here has it open.
+func (m *Manager) stopUnused(ctx context.Context, rs *kopiav1alpha1.RepositoryServer) (bool, error) {
+	u := m.hold(rs.Name, 0)
+	defer m.release(rs.Name, 0)
+	u.deciding.Lock()
+	defer u.deciding.Unlock()
+	if m.InUse(rs.Name) > 0 {
+		return false, nil
+	}
+	return true, m.stop(ctx, rs)
+}
+
 // stop takes the revision away, on which the Reconciler scales to zero. It fails if
 // anybody has changed the object meanwhile: another revision is another server.
 func (m *Manager) stop(ctx context.Context, rs *kopiav1alpha1.RepositoryServer) error {

@@ -136,11 +136,11 @@ func sooner(a, b time.Duration) time.Duration {
 // lookAt asks a ready server what uses it when it is time to, and says when it is
 // again. Its answer goes into the status.
 func (r *Reconciler) lookAt(ctx context.Context, rs *kopiav1alpha1.RepositoryServer) (again time.Duration, stopped bool, err error) {
+	now := r.Clock.Now()
 	if rs.Status.Phase != kopiav1alpha1.PhaseReady {
 		r.nextLook(rs.Name, 0)
-		return 0, false, nil
+		return r.giveUp(ctx, rs, now)
 	}
-	now := r.Clock.Now()
 	if left := r.untilLook(rs.Name, now); left > 0 {
 		return left, false, nil
 	}
@@ -163,6 +163,20 @@ func (r *Reconciler) lookAt(ctx context.Context, rs *kopiav1alpha1.RepositorySer
 		r.degraded(rs, false, reasonReady, "")
 	}
 	return r.nextLook(rs.Name, nextLook(a, timeout)), false, nil
+}
+
+// giveUp stops a server that does not start and that nobody waits for, so that it
+// does not crash for ever.
+func (r *Reconciler) giveUp(ctx context.Context, rs *kopiav1alpha1.RepositoryServer, now time.Time) (again time.Duration, stopped bool, err error) {
+	timeout := r.idleTimeout(rs)
+	if rs.Status.Phase != kopiav1alpha1.PhaseFailed || rs.Status.NextTry == nil || timeout <= 0 || rs.Annotations[revisionAnnotation] == "" {
+		return 0, false, nil
+	}
+	if left := rs.Status.NextTry.Add(timeout).Sub(now); left > 0 {
+		return left, false, nil
+	}
+	stopped, err = r.Manager.stopUnused(ctx, rs)
+	return lookPeriod, stopped, err
 }
 
 func (r *Reconciler) untilLook(name string, now time.Time) time.Duration {
