@@ -165,7 +165,23 @@ type RestoreRequest struct {
 	DeleteExtra bool `json:"deleteExtra,omitempty"`
 	// Parallel is the number of files written at once; 0 is the default.
 	Parallel int `json:"parallel,omitempty"`
+	// Verify compares the target with the backup; "" does not.
+	Verify RestoreVerify `json:"verify,omitempty"`
 }
+
+// RestoreVerify says when a target is compared with the backup: types, content, sizes,
+// modes, owners, times, link targets, extended attributes, hard links and, with
+// DeleteExtra, what the backup does not have. Any difference fails the operation as
+// CodeDiffers, but for what the restore itself has told as not kept.
+type RestoreVerify string
+
+// When to compare.
+const (
+	// VerifyAfter reads back what was restored.
+	VerifyAfter RestoreVerify = "after"
+	// VerifyOnly writes nothing.
+	VerifyOnly RestoreVerify = "only"
+)
 
 // PatchRequest changes an operation that has not ended.
 type PatchRequest struct {
@@ -305,6 +321,8 @@ type Progress struct {
 	// EstimatedFiles and EstimatedBytes of the whole, 0 while unknown.
 	EstimatedFiles int64 `json:"estimatedFiles,omitempty"`
 	EstimatedBytes int64 `json:"estimatedBytes,omitempty"`
+	// Verified entries of a restore that is compared with its backup.
+	Verified int64 `json:"verified,omitempty"`
 }
 
 // Result of a succeeded operation: exactly the field of its kind is set.
@@ -412,6 +430,10 @@ type RestoreResult struct {
 	Resumed int64 `json:"resumed,omitempty"`
 	// NotKept says what could not be set, with counts and the first paths.
 	NotKept []string `json:"notKept,omitempty"`
+	// Verified entries are as in the backup; Unverified says what the agent's user could
+	// not read to compare it, with counts and the first paths.
+	Verified   int64    `json:"verified,omitempty"`
+	Unverified []string `json:"unverified,omitempty"`
 }
 
 // Info describes the agent.

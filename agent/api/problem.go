@@ -29,6 +29,7 @@ const (
 	CodeAccessDenied      Code = "access-denied"
 	CodeStorage           Code = "storage"
 	CodeNoSpace           Code = "no-space"
+	CodeDiffers           Code = "differs"
 	CodeStalled           Code = "stalled"
 	CodeOutOfMemory       Code = "out-of-memory"
 	CodeCancelled         Code = "cancelled"

@@ -22,6 +22,7 @@ type progress struct {
 
 	files, bytes, uploaded, downloaded atomic.Int64
 	cachedFiles, estFiles, estBytes    atomic.Int64
+	verified                           atomic.Int64
 }
 
 func newProgress(now func() time.Time, report func(api.Progress)) *progress {
@@ -52,7 +53,7 @@ func (p *progress) snapshot() api.Progress {
 	return api.Progress{
 		Files: p.files.Load(), Bytes: p.bytes.Load(),
 		UploadedBytes: p.uploaded.Load(), DownloadedBytes: p.downloaded.Load(),
-		EstimatedFiles: p.estFiles.Load(), EstimatedBytes: p.estBytes.Load(),
+		EstimatedFiles: p.estFiles.Load(), EstimatedBytes: p.estBytes.Load(), Verified: p.verified.Load(),
 	}
 }
 

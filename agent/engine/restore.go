@@ -39,10 +39,17 @@ const defaultParallel = 8
 // and every write goes through an os.Root of the target.
 func restoreVolume(ctx context.Context, conn *connection, req api.StartRequest, env Env, p *progress, limit *throttle) (*api.Result, error) {
 	r := req.Restore
+	switch r.Verify {
+	case "", api.VerifyAfter, api.VerifyOnly:
+	default:
+		return nil, &api.Problem{Code: api.CodeBadRequest, Title: fmt.Sprintf("restore: verify %q is neither %q nor %q", r.Verify, api.VerifyAfter, api.VerifyOnly)}
+	}
 	raw, err := findDevice(env.DevicesDir, r.Volume)
 	switch {
 	case err != nil:
 		return nil, err
+	case raw != "" && r.Verify != "":
+		return nil, &api.Problem{Code: api.CodeUnsupported, Title: "restore: a device is not verified; leave verify out"}
 	case raw != "":
 		return restoreDevice(ctx, conn, raw, *r, p, limit)
 	case r.Root.Device && !r.DeviceAsFile:
@@ -57,29 +64,41 @@ func restoreVolume(ctx context.Context, conn *connection, req api.StartRequest, 
 		return nil, err
 	}
 	defer volume.Close()
-	w := &restorer{rep: conn.rep, volume: volume, progress: p, limit: limit, deleteExtra: r.DeleteExtra, token: rand.Text(), links: map[string]*link{}}
-	w.parallel = r.Parallel
-	if w.parallel <= 0 {
-		w.parallel = defaultParallel
-	}
 	if !path.IsAbs(r.Path) || path.Clean(r.Path) != r.Path {
 		return nil, &api.Problem{Code: api.CodePathRefused, Title: fmt.Sprintf("restore: target %q is not absolute and clean", r.Path)}
 	}
-	if err := w.run(ctx, strings.TrimPrefix(r.Path, "/"), *r, entry, x); err != nil {
-		if ctx.Err() != nil {
-			return nil, &api.Problem{
-				Code:  api.CodeCancelled,
-				Title: fmt.Sprintf("restore: cancelled; %s is incomplete", r.Path),
-				Hint:  "restore again before the application uses it",
-			}
-		}
-		return nil, err
+	target := path.Join(".", r.Path)
+	w := &restorer{rep: conn.rep, volume: volume, progress: p, limit: limit, deleteExtra: r.DeleteExtra, token: rand.Text(), links: map[string]*link{}}
+	if w.parallel = r.Parallel; w.parallel <= 0 {
+		w.parallel = defaultParallel
 	}
-	return &api.Result{Restore: &api.RestoreResult{
-		Files: w.files.Load(), Dirs: w.dirs.Load(), Symlinks: w.symlinks.Load(),
-		Bytes: p.bytes.Load(), Deleted: w.deleted.Load(), NotKept: w.notKept.lines(),
-		HardLinks: w.hardLinks.Load(), SpecialFiles: w.special.Load(), Resumed: w.resumed.Load(),
-	}}, nil
+	if r.Verify == api.VerifyAfter {
+		w.notKept.all = &set{}
+	}
+	result := &api.RestoreResult{}
+	if r.Verify != api.VerifyOnly {
+		if err := w.run(ctx, target, *r, entry, x); err != nil {
+			if ctx.Err() != nil {
+				return nil, &api.Problem{
+					Code:  api.CodeCancelled,
+					Title: fmt.Sprintf("restore: cancelled; %s is incomplete", r.Path),
+					Hint:  "restore again before the application uses it",
+				}
+			}
+			return nil, err
+		}
+		*result = api.RestoreResult{
+			Files: w.files.Load(), Dirs: w.dirs.Load(), Symlinks: w.symlinks.Load(),
+			Bytes: p.bytes.Load(), Deleted: w.deleted.Load(), NotKept: w.notKept.lines(),
+			HardLinks: w.hardLinks.Load(), SpecialFiles: w.special.Load(), Resumed: w.resumed.Load(),
+		}
+	}
+	if r.Verify != "" {
+		if err := w.verify(ctx, target, *r, entry, x, result); err != nil {
+			return nil, err
+		}
+	}
+	return &api.Result{Restore: result}, nil
 }
 
 // rootEntry finds what is to be restored below the root object of the record, and its extra.
@@ -241,12 +260,12 @@ type folder struct {
 }
 
 // openFolder opens a directory that exists; parent nil: by its path in the volume.
-func (w *restorer) openFolder(parent *folder, where string, e *snapshot.DirEntry) (*folder, error) {
+func openFolder(volume *os.Root, parent *folder, where string, e *snapshot.DirEntry) (*folder, error) {
 	f := &folder{parent: parent, path: where, entry: e}
 	f.refs.Store(1)
 	var err error
 	if parent == nil {
-		f.root, err = w.volume.OpenRoot(where)
+		f.root, err = volume.OpenRoot(where)
 	} else {
 		f.root, err = parent.root.OpenRoot(path.Base(where))
 	}
@@ -265,9 +284,18 @@ func (w *restorer) openFolder(parent *folder, where string, e *snapshot.DirEntry
 // release ends one use of a folder. The last one completes it, unless err says that
 // something in it failed, and then ends its use of its parent.
 func (w *restorer) release(f *folder, err error) error {
+	return f.release(err, func(f *folder) error {
+		if f.keep == nil {
+			return nil
+		}
+		return w.complete(f)
+	})
+}
+
+func (f *folder) release(err error, complete func(*folder) error) error {
 	for ; f != nil && f.refs.Add(-1) == 0; f = f.parent {
-		if err == nil && f.keep != nil {
-			err = w.complete(f)
+		if err == nil {
+			err = complete(f)
 		}
 		f.self.Close()
 		f.root.Close()
@@ -287,11 +315,8 @@ func (w *restorer) complete(f *folder) error {
 }
 
 func (w *restorer) run(ctx context.Context, target string, r api.RestoreRequest, entry *snapshot.DirEntry, x extra) error {
-	if err := w.makeTarget(target); err != nil {
+	if err := w.findTarget(target, true); err != nil {
 		return err
-	}
-	if target == "" {
-		target = "."
 	}
 	// A file lands in the target, what is below a directory in its place.
 	isDir := entry.Type == snapshot.EntryTypeDirectory
@@ -299,7 +324,7 @@ func (w *restorer) run(ctx context.Context, target string, r api.RestoreRequest,
 	if !isDir {
 		own = nil
 	}
-	top, err := w.openFolder(nil, target, own)
+	top, err := openFolder(w.volume, nil, target, own)
 	if err != nil {
 		return err
 	}
@@ -335,35 +360,43 @@ func (w *restorer) run(ctx context.Context, target string, r api.RestoreRequest,
 	return w.release(top, nil)
 }
 
-// makeTarget makes the target directory. A link on the way is refused: what lies
-// behind it was not named.
-func (w *restorer) makeTarget(target string) error {
+// findTarget looks for the target directory and makes it, if it may. A link on the way
+// is refused: what lies behind it was not named.
+func (w *restorer) findTarget(target string, mayMake bool) error {
 	walked := ""
 	for _, name := range strings.Split(target, "/") {
-		if name == "" {
+		if name == "." {
 			continue
 		}
 		walked = path.Join(walked, name)
 		info, err := w.volume.Lstat(walked)
 		switch {
-		case errors.Is(err, fs.ErrNotExist):
+		case errors.Is(err, fs.ErrNotExist) && mayMake:
 			if err := w.volume.Mkdir(walked, 0o755); err != nil {
 				return fmt.Errorf("make /%s: %w", walked, err)
 			}
+		case errors.Is(err, fs.ErrNotExist):
+			return &api.Problem{Code: api.CodePathNotFound, Title: fmt.Sprintf("restore: there is no /%s on the volume to compare with the backup", walked)}
 		case err != nil:
 			return fmt.Errorf("open /%s: %w", walked, err)
 		case !info.IsDir():
-			return &api.Problem{Code: api.CodePathRefused, Title: fmt.Sprintf("restore: /%s on the volume is %s, not a directory", walked, kindOf(info))}
+			return &api.Problem{Code: api.CodePathRefused, Title: fmt.Sprintf("restore: /%s on the volume is %s, not a directory", walked, kindOf(info.Mode()))}
 		}
 	}
 	return nil
 }
 
-func kindOf(info fs.FileInfo) string {
-	if info.Mode()&fs.ModeSymlink != 0 {
+func kindOf(mode fs.FileMode) string {
+	switch {
+	case mode.IsDir():
+		return "a directory"
+	case mode.IsRegular():
+		return "a file"
+	case mode&fs.ModeSymlink != 0:
 		return "a symbolic link"
+	default:
+		return "a socket, pipe or device"
 	}
-	return "a file"
 }
 
 // fill restores what is below a directory into its folder.
@@ -429,7 +462,7 @@ func (w *restorer) entry(ctx context.Context, group *errgroup.Group, f *folder, 
 		if err := w.makeDirectory(f, name); err != nil {
 			return err
 		}
-		below, err := w.openFolder(f, path.Join(f.path, name), e)
+		below, err := openFolder(w.volume, f, path.Join(f.path, name), e)
 		if err != nil {
 			return err
 		}

@@ -19,6 +19,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// capability is the attribute that holds the capabilities of a program.
+const capability = "security.capability"
+
 // kept says what an entry may get after its owner was set.
 type kept struct{ owner bool }
 
@@ -54,16 +57,20 @@ func (w *restorer) owner(where string, uid, gid uint32, stat func() (fs.FileInfo
 		return kept{}, fmt.Errorf("set owner of /%s: %w", where, err)
 	}
 	w.notKept.add("owner", where)
+	if gid != math.MaxUint32 {
+		_ = chown(-1, int(gid)) // its group, if we are of it: what it may read, it still may
+	}
 	return kept{}, nil
 }
 
 // xattrs sets the chosen extended attributes.
 func (w *restorer) xattrs(at xattrHolder, where string, want []xattr, k kept, chosen func(name string) bool) {
-	if !k.owner {
+	all := len(want)
+	if !k.owner && chosen(capability) {
 		// Capabilities lend rights like a setuid bit.
-		want = slices.DeleteFunc(slices.Clone(want), func(x xattr) bool { return x.Name == "security.capability" })
+		want = slices.DeleteFunc(slices.Clone(want), func(x xattr) bool { return x.Name == capability })
 	}
-	for range setXattrs(at, want, chosen) {
+	if failed := setXattrs(at, want, chosen); len(failed) > 0 || len(want) < all {
 		w.notKept.add("extended attribute", where)
 	}
 }
@@ -96,13 +103,11 @@ func (w *restorer) fileAttributes(f *os.File, where string, e *snapshot.DirEntry
 	attributes := openFile(f.Fd())
 	w.xattrs(attributes, where, xattrs, k, notACL)
 	mode := k.of(e.Permissions)
-	if mode != fs.FileMode(e.Permissions)&kopiafs.ModBits {
-		w.notKept.add("mode", where)
+	err = f.Chmod(mode)
+	if err != nil && !errors.Is(err, fs.ErrPermission) {
+		return fmt.Errorf("set mode of /%s: %w", where, err)
 	}
-	if err := f.Chmod(mode); err != nil {
-		if !errors.Is(err, fs.ErrPermission) {
-			return fmt.Errorf("set mode of /%s: %w", where, err)
-		}
+	if err != nil || mode != fs.FileMode(e.Permissions)&kopiafs.ModBits {
 		w.notKept.add("mode", where)
 	}
 	w.xattrs(attributes, where, xattrs, k, isACL)
@@ -122,6 +127,7 @@ type notKept struct {
 	mu    sync.Mutex
 	first map[string][]string
 	count map[string]int
+	all   *set // of kinds and paths, if somebody asks for them afterwards
 }
 
 func (n *notKept) add(kind, path string) {
@@ -131,18 +137,26 @@ func (n *notKept) add(kind, path string) {
 		n.count, n.first = map[string]int{}, map[string][]string{}
 	}
 	n.count[kind]++
+	if n.all != nil {
+		n.all.add(kind + " " + path)
+	}
 	if first := n.first[kind]; len(first) < 3 && !slices.Contains(first, "/"+path) {
 		n.first[kind] = append(first, "/"+path)
 	}
 }
 
-func (n *notKept) lines() []string {
+func (n *notKept) has(kind, path string) bool { return n.all != nil && n.all.has(kind+" "+path) }
+
+func (n *notKept) lines() []string { return n.told("set") }
+
+// told says what could not be done to the entries.
+func (n *notKept) told(done string) []string {
 	var out []string
-	for _, kind := range []string{"owner", "mode", "time", "extended attribute", "hard link", "special file"} {
+	for _, kind := range []string{"owner", "mode", "time", "extended attribute", "hard link", "special file", "content"} {
 		if n.count[kind] == 0 {
 			continue
 		}
-		out = append(out, fmt.Sprintf("%s of %d entries could not be set by uid %d, first: %s", kind, n.count[kind], os.Getuid(), strings.Join(n.first[kind], ", ")))
+		out = append(out, fmt.Sprintf("%s of %d entries could not be %s by uid %d, first: %s", kind, n.count[kind], done, os.Getuid(), strings.Join(n.first[kind], ", ")))
 	}
 	return out
 }

@@ -12,6 +12,7 @@ import (
 	"path"
 	"sync"
 
+	kopiafs "github.com/kopia/kopia/fs"
 	"github.com/kopia/kopia/snapshot"
 	"golang.org/x/sys/unix"
 )
@@ -168,19 +169,28 @@ func allZero(b []byte) bool {
 	return true
 }
 
-func (w *restorer) symlink(ctx context.Context, f *folder, name string, e *snapshot.DirEntry) error {
-	where := path.Join(f.path, name)
+// linkTarget reads where a link of the backup leads.
+func (w *restorer) linkTarget(ctx context.Context, where string, e *snapshot.DirEntry) (string, error) {
 	reader, err := w.rep.OpenObject(ctx, e.ObjectID)
 	if err != nil {
-		return fmt.Errorf("read link %s from the backup: %w", where, err)
+		return "", fmt.Errorf("read link %s from the backup: %w", where, err)
 	}
 	defer reader.Close()
 	target, err := io.ReadAll(io.LimitReader(reader, pathMax))
 	if err != nil {
-		return fmt.Errorf("read link %s from the backup: %w", where, err)
+		return "", fmt.Errorf("read link %s from the backup: %w", where, err)
+	}
+	return string(target), nil
+}
+
+func (w *restorer) symlink(ctx context.Context, f *folder, name string, e *snapshot.DirEntry) error {
+	where := path.Join(f.path, name)
+	target, err := w.linkTarget(ctx, where, e)
+	if err != nil {
+		return err
 	}
 	temp := w.tempName()
-	if err := f.root.Symlink(string(target), temp); err != nil {
+	if err := f.root.Symlink(target, temp); err != nil {
 		return fmt.Errorf("make link /%s: %w", where, err)
 	}
 	if _, err := w.owner(where, e.UserID, e.GroupID, func() (fs.FileInfo, error) { return f.root.Lstat(temp) },
@@ -219,7 +229,7 @@ func (w *restorer) specialFile(f *folder, name string, x extra) error {
 	}
 	attributes := unopened(f.self.Fd(), temp)
 	w.xattrs(attributes, where, x.Xattrs, mode, notACL)
-	if err := f.root.Chmod(temp, mode.of(s.Mode)); err != nil {
+	if err := f.root.Chmod(temp, mode.of(s.Mode)); err != nil || mode.of(s.Mode) != fs.FileMode(s.Mode)&kopiafs.ModBits {
 		w.notKept.add("mode", where)
 	}
 	w.xattrs(attributes, where, x.Xattrs, mode, isACL)
