@@ -19,6 +19,7 @@ const (
 	CodeConflict          Code = "conflict"
 	CodeBusy              Code = "busy"
 	CodeUnsupported       Code = "unsupported"
+	CodeProtocol          Code = "protocol-mismatch"
 	CodeUnknownVolume     Code = "unknown-volume"
 	CodePathNotFound      Code = "path-not-found"
 	CodePathRefused       Code = "path-refused"
@@ -31,6 +32,7 @@ const (
 	CodeNoSpace           Code = "no-space"
 	CodeStalled           Code = "stalled"
 	CodeOutOfMemory       Code = "out-of-memory"
+	CodeKilled            Code = "killed"
 	CodeCancelled         Code = "cancelled"
 	CodeInternal          Code = "internal"
 )
