@@ -47,9 +47,15 @@ unit: need-cc ## Tests beside the code; nothing else is needed.
 integration: need-cc tools ## Against a real API server, Kopia server and S3 gateway, as plain processes.
 	@$(GO_TEST) -timeout 20m -count 1 -tags integration -run Integration $$(go list -tags integration ./... | grep -v /test/)
 
+# The long trials and the fuzz targets are found by their names: TestIntegrationSoak…
+# behind the build tag soak, and Fuzz….
 .PHONY: soak
-soak: need-cc tools ## The integration tests that take minutes: 100,000 entries, 100 GiB.
-	@$(GO_TEST) -timeout 3h -count 1 -tags integration,soak -run Soak -v $$(go list -tags integration,soak ./... | grep -v /test/)
+soak: need-cc tools ## The trials of minutes and hours: long cuts, leaks, large data, each fuzz target for FUZZTIME=5m.
+	@$(GO_TEST) -timeout 6h -count 1 -tags integration,soak -run Soak -v $$(go list -tags integration,soak ./... | grep -v /test/)
+	@git grep -oE '^func Fuzz[A-Za-z0-9_]+' -- '*_test.go' | sed 's/:func / /' | while read -r file target; do \
+	  echo "== $$target"; \
+	  go test -tags integration -run '^$$' -fuzz "^$$target\$$" -fuzztime $(or $(FUZZTIME),5m) "./$${file%/*}" </dev/null; \
+	done
 
 .PHONY: e2e
 e2e: need-cc cluster images deploy ## The demo's flow and its failures, asserted on a real kind cluster.
@@ -86,11 +92,11 @@ fmt-check:
 
 .PHONY: vet
 vet:
-	@go vet -tags integration,e2e ./...
+	@go vet -tags integration,e2e,soak ./...
 
 .PHONY: lint
 lint:
-	@go tool staticcheck -tags integration,e2e ./...
+	@go tool staticcheck -tags integration,e2e,soak ./...
 
 .PHONY: generate
 generate: ## Deep copies and CRDs from the API types.

@@ -17,7 +17,7 @@ const sampled = 50
 
 // Info describes this agent, the volumes below volumesDir and the block devices in devicesDir.
 func Info(volumesDir, devicesDir string) api.Info {
-	info := api.Info{Protocol: api.ProtocolVersion, Version: "devel", UID: os.Getuid(), GID: os.Getgid(), Volumes: []api.VolumeInfo{}}
+	info := api.Info{Protocol: api.ProtocolVersion, OldestProtocol: api.OldestProtocol, Version: "devel", UID: os.Getuid(), GID: os.Getgid(), Volumes: []api.VolumeInfo{}}
 	if build, ok := debug.ReadBuildInfo(); ok {
 		info.Version = build.Main.Version
 		for _, dep := range build.Deps {

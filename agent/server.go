@@ -10,9 +10,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
+	"strconv"
 	"time"
 
 	"github.com/kanister-kopia/kanister-kopia/agent/api"
@@ -86,10 +88,27 @@ func (s *Server) routes() http.Handler {
 	mux := http.NewServeMux()
 	for _, routes := range []map[string]http.HandlerFunc{s.operations(), s.config.Routes} {
 		for pattern, handler := range routes {
+			if pattern != "GET /v1/info" { // it tells what is spoken, whoever asks
+				handler = spoken(handler)
+			}
 			mux.HandleFunc(pattern, handler)
 		}
 	}
 	return mux
+}
+
+// spoken refuses requests of a version that is not spoken here: what they mean is
+// not known.
+func spoken(handler http.HandlerFunc) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		if said := r.Header.Get(api.ProtocolHeader); said != "" {
+			if version, err := strconv.Atoi(said); err != nil || !api.Spoken.Has(version) {
+				WriteJSON(w, 0, nil, &api.Problem{Status: 400, Code: api.CodeProtocol, Title: fmt.Sprintf("the request is of protocol %q, the agent speaks %s", said, api.Spoken)})
+				return
+			}
+		}
+		handler(w, r)
+	}
 }
 
 // operations are the routes that every agent serves: docs/agent-api.yaml.
@@ -160,7 +179,13 @@ func (s *Server) events(w http.ResponseWriter, r *http.Request) {
 func ReadJSON(w http.ResponseWriter, r *http.Request, into any) bool {
 	decoder := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxBody))
 	decoder.DisallowUnknownFields()
-	if err := decoder.Decode(into); err != nil {
+	err := decoder.Decode(into)
+	if err == nil {
+		if _, more := decoder.Token(); !errors.Is(more, io.EOF) {
+			err = errors.New("something follows the request")
+		}
+	}
+	if err != nil {
 		WriteJSON(w, 0, nil, &api.Problem{Status: 400, Code: api.CodeBadRequest, Title: fmt.Sprintf("read request: %v", err)})
 		return false
 	}

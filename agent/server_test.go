@@ -5,11 +5,13 @@ package agent_test
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"io"
 	"log/slog"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"sync"
@@ -56,11 +58,21 @@ type running struct {
 	runner *stepRunner
 	pin    string
 	state  string
-	ahead  atomic.Int64 // of the agent's clock, in nanoseconds
+	// address of the server.
+	address string
+	ahead   atomic.Int64 // of the agent's clock, in nanoseconds
 
 	mu    sync.Mutex
 	conns []net.Conn
 	dial  func(context.Context) (net.Conn, error)
+}
+
+// trust replaces the CA bundle, as a kubelet does.
+func (r *running) trust(t *testing.T, bundle []byte) {
+	t.Helper()
+	if err := errors.Join(os.WriteFile(r.caFile+".new", bundle, 0o600), os.Rename(r.caFile+".new", r.caFile)); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // cut breaks every connection that was made.
@@ -79,6 +91,21 @@ func (r *running) client(t *testing.T, cert testenv.Leaf) *client.Client {
 	return c
 }
 
+// raw is a client of HTTP alone, with the controller's certificate.
+func (r *running) raw(t *testing.T) *http.Client {
+	t.Helper()
+	certificate := r.ca.Certificate(t, controller)
+	transport := &http.Transport{
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return r.dial(ctx) },
+		TLSClientConfig: &tls.Config{
+			InsecureSkipVerify:   true,
+			GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return certificate() },
+		},
+	}
+	t.Cleanup(transport.CloseIdleConnections)
+	return &http.Client{Transport: transport}
+}
+
 var controller = testenv.Leaf{DNS: []string{names.ControllerDNSName}, Usage: x509.ExtKeyUsageClientAuth}
 
 func serve(t *testing.T) *running {
@@ -95,9 +122,10 @@ func serve(t *testing.T) *running {
 	now := func() time.Time { return time.Now().Add(time.Duration(r.ahead.Load())) }
 	operations, err := operation.New(operation.Options{Runner: r.runner, Kinds: []api.Kind{api.KindSnapshot}, StateDir: r.state, Now: now})
 	must(err)
+	volumes := t.TempDir()
 	var log bytes.Buffer
 	server, err := agent.NewServer(agent.Config{
-		Operations: operations, Info: func() api.Info { return api.Info{Version: "test"} },
+		Operations: operations, Info: func() api.Info { return agent.Info(volumes) },
 		StateDir: r.state, CADir: filepath.Dir(r.caFile), Log: slog.New(slog.NewJSONHandler(&log, nil)), Now: now,
 	})
 	must(err)
@@ -105,6 +133,7 @@ func serve(t *testing.T) *running {
 	must(err)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	must(err)
+	r.address = l.Addr().String()
 	ended := make(chan error, 1)
 	go func() { ended <- server.Serve(l) }()
 	t.Cleanup(func() {

@@ -4,10 +4,12 @@ package repositoryserver
 
 import (
 	"errors"
+	"net/http/httptest"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/kanister-kopia/kanister-kopia/agent"
 	"github.com/kanister-kopia/kanister-kopia/agent/api"
 )
 
@@ -105,4 +107,44 @@ func TestSessionsOfOneUser(t *testing.T) {
 	if again, err := all.start(api.SessionRequest{ID: "1", Username: "u", Hostname: "h"}); err != nil || again.Password == one.Password {
 		t.Errorf("a new session of the same id: %v, want a new password", err)
 	}
+}
+
+// FuzzSession: whatever is asked for is refused, or is a password of a user of Kopia's
+// alphabet that is nobody of the server's own, and works for him alone.
+func FuzzSession(f *testing.F) {
+	for _, seed := range []string{
+		`{"id":"op-1","username":"pvc.data","hostname":"0f3c6f0e-ns"}`, "", "null", "{}", `{"id":"a","username":"u@h","hostname":"h"}`,
+		`{"id":"a","username":"` + adminUser + `","hostname":"` + adminHost + `"}`, `{"id":"a","username":"u","hostname":"h\n"}`, `{"id":"A","username":"*","hostname":"*"}`,
+	} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, body string) {
+		var req api.SessionRequest
+		w := httptest.NewRecorder()
+		r := httptest.NewRequestWithContext(t.Context(), "POST", "/v1/sessions", strings.NewReader(body))
+		if !agent.ReadJSON(w, r, &req) {
+			if w.Code != 400 {
+				t.Errorf("%d %s", w.Code, w.Body)
+			}
+			return
+		}
+		open := newSessions()
+		s, err := open.start(req)
+		if err != nil {
+			if codeOf(err) != api.CodeBadRequest || len(open.by) > 0 {
+				t.Errorf("%v, %d sessions", err, len(open.by))
+			}
+			return
+		}
+		if strings.Trim(s.Username+s.Hostname, "abcdefghijklmnopqrstuvwxyz0123456789._-") != "" || s.Username == "" || s.Hostname == "" ||
+			s.Hostname == adminHost || s.Hostname == serverHost || len(s.Password) < 40 {
+			t.Errorf("session %+v", s)
+		}
+		if got, ok := open.authenticate(req.Username, req.Hostname, s.Password); !ok || got.ID != req.ID {
+			t.Error("its password does not work")
+		}
+		if _, ok := open.authenticate(req.Username+"x", req.Hostname, s.Password); ok {
+			t.Error("its password works for another")
+		}
+	})
 }

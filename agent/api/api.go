@@ -19,15 +19,13 @@
 //	POST   /v1/drain                   let nobody in any more, if nobody has used it for a while
 //
 // Times are RFC 3339 in UTC, sizes are bytes. Errors are application/problem+json.
+// Agents live as long as their pods, so a caller may be newer or older: protocol.go.
 package api
 
 import (
 	"slices"
 	"time"
 )
-
-// ProtocolVersion is raised when a client of the previous version would break.
-const ProtocolVersion = 1
 
 // LeastRateLimit is the least that an operation may be slowed down to: slower, it
 // could not be told from one that hangs.
@@ -438,7 +436,11 @@ type RestoreResult struct {
 
 // Info describes the agent.
 type Info struct {
-	Protocol     int          `json:"protocol"`
+	// Protocol is the newest version of this API that the agent speaks, OldestProtocol
+	// the oldest; 0 is the same.
+	Protocol       int `json:"protocol"`
+	OldestProtocol int `json:"oldestProtocol,omitempty"`
+
 	Version      string       `json:"version"`
 	KopiaVersion string       `json:"kopiaVersion"`
 	UID          int          `json:"uid"`

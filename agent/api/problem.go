@@ -19,6 +19,7 @@ const (
 	CodeConflict          Code = "conflict"
 	CodeBusy              Code = "busy"
 	CodeUnsupported       Code = "unsupported"
+	CodeProtocol          Code = "protocol-mismatch"
 	CodeUnknownVolume     Code = "unknown-volume"
 	CodePathNotFound      Code = "path-not-found"
 	CodePathRefused       Code = "path-refused"
@@ -32,6 +33,7 @@ const (
 	CodeDiffers           Code = "differs"
 	CodeStalled           Code = "stalled"
 	CodeOutOfMemory       Code = "out-of-memory"
+	CodeKilled            Code = "killed"
 	CodeCancelled         Code = "cancelled"
 	CodeInternal          Code = "internal"
 	// CodeDraining is a repository server that is about to be stopped.

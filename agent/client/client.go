@@ -7,6 +7,7 @@ package client
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"crypto/subtle"
@@ -19,7 +20,9 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/kanister-kopia/kanister-kopia/agent/api"
@@ -33,12 +36,20 @@ type Options struct {
 	Certificate func() (*tls.Certificate, error)
 	// Pin is the hex SHA-256 of the agent's public key, from its log.
 	Pin string
+	// Protocols that the caller speaks; default api.Spoken.
+	Protocols api.Protocols
+	// Silence is how long a connection may say nothing before it is asked whether it
+	// is still there, and how long it may take to answer; default 15 s.
+	Silence time.Duration
 }
 
-// Client speaks to one agent.
+// Client speaks to one agent, over one connection that carries events and questions.
 type Client struct {
 	http      *http.Client
 	transport *http.Transport
+	protocols api.Protocols
+	// protocol is the version that the agent and we speak; 0 before it was asked.
+	protocol atomic.Int64
 }
 
 // ErrPin says that whoever answered does not hold the pinned key.
@@ -60,7 +71,9 @@ func final(err error) bool {
 
 // New returns a client. It dials when it is used.
 func New(o Options) *Client {
-	transport := &http.Transport{
+	c := &Client{protocols: cmp.Or(o.Protocols, api.Spoken)}
+	silence := cmp.Or(o.Silence, 15*time.Second)
+	c.transport = &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return o.Dial(ctx) },
 		TLSClientConfig: &tls.Config{
 			MinVersion: tls.VersionTLS13,
@@ -79,12 +92,15 @@ func New(o Options) *Client {
 			},
 			GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return o.Certificate() },
 		},
-		ForceAttemptHTTP2:   true, // one connection carries the events and the questions
-		MaxIdleConns:        2,
+		ForceAttemptHTTP2: true,
+		// A way that ends in nowhere is found out: an operation may have no news for long.
+		HTTP2:               &http.HTTP2Config{SendPingTimeout: silence, PingTimeout: silence},
+		MaxConnsPerHost:     1,
 		IdleConnTimeout:     time.Minute,
 		TLSHandshakeTimeout: 15 * time.Second,
 	}
-	return &Client{transport: transport, http: &http.Client{Transport: transport}}
+	c.http = &http.Client{Transport: c.transport}
+	return c
 }
 
 // Close drops idle connections.
@@ -92,9 +108,35 @@ func (c *Client) Close() { c.transport.CloseIdleConnections() }
 
 const base = "https://agent/v1/"
 
+// do asks for something in the version that both sides speak. It is asked for at
+// the beginning, and again when an agent turns out to be another one by now.
 func (c *Client) do(ctx context.Context, method, path string, body, into any) error {
+	if version := int(c.protocol.Load()); version > 0 {
+		err := c.ask(ctx, method, path, version, body, into)
+		var p *api.Problem
+		if !errors.As(err, &p) || p.Code != api.CodeProtocol {
+			return err
+		}
+	}
+	var info api.Info
+	if err := c.ask(ctx, http.MethodGet, "info", 0, nil, &info); err != nil {
+		return err
+	}
+	version, err := api.Negotiate(c.protocols, info.Protocols())
+	if err != nil {
+		return err
+	}
+	c.protocol.Store(int64(version))
+	return c.ask(ctx, method, path, version, body, into)
+}
+
+func (c *Client) ask(ctx context.Context, method, path string, version int, body, into any) error {
 	var reader io.Reader
 	if body != nil {
+		body, err := api.Written(body, version)
+		if err != nil {
+			return err
+		}
 		raw, err := json.Marshal(body)
 		if err != nil {
 			return err
@@ -104,6 +146,9 @@ func (c *Client) do(ctx context.Context, method, path string, body, into any) er
 	req, err := http.NewRequestWithContext(ctx, method, base+path, reader)
 	if err != nil {
 		return err
+	}
+	if version > 0 {
+		req.Header.Set(api.ProtocolHeader, strconv.Itoa(version))
 	}
 	resp, err := c.http.Do(req)
 	if err != nil {
@@ -155,7 +200,7 @@ func (c *Client) Cancel(ctx context.Context, id string) error {
 	return c.do(ctx, http.MethodDelete, "operations/"+url.PathEscape(id), nil, nil)
 }
 
-// Info describes the agent.
+// Info describes the agent, after it was seen that both sides speak a common version.
 func (c *Client) Info(ctx context.Context) (info api.Info, err error) {
 	return info, c.do(ctx, http.MethodGet, "info", nil, &info)
 }

@@ -29,6 +29,8 @@ type Env struct {
 	Foreign bool
 	// Limits replace the request's rate limit; nil: nothing does.
 	Limits <-chan int64
+	// Pressure is where it is told that others wait; empty: they are not looked at.
+	Pressure Pressure
 }
 
 // Run runs one operation to its end. report is called about once a second while
@@ -63,6 +65,11 @@ func run(ctx context.Context, req api.StartRequest, env Env, p *progress) (*api.
 	defer stop()
 	limit := newThrottle(ctx, req.RateLimit)
 	defer limit.follow(env.Limits)()
+	if env.Pressure != (Pressure{}) {
+		ticker := time.NewTicker(pressureLook)
+		defer ticker.Stop()
+		defer limit.giveWay(env.Pressure, ticker.C)()
+	}
 	switch req.Kind {
 	case api.KindSnapshot:
 		return snapshotVolume(ctx, conn, req, env, p, limit)

@@ -5,6 +5,8 @@ package engine
 import (
 	"context"
 	"sync"
+	"sync/atomic"
+	"time"
 
 	"golang.org/x/time/rate"
 )
@@ -14,15 +16,17 @@ import (
 const throttleBurst = 256 << 10
 
 // throttle bounds how many bytes of content are read or written in a second, by all
-// of an operation together. The limit may change at any time.
+// of an operation together, and in which part of the time. Both may change at any time.
 type throttle struct {
 	ctx     context.Context
 	limiter *rate.Limiter
+	began   time.Time
+	pace    atomic.Int64 // a pace
 }
 
 // newThrottle returns a throttle; limit 0 is none.
 func newThrottle(ctx context.Context, limit int64) *throttle {
-	t := &throttle{ctx: ctx, limiter: rate.NewLimiter(rate.Inf, throttleBurst)}
+	t := &throttle{ctx: ctx, limiter: rate.NewLimiter(rate.Inf, throttleBurst), began: time.Now()}
 	t.set(limit)
 	return t
 }
@@ -62,5 +66,21 @@ func (t *throttle) wait(n int) error {
 		}
 		n -= part
 	}
-	return nil
+	return t.rest()
+}
+
+// rest waits if this is a part of the time in which others may work.
+func (t *throttle) rest() error {
+	pause := pace(t.pace.Load()).pause(time.Since(t.began))
+	if pause == 0 {
+		return nil
+	}
+	timer := time.NewTimer(pause)
+	defer timer.Stop()
+	select {
+	case <-t.ctx.Done():
+		return t.ctx.Err()
+	case <-timer.C:
+		return nil
+	}
 }

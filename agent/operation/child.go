@@ -4,6 +4,7 @@ package operation
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -18,6 +19,7 @@ import (
 	"time"
 
 	"github.com/kanister-kopia/kanister-kopia/agent/api"
+	"github.com/kanister-kopia/kanister-kopia/pkg/names"
 )
 
 // Child runs each operation in a process of its own, so that memory goes back to
@@ -34,6 +36,9 @@ type Child struct {
 	Grace time.Duration
 	// Stall is how long a child may report no progress at all; default DefaultStall.
 	Stall time.Duration
+	// ProcFS and CgroupFS are where the kernel shows processes and control groups;
+	// default /proc and /sys/fs/cgroup.
+	ProcFS, CgroupFS string
 }
 
 // ask writes the request to a child, and what changes of it while it runs. A child
@@ -80,7 +85,7 @@ func (c Child) Run(ctx context.Context, req api.StartRequest, limits <-chan int6
 	}
 	defer os.Remove(ca)
 
-	watch, stalled := newWatchdog(ctx, defaulted(c.Stall, DefaultStall))
+	watch, stalled := newWatchdog(ctx, cmp.Or(c.Stall, DefaultStall))
 	defer watch.stop()
 	p := exec.CommandContext(watch.ctx, c.Command[0], c.Command[1:]...)
 	// Only this CA: the system's roots are looked for where nothing is.
@@ -90,7 +95,7 @@ func (c Child) Run(ctx context.Context, req api.StartRequest, limits <-chan int6
 		return nil, internal("start child", err)
 	}
 	p.Cancel = func() error { return p.Process.Signal(syscall.SIGTERM) }
-	p.WaitDelay = defaulted(c.Grace, 10*time.Second)
+	p.WaitDelay = cmp.Or(c.Grace, 10*time.Second)
 	p.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	var stderr tail
 	p.Stderr = &stderr
@@ -98,6 +103,7 @@ func (c Child) Run(ctx context.Context, req api.StartRequest, limits <-chan int6
 	if err != nil {
 		return nil, internal("start child", err)
 	}
+	kills, counted := c.oomKills()
 	if err := p.Start(); err != nil {
 		return nil, internal("start child", err)
 	}
@@ -136,7 +142,7 @@ func (c Child) Run(ctx context.Context, req api.StartRequest, limits <-chan int6
 	case stalled():
 		return nil, &api.Problem{
 			Code:  api.CodeStalled,
-			Title: fmt.Sprintf("%s: no data moved for %s; the operation was ended", req.Kind, defaulted(c.Stall, DefaultStall)),
+			Title: fmt.Sprintf("%s: no data moved for %s; the operation was ended", req.Kind, cmp.Or(c.Stall, DefaultStall)),
 			Hint:  "look at the repository server and its storage",
 		}
 	case ctx.Err() != nil:
@@ -147,19 +153,28 @@ func (c Child) Run(ctx context.Context, req api.StartRequest, limits <-chan int6
 	case last.Problem != nil:
 		return nil, last.Problem
 	default:
-		return nil, died(req.Kind, waitErr, stderr.String())
+		now, _ := c.oomKills()
+		return nil, died(req.Kind, waitErr, stderr.String(), counted, now > kills)
 	}
 }
 
-// died explains the end of a child that said nothing.
-func died(kind api.Kind, err error, stderr string) *api.Problem {
+// died explains the end of a child that said nothing. What the kernel killed for
+// want of memory is known where it was counted.
+func died(kind api.Kind, err error, stderr string, counted, oom bool) *api.Problem {
 	var exit *exec.ExitError
 	if errors.As(err, &exit) {
 		if status, ok := exit.Sys().(syscall.WaitStatus); ok && status.Signaled() && status.Signal() == syscall.SIGKILL {
-			return &api.Problem{
-				Code:  api.CodeOutOfMemory,
-				Title: fmt.Sprintf("%s: the operation was killed, most likely for want of memory", kind),
-				Hint:  "raise the pod's annotation kopia.kanister.io/memory-limit",
+			switch {
+			case oom:
+				return outOfMemory(fmt.Sprintf("%s: the kernel killed the operation for want of memory", kind))
+			case !counted:
+				return outOfMemory(fmt.Sprintf("%s: the operation was killed, most likely for want of memory", kind))
+			default:
+				return &api.Problem{
+					Code:  api.CodeKilled,
+					Title: fmt.Sprintf("%s: somebody killed the operation; it was not for want of memory", kind),
+					Hint:  "look for who ends processes on the node",
+				}
 			}
 		}
 	}
@@ -168,6 +183,10 @@ func died(kind api.Kind, err error, stderr string) *api.Problem {
 		p.Details = []string{stderr}
 	}
 	return p
+}
+
+func outOfMemory(title string) *api.Problem {
+	return &api.Problem{Code: api.CodeOutOfMemory, Title: title, Hint: "raise the pod's annotation " + names.MemoryLimitAnnotation}
 }
 
 func (c Child) writeCA(req api.StartRequest) (string, error) {
@@ -185,13 +204,6 @@ func (c Child) writeCA(req api.StartRequest) (string, error) {
 
 func internal(what string, err error) *api.Problem {
 	return &api.Problem{Code: api.CodeInternal, Title: fmt.Sprintf("%s: %v", what, err)}
-}
-
-func defaulted(d, otherwise time.Duration) time.Duration {
-	if d == 0 {
-		return otherwise
-	}
-	return d
 }
 
 // watchdog cancels its context when it was not petted for a while.

@@ -26,13 +26,13 @@ func TestChild(t *testing.T) {
 		"dies":                {`echo boom >&2; exit 3`, api.CodeInternal, "boom"},
 		"dies after a result": {`echo '{"result":{"snapshot":{"id":"x"}}}'; exit 3`, api.CodeInternal, "exit status 3"},
 		"says nothing":        {`true`, api.CodeInternal, "child ended"},
-		"is killed":           {`kill -9 $$`, api.CodeOutOfMemory, "memory"},
+		"is killed":           {`kill -9 $$`, api.CodeOutOfMemory, "most likely"},
 		"stalls":              {`echo '{"progress":{"files":3}}'; exec sleep 60`, api.CodeStalled, "no data moved"},
 		"stalls and is deaf":  {`trap '' TERM; while :; do sleep 0.05; done`, api.CodeStalled, "no data moved"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
-			child := Child{Command: []string{"/bin/sh", "-c", c.script}, StateDir: dir, Env: []string{"PATH=" + os.Getenv("PATH")}, Grace: 200 * time.Millisecond, Stall: time.Second}
+			child := Child{Command: []string{"/bin/sh", "-c", c.script}, StateDir: dir, Env: []string{"PATH=" + os.Getenv("PATH")}, Grace: 200 * time.Millisecond, Stall: time.Second, ProcFS: "/nonexistent"}
 			var files int64
 			result, problem := child.Run(t.Context(), backup("a", "/", "p"), nil, func(p api.Progress) { files = p.Files })
 			switch {
@@ -48,6 +48,51 @@ func TestChild(t *testing.T) {
 			}
 			if left, _ := os.ReadDir(dir); len(left) != 0 {
 				t.Errorf("it leaves %v", left)
+			}
+		})
+	}
+}
+
+// Who killed a child is told by what the kernel counts, in whichever form it does.
+func TestChildIsKilled(t *testing.T) {
+	const v1, v2 = "memory/memory.oom_control", "memory.events"
+	for name, c := range map[string]struct {
+		groups, file string
+		text         string // of the file before
+		more         bool   // one more is counted
+		want         api.Code
+		say          string
+	}{
+		"version 2":                     {"0::/\n", v2, "low 0\noom 3\noom_kill 3\n", true, api.CodeOutOfMemory, "the kernel killed"},
+		"version 2, by somebody":        {"0::/\n", v2, "low 0\noom 3\noom_kill 3\n", false, api.CodeKilled, "not for want of memory"},
+		"version 2, a group of its own": {"0::/kubepods/pod1\n", "kubepods/pod1/" + v2, "oom_kill 0\n", true, api.CodeOutOfMemory, "the kernel killed"},
+		"version 2, the node's path":    {"0::/kubepods/pod1\n", v2, "oom_kill 0\n", true, api.CodeOutOfMemory, "the kernel killed"},
+		"version 1":                     {"9:cpu:/\n4:memory:/pod1\n0::/\n", v1, "under_oom 0\noom_kill 0\n", true, api.CodeOutOfMemory, "the kernel killed"},
+		"version 1, by somebody":        {"9:cpu:/\n4:memory:/pod1\n0::/\n", v1, "under_oom 0\noom_kill 7\n", false, api.CodeKilled, "not for want of memory"},
+		"an old kernel":                 {"4:memory:/pod1\n", v1, "under_oom 0\n", true, api.CodeOutOfMemory, "most likely"},
+		"nothing to read":               {"", v2, "oom_kill 0\n", true, api.CodeOutOfMemory, "most likely"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			proc, cgroups := t.TempDir(), t.TempDir()
+			file := filepath.Join(cgroups, c.file)
+			must(t, os.MkdirAll(filepath.Join(proc, "self"), 0o755))
+			must(t, os.WriteFile(filepath.Join(proc, "self", "cgroup"), []byte(c.groups), 0o644))
+			must(t, os.MkdirAll(filepath.Dir(file), 0o755))
+			must(t, os.WriteFile(file, []byte(c.text), 0o644))
+			script := "kill -9 $$"
+			if c.more {
+				script = fmt.Sprintf("sed -i 's/oom_kill [0-9]*/oom_kill 8/' %s; %s", file, script)
+			}
+			child := Child{
+				Command: []string{"/bin/sh", "-c", script}, StateDir: t.TempDir(), Env: []string{"PATH=" + os.Getenv("PATH")},
+				ProcFS: proc, CgroupFS: cgroups,
+			}
+			_, problem := child.Run(t.Context(), backup("a", "/", "p"), nil, func(api.Progress) {})
+			if problem == nil || problem.Code != c.want || !strings.Contains(problem.Title, c.say) {
+				t.Fatalf("%v, want %s with %q", problem, c.want, c.say)
+			}
+			if named := strings.Contains(problem.Hint, "kopia.kanister.io/memory-limit"); named != (c.want == api.CodeOutOfMemory) {
+				t.Errorf("hint %q", problem.Hint)
 			}
 		})
 	}

@@ -58,12 +58,30 @@ type Manager struct {
 
 	mu     sync.Mutex // protects the following
 	ops    map[string]*op
+	totals map[Outcome]Total
 	begun  int // operations so far
 	closed bool
 }
 
+// Outcome is how operations of a kind ended.
+type Outcome struct {
+	Kind  api.Kind
+	State api.State
+}
+
+// Total of the operations that had an outcome, since this agent began.
+type Total struct {
+	Operations int64
+	// Seconds that they ran.
+	Seconds float64
+	// Files and Bytes that were read or written, and Moved bytes that went to the
+	// server or came from it.
+	Files, Bytes, Moved int64
+}
+
 type op struct {
 	number  int              // in the order they were begun, whatever the clock said
+	deaths  int              // of the agent, one after the other, while it ran
 	request api.StartRequest // credentials included; never written
 	state   api.Operation
 	cancel  context.CancelFunc
@@ -79,7 +97,13 @@ func newOp(req api.StartRequest, state api.Operation) *op {
 type stored struct {
 	Request   api.StartRequest `json:"request"`
 	Operation api.Operation    `json:"operation"`
+	Deaths    int              `json:"deaths,omitempty"`
 }
+
+// maxDeaths of an agent while an operation ran are taken for its fault. Where the
+// kernel ends a whole container for want of memory, the agent goes with the
+// operation: asked for again and again, it would never come to an end.
+const maxDeaths = 2
 
 // New returns a manager with the operations that an earlier one left in StateDir:
 // those that had not ended need credentials.
@@ -93,7 +117,7 @@ func New(opt Options) (*Manager, error) {
 	if opt.Log == nil {
 		opt.Log = slog.New(slog.DiscardHandler)
 	}
-	m := &Manager{opt: opt, slots: make(chan struct{}, opt.Parallel), ops: map[string]*op{}}
+	m := &Manager{opt: opt, slots: make(chan struct{}, opt.Parallel), ops: map[string]*op{}, totals: map[Outcome]Total{}}
 	if err := os.MkdirAll(m.dir(), 0o700); err != nil {
 		return nil, fmt.Errorf("make state folder: %w", err)
 	}
@@ -112,10 +136,10 @@ func New(opt Options) (*Manager, error) {
 			_ = os.Remove(file)
 			continue
 		}
-		if !s.Operation.State.Done() {
-			s.Operation.State = api.StateNeedsCredentials
-		}
-		m.ops[s.Operation.ID] = newOp(s.Request, s.Operation)
+		o := newOp(s.Request, s.Operation)
+		o.deaths = s.Deaths
+		m.ops[s.Operation.ID] = o
+		m.survive(o)
 	}
 	kept := slices.SortedFunc(maps.Values(m.ops), func(a, b *op) int { return a.state.Created.Compare(b.state.Created) })
 	for i, o := range kept {
@@ -123,6 +147,26 @@ func New(opt Options) (*Manager, error) {
 	}
 	m.begun = len(kept)
 	return m, nil
+}
+
+// survive decides what becomes of an operation that an earlier agent left.
+func (m *Manager) survive(o *op) {
+	switch o.state.State {
+	case api.StateQueued, api.StateNeedsCredentials:
+	case api.StateRunning, api.StateCancelling:
+		o.deaths++ // an agent that ends in peace says something else of it
+	default:
+		return
+	}
+	m.set(o, func(s *api.Operation) {
+		s.State = api.StateNeedsCredentials
+		if o.deaths < maxDeaths {
+			return
+		}
+		now := m.since(s.Created)
+		s.State, s.Finished = api.StateFailed, &now
+		s.Failure = outOfMemory(fmt.Sprintf("%s: the agent was killed %d times while the operation ran, most likely for want of memory", s.Kind, o.deaths))
+	})
 }
 
 // since is now, or the earlier time if the clock was set back behind it: whoever
@@ -269,6 +313,7 @@ func (m *Manager) finish(o *op, result *api.Result, problem *api.Problem) {
 	o.request.Credentials = nil
 	if m.closed && o.state.State != api.StateCancelling && problem != nil && problem.Code == api.CodeCancelled {
 		// Nobody asked for its end: it goes on when somebody asks for it again.
+		o.deaths = 0
 		m.set(o, func(s *api.Operation) { s.State = api.StateNeedsCredentials })
 		return
 	}
@@ -283,6 +328,15 @@ func (m *Manager) finish(o *op, result *api.Result, problem *api.Problem) {
 			s.State = api.StateFailed
 		}
 	})
+	total := m.totals[Outcome{o.state.Kind, o.state.State}]
+	total.Operations++
+	total.Files += o.state.Progress.Files
+	total.Bytes += o.state.Progress.Bytes
+	total.Moved += o.state.Progress.UploadedBytes + o.state.Progress.DownloadedBytes
+	if o.state.Started != nil {
+		total.Seconds += now.Sub(began).Seconds()
+	}
+	m.totals[Outcome{o.state.Kind, o.state.State}] = total
 	log := m.opt.Log.With("id", o.state.ID, "kind", o.state.Kind)
 	if o.state.Started != nil {
 		log = log.With("seconds", now.Sub(*o.state.Started).Seconds())
@@ -311,7 +365,7 @@ func (m *Manager) set(o *op, change func(*api.Operation)) {
 	o.notify()
 	request := o.request
 	request.Credentials = nil
-	raw, err := json.Marshal(stored{Request: request, Operation: o.state})
+	raw, err := json.Marshal(stored{Request: request, Operation: o.state, Deaths: o.deaths})
 	if err != nil {
 		return
 	}
@@ -422,6 +476,13 @@ func (m *Manager) List() []api.Operation {
 		out = append(out, o.state)
 	}
 	return out
+}
+
+// Totals are those of all outcomes that there were.
+func (m *Manager) Totals() map[Outcome]Total {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return maps.Clone(m.totals)
 }
 
 // Watch calls fn with the operation now and at each change, until it is done, it

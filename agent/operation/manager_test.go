@@ -305,6 +305,49 @@ func TestRestart(t *testing.T) {
 	}
 }
 
+// An operation during which its agent is killed again and again comes to an end, with
+// a word about the likely reason. An agent that ends in peace says nothing of it.
+func TestAgentIsKilled(t *testing.T) {
+	dir := t.TempDir()
+	r := &fakeRunner{release: make(chan struct{})}
+	// A killed agent leaves the state that is on disk while its operation runs.
+	killed := func(m *Manager) {
+		t.Helper()
+		file := filepath.Join(dir, "operations", "a.json")
+		kept, err := os.ReadFile(file)
+		must(t, err)
+		must(t, m.Close(t.Context()))
+		must(t, os.WriteFile(file, kept, 0o600))
+	}
+	run := func() *Manager {
+		t.Helper()
+		m := newManager(t, dir, r)
+		if op := start(t, m, backup("a", "/", "p")); op.State != api.StateQueued {
+			t.Fatalf("state %s: %v, want it started again", op.State, op.Failure)
+		}
+		awaitRunner(t, m, "a")
+		return m
+	}
+	killed(run())
+	must(t, run().Close(t.Context())) // in peace: what was before does not count any more
+	killed(run())
+	killed(run())
+	for range 2 { // the outcome holds over restarts
+		m := newManager(t, dir, r)
+		op, err := m.Start(backup("a", "/", "p"))
+		must(t, err)
+		if op.State != api.StateFailed || op.Finished == nil || op.Failure == nil || op.Failure.Code != api.CodeOutOfMemory ||
+			!strings.Contains(op.Failure.Error(), "killed 2 times") || !strings.Contains(op.Failure.Error(), "kopia.kanister.io/memory-limit") {
+			t.Errorf("operation %+v, failure %v", op, op.Failure)
+		}
+		must(t, m.Close(t.Context()))
+	}
+	m := newManager(t, dir, r)
+	start(t, m, backup("b", "/", "p"))
+	r.release <- struct{}{}
+	await(t, m, "b", api.StateSucceeded)
+}
+
 func TestForgetsTheOldest(t *testing.T) {
 	dir := t.TempDir()
 	r := &fakeRunner{release: make(chan struct{})}

@@ -97,7 +97,7 @@ func serve(ctx context.Context, args []string) error {
 	go func() { ended <- server.Serve(listener) }()
 	if *health != "" {
 		// The port may be the application's: an agent does its work without it.
-		go func() { log.Warn(agent.ServeHealth(*health, operations).Error()) }()
+		go func() { log.Warn(agent.ServeHealth(*health, agent.Info(*volumesDir, *devicesDir), operations).Error()) }()
 	}
 	log.Info("agent serves", "listen", *listen, "uid", os.Getuid())
 	select {
@@ -119,9 +119,11 @@ func runOperation(ctx context.Context, args []string) error {
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
+	engine.LowerPriority()
 	return operation.Serve(ctx, os.Stdin, os.Stdout, func(ctx context.Context, req api.StartRequest, limits <-chan int64, report func(api.Progress)) (*api.Result, *api.Problem) {
 		return engine.Run(ctx, req, engine.Env{
 			VolumesDir: *volumesDir, DevicesDir: *devicesDir, ScratchDir: *scratchDir, CheckpointInterval: *checkpoint, Now: time.Now, Limits: limits,
+			Pressure: engine.DefaultPressure,
 		}, report)
 	})
 }

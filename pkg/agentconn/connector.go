@@ -17,6 +17,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 
+	"github.com/kanister-kopia/kanister-kopia/agent/api"
 	"github.com/kanister-kopia/kanister-kopia/agent/client"
 	"github.com/kanister-kopia/kanister-kopia/pkg/names"
 )
@@ -68,7 +69,7 @@ func (c *Connector) Connect(ctx context.Context, namespace, pod, container strin
 		switch {
 		case err == nil:
 			return true, nil
-		case apierrors.IsForbidden(err), apierrors.IsNotFound(err), apierrors.IsUnauthorized(err):
+		case apierrors.IsForbidden(err), apierrors.IsNotFound(err), apierrors.IsUnauthorized(err), isForeign(err):
 			return false, err
 		}
 		// Not started yet, not listening yet, or restarted with a new key between
@@ -85,6 +86,12 @@ func (c *Connector) Connect(ctx context.Context, namespace, pod, container strin
 		err = fmt.Errorf("%w: %w", context.Cause(ctx), last)
 	}
 	return nil, fmt.Errorf("reach the agent in container %s of pod %s/%s: %w%s", container, namespace, pod, err, hint(err, namespace))
+}
+
+// isForeign says whether an agent has answered that speaks no version of ours.
+func isForeign(err error) bool {
+	var p *api.Problem
+	return errors.As(err, &p) && p.Code == api.CodeProtocol
 }
 
 // hint says what to do about the errors that administrators meet.

@@ -73,6 +73,11 @@ func run(ctx context.Context) error {
 	if p, report.Peers, err = build(ctx, root); err != nil {
 		return err
 	}
+	program, err := os.Stat(p.agent)
+	if err != nil {
+		return err
+	}
+	report.AgentBytes = program.Size()
 	report.Peers = slices.DeleteFunc(report.Peers, func(p Peer) bool { return p.Name != peerOurs && !chosen(*against, p.Name) })
 	err = within(ctx, root, func(s *scope) error {
 		report.StartSeconds, err = starts(s, p)

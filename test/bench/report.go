@@ -18,8 +18,10 @@ type Report struct {
 	Peers []Peer `json:"peers"`
 	// StartSeconds are the times from an agent's exec to its first answer.
 	StartSeconds []float64 `json:"startSeconds"`
-	Data         []Data    `json:"data"`
-	Budgets      []Budget  `json:"budgets"`
+	// AgentBytes is the size of the agent's program, which is all of its image.
+	AgentBytes int64    `json:"agentBytes"`
+	Data       []Data   `json:"data"`
+	Budgets    []Budget `json:"budgets"`
 }
 
 // Peer is who is compared; the first is ours.
@@ -135,11 +137,19 @@ func (r Report) idle() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "Agent: exec to the first answer %.0f ms (median of %d)\n", 1000*median(r.StartSeconds), len(r.StartSeconds))
 	for _, d := range r.Data {
-		fmt.Fprintf(&b, "  %-8s idle before: %.1f MiB, %.1f of it anonymous; after the operations: %.1f and %.1f MiB, %.2f s of CPU in %d s\n", d.Name,
-			float64(d.Before.Resident)/mib, float64(d.Before.Anonymous)/mib,
+		fmt.Fprintf(&b, "  %-8s idle before: %.1f MiB, %.1f of it anonymous; an operation's process: up to %s MiB; idle afterwards: %.1f and %.1f MiB, %.2f s of CPU in %d s\n", d.Name,
+			float64(d.Before.Resident)/mib, float64(d.Before.Anonymous)/mib, inMiB(d.peak()),
 			float64(d.After.Resident)/mib, float64(d.After.Anonymous)/mib, d.IdleCPU, idleSeconds)
 	}
 	return b.String()
+}
+
+// peak is the most memory that an operation of ours took.
+func (d Data) peak() (most int64) {
+	for _, o := range d.Operations {
+		most = max(most, o.Peers[0].ClientRSS)
+	}
+	return most
 }
 
 // budgets are those of DESIGN that a run measures.
@@ -149,6 +159,9 @@ func (r Report) budgets() (all []Budget) {
 	}
 	if len(r.StartSeconds) > 0 {
 		below("agent: exec to the first answer of /v1/info", 100, 1000*median(r.StartSeconds), "ms")
+	}
+	if r.AgentBytes > 0 {
+		below("agent: image", 45, float64(r.AgentBytes)/1e6, "MB")
 	}
 	if len(r.Data) == 0 {
 		return all
@@ -169,14 +182,11 @@ func (r Report) budgets() (all []Budget) {
 	below(fmt.Sprintf("agent idle: CPU in %d s", idleSeconds), 0, idleCPU, "s")
 	below("server: memory with one agent", 256, float64(server)/mib, "MiB")
 	for _, d := range r.Data {
-		memory, limit := int64(0), 128.0
+		limit := 128.0
 		if d.Name == "small" {
 			limit = 64
 		}
-		for _, o := range d.Operations {
-			memory = max(memory, o.Peers[0].ClientRSS)
-		}
-		below(d.Name+": memory of one operation", limit, float64(memory)/mib, "MiB")
+		below(d.Name+": memory of one operation", limit, float64(d.peak())/mib, "MiB")
 		all = append(all, r.speeds(d)...)
 	}
 	return all
