@@ -143,7 +143,7 @@ func (c *check) entry(ctx context.Context, group *errgroup.Group, up *branch, wh
 	if err := context.Cause(ctx); err != nil {
 		return err
 	}
-	key := string(e.Type) + e.ObjectID.String()
+	key := fmt.Sprint(e.Type, e.ObjectID, e.FileSize)
 	if c.good.has(key) {
 		return nil
 	}
@@ -156,10 +156,13 @@ func (c *check) entry(ctx context.Context, group *errgroup.Group, up *branch, wh
 	case snapshot.EntryTypeFile, snapshot.EntryTypeSymlink:
 		group.Go(func() error {
 			defer c.release(up)
-			if err := c.object(ctx, e); err != nil {
+			read, err := c.object(ctx, e)
+			if err != nil {
 				return c.problem(ctx, up, where, err)
 			}
-			c.good.add(key)
+			if isNew, _ := c.good.add(key); isNew { // not by another of its names meanwhile
+				c.counted(e, read)
+			}
 			return nil
 		})
 		return nil
@@ -195,15 +198,10 @@ func (c *check) directory(ctx context.Context, group *errgroup.Group, b *branch,
 	return nil
 }
 
-// object looks for the contents of a file or link, and reads some to the end.
-func (c *check) object(ctx context.Context, e *snapshot.DirEntry) error {
-	if _, err := c.rep.VerifyObject(ctx, e.ObjectID); err != nil {
-		return err
-	}
-	if rand.IntN(100) < c.percent {
-		if err := c.read(ctx, e); err != nil {
-			return err
-		}
+// counted counts an object that was found right.
+func (c *check) counted(e *snapshot.DirEntry, read bool) {
+	if read {
+		c.readFiles.Add(1)
 	}
 	if e.Type == snapshot.EntryTypeFile {
 		c.files.Add(1)
@@ -211,7 +209,17 @@ func (c *check) object(ctx context.Context, e *snapshot.DirEntry) error {
 		c.progress.files.Add(1)
 		c.progress.bytes.Add(e.FileSize)
 	}
-	return nil
+}
+
+// object looks for the contents of a file or link, and reads some to the end.
+func (c *check) object(ctx context.Context, e *snapshot.DirEntry) (read bool, err error) {
+	if _, err := c.rep.VerifyObject(ctx, e.ObjectID); err != nil {
+		return false, err
+	}
+	if rand.IntN(100) >= c.percent {
+		return false, nil
+	}
+	return true, c.read(ctx, e)
 }
 
 func (c *check) read(ctx context.Context, e *snapshot.DirEntry) error {
@@ -244,7 +252,6 @@ func (c *check) read(ctx context.Context, e *snapshot.DirEntry) error {
 	if e.Type == snapshot.EntryTypeFile && size != e.FileSize {
 		return fmt.Errorf("the repository holds %d bytes of %d", size, e.FileSize)
 	}
-	c.readFiles.Add(1)
 	return nil
 }
 
