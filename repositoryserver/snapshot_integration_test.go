@@ -94,7 +94,7 @@ func TestIntegrationIgnored(t *testing.T) {
 // A backup that was killed goes on from its last checkpoint: what was read by then is
 // not sent again.
 func TestIntegrationCheckpoint(t *testing.T) {
-	const count, size = 40, 1 << 20
+	const count, size = 80, 1 << 20
 	for victim, strike := range map[string]func(*trial){
 		"the agent":             func(tr *trial) { tr.process.Kill(); tr.process = tr.process.Again(tr) },
 		"the repository server": func(tr *trial) { tr.s.Kill(); tr.s.Process = tr.s.Again(tr) },
@@ -126,7 +126,7 @@ func TestIntegrationCheckpoint(t *testing.T) {
 					return enough()
 				})
 			}
-			awaitProgress("some of it is read", func() bool { return read >= count*size/4 })
+			awaitProgress("some of it is read", func() bool { return read >= count*size/8 })
 			// The next checkpoint may have begun before, the one behind it has not.
 			safe, saved := read, tr.saved()
 			awaitProgress("two more checkpoints", func() bool { return tr.saved() >= saved+2 })

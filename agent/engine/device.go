@@ -33,7 +33,7 @@ const (
 // findDevice is where the agent sees a volume that is a block device, "" for one that
 // it does not see as such.
 func findDevice(devicesDir, volume string) (string, error) {
-	if err := checkVolumeName(volume); err != nil {
+	if err := checkVolumeName(volume); err != nil || devicesDir == "" {
 		return "", err
 	}
 	where := filepath.Join(devicesDir, volume)
@@ -72,18 +72,21 @@ func (d *sourceDevice) Open(context.Context) (kopiafs.Reader, error) {
 }
 
 type deviceReader struct {
-	*os.File
+	file  *os.File
 	entry *sourceDevice
 }
 
 // Read takes its time if there is a rate limit.
 func (r *deviceReader) Read(p []byte) (int, error) {
-	n, err := r.File.Read(p)
+	n, err := r.file.Read(p)
 	if waitErr := r.entry.s.limit.wait(n); err == nil {
 		err = waitErr
 	}
 	return n, err
 }
+
+func (r *deviceReader) Seek(offset int64, from int) (int64, error) { return r.file.Seek(offset, from) }
+func (r *deviceReader) Close() error                               { return r.file.Close() }
 
 // Entry implements kopiafs.Reader.
 func (r *deviceReader) Entry() (kopiafs.Entry, error) { return r.entry, nil }
