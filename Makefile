@@ -47,6 +47,10 @@ unit: need-cc ## Tests beside the code; nothing else is needed.
 integration: need-cc tools ## Against a real API server, Kopia server and S3 gateway, as plain processes.
 	@$(GO_TEST) -timeout 20m -count 1 -tags integration -run Integration $$(go list -tags integration ./... | grep -v /test/)
 
+.PHONY: soak
+soak: need-cc tools ## The integration tests that take minutes: 100,000 entries, 100 GiB.
+	@$(GO_TEST) -timeout 3h -count 1 -tags integration,soak -run Soak -v $$(go list -tags integration,soak ./... | grep -v /test/)
+
 .PHONY: e2e
 e2e: need-cc cluster images deploy ## The demo's flow and its failures, asserted on a real kind cluster.
 	@$(GO_TEST) -timeout 40m -tags e2e -count 1 ./test/e2e -args -ginkgo.v=$(or $(V),0)

@@ -9,13 +9,14 @@ import (
 	"runtime/debug"
 
 	"github.com/kanister-kopia/kanister-kopia/agent/api"
+	"github.com/kanister-kopia/kanister-kopia/agent/device"
 )
 
 // sampled entries of a volume's root tell early whether its data can be read.
 const sampled = 50
 
-// Info describes this agent and the volumes below volumesDir.
-func Info(volumesDir string) api.Info {
+// Info describes this agent, the volumes below volumesDir and the block devices in devicesDir.
+func Info(volumesDir, devicesDir string) api.Info {
 	info := api.Info{Protocol: api.ProtocolVersion, Version: "devel", UID: os.Getuid(), GID: os.Getgid(), Volumes: []api.VolumeInfo{}}
 	if build, ok := debug.ReadBuildInfo(); ok {
 		info.Version = build.Main.Version
@@ -33,7 +34,24 @@ func Info(volumesDir string) api.Info {
 		}
 		info.Volumes = append(info.Volumes, v)
 	}
+	devices, _ := os.ReadDir(devicesDir)
+	for _, e := range devices {
+		v := api.VolumeInfo{Name: e.Name(), Device: true, Readable: true}
+		if problem := sampleDevice(filepath.Join(devicesDir, e.Name())); problem != "" {
+			v.Readable, v.Problem = false, problem
+		}
+		info.Volumes = append(info.Volumes, v)
+	}
 	return info
+}
+
+func sampleDevice(where string) string {
+	f, _, err := device.Open(where, os.O_RDONLY)
+	if err != nil {
+		return err.Error()
+	}
+	f.Close()
+	return ""
 }
 
 func sample(dir string) string {

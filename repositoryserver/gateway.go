@@ -38,7 +38,7 @@ func runGateway(ctx context.Context, o Options) error {
 		return o.scrubbed(fmt.Errorf("use external server %s: %w", e.URL, problem))
 	}
 	operations, err := operation.New(operation.Options{
-		Runner: &foreignRunner{child, credentials}, Kinds: []api.Kind{api.KindRecord, api.KindFind, api.KindDelete}, StateDir: o.StateDir,
+		Runner: &foreignRunner{child, credentials}, Kinds: []api.Kind{api.KindRecord, api.KindFind, api.KindDelete, api.KindStats}, StateDir: o.StateDir,
 		Credentials: func() *api.Credentials { return credentials },
 		Parallel:    4, Now: o.Now, Log: o.Log, Admit: open.touch,
 	})
@@ -50,7 +50,7 @@ func runGateway(ctx context.Context, o Options) error {
 		return nil
 	}
 	own, err := agent.NewServer(agent.Config{
-		Operations: operations, Info: func() api.Info { return agent.Info("/nonexistent") },
+		Operations: operations, Info: func() api.Info { return agent.Info("/nonexistent", "/nonexistent") },
 		Routes: sessionRoutes(open, letIn, operations, watch), StateDir: o.StateDir, CADir: o.CADir, Log: o.Log, Now: o.Now,
 	})
 	if err != nil {

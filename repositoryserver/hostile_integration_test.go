@@ -94,20 +94,25 @@ func write(ctx context.Context, rep repo.Repository, fn func(context.Context, re
 	return w.Flush(ctx)
 }
 
-// saveSnapshot saves a snapshot of nothing much.
-func saveSnapshot(ctx context.Context, w repo.RepositoryWriter, source snapshot.SourceInfo) (manifest.ID, error) {
-	ow := w.NewObjectWriter(ctx, object.WriterOptions{})
+// store stores an object of its own.
+func store(ctx context.Context, w repo.RepositoryWriter, prefix content.IDPrefix, data []byte) (object.ID, error) {
+	ow := w.NewObjectWriter(ctx, object.WriterOptions{Prefix: prefix})
 	defer ow.Close()
-	if _, err := ow.Write([]byte("mine")); err != nil {
-		return "", err
+	if _, err := ow.Write(data); err != nil {
+		return object.EmptyID, err
 	}
-	id, err := ow.Result()
+	return ow.Result()
+}
+
+// saveSnapshot saves a snapshot of nothing much, with tags.
+func saveSnapshot(ctx context.Context, w repo.RepositoryWriter, source snapshot.SourceInfo, tags map[string]string) (manifest.ID, error) {
+	id, err := store(ctx, w, "", []byte("mine"))
 	if err != nil {
 		return "", err
 	}
 	at := fs.UTCTimestampFromTime(time.Now())
 	return snapshot.SaveSnapshot(ctx, w, &snapshot.Manifest{
-		Source: source, StartTime: at, EndTime: at,
+		Source: source, StartTime: at, EndTime: at, Tags: tags,
 		RootEntry: &snapshot.DirEntry{Name: "f", Type: snapshot.EntryTypeFile, ObjectID: id, FileSize: 4},
 	})
 }
@@ -129,17 +134,23 @@ func TestIntegrationUsersAreConfined(t *testing.T) {
 	var mine manifest.ID
 	for range 3 {
 		w.must(write(ctx, rep, func(ctx context.Context, rw repo.RepositoryWriter) (err error) {
-			mine, err = saveSnapshot(ctx, rw, self)
+			mine, err = saveSnapshot(ctx, rw, self, nil)
 			return err
 		}))
 	}
 	if own, err := snapshot.ListSnapshots(ctx, rep, self); err != nil || len(own) != 3 {
 		t.Errorf("its own snapshots: %d, %v, want 3", len(own), err)
 	}
+	// What a snapshot says of itself is nobody's record.
+	planted := map[string]string{"id": record.BackupID, "tag": record.BackupTag, "key": record.KeyID, "tag:backupTag": record.BackupTag}
+	w.must(write(ctx, rep, func(ctx context.Context, rw repo.RepositoryWriter) error {
+		_, err := saveSnapshot(ctx, rw, snapshot.SourceInfo{UserName: self.UserName, Host: self.Host, Path: "/planted"}, planted)
+		return err
+	}))
 	before := w.manifests()
 
 	sources, err := snapshot.ListSources(ctx, rep)
-	if err != nil || len(sources) != 1 || sources[0] != self {
+	if err != nil || len(sources) != 2 || slices.ContainsFunc(sources, func(s snapshot.SourceInfo) bool { return s.UserName != self.UserName || s.Host != self.Host }) {
 		t.Errorf("it sees sources %v, %v", sources, err)
 	}
 	if _, err := snapshot.LoadSnapshot(ctx, rep, theirs); err == nil {
@@ -160,6 +171,10 @@ func TestIntegrationUsersAreConfined(t *testing.T) {
 		"own rule":                 {"type": "acl", "username": self.UserName, "hostname": self.Host},
 		"own policy":               {"type": "policy", "policyType": "global", "username": self.UserName, "hostname": self.Host},
 		"own account":              {"type": "user", "username": self.UserName + "@" + self.Host, "hostname": self.Host},
+		"own record": {
+			"type": "kanister-backup", "username": self.UserName, "hostname": self.Host, "path": "/",
+			"id": record.BackupID, "tag": record.BackupTag, "key": record.KeyID,
+		},
 	} {
 		if labels["type"] == "snapshot" {
 			maps.Copy(labels, victim)
@@ -184,6 +199,17 @@ func TestIntegrationUsersAreConfined(t *testing.T) {
 	if after := w.manifests(); !maps.Equal(before, after) {
 		t.Errorf("the repository's manifests changed:\n had %v\nhave %v", slices.Sorted(maps.Values(before)), slices.Sorted(maps.Values(after)))
 	}
+	for id, req := range map[string]api.FindRequest{
+		"by-id":  {BackupID: record.BackupID, Prefix: prefix, KeyID: "default"},
+		"by-tag": {BackupTag: record.BackupTag, Prefix: prefix, KeyID: "default"},
+	} {
+		if found, err := w.find(s, id, req); err != nil || len(found.Records) != 1 || found.Records[0].Snapshot.ID != record.Snapshot.ID {
+			t.Errorf("%s: %+v, %v, want the one backup", id, found, err)
+		}
+	}
+	if listed, _ := w.list(s, "list", api.ListRequest{KeyID: "default"}); !slices.Equal(listed, []string{record.BackupID}) {
+		t.Errorf("listed %v, want the one backup", listed)
+	}
 }
 
 // What a session opened ends with it, also in the middle of its work.
@@ -198,7 +224,7 @@ func TestIntegrationSessionEnds(t *testing.T) {
 
 	wctx, writer, err := rep.NewWriter(ctx, repo.WriteSessionOptions{Purpose: "test"})
 	w.must(err)
-	_, err = saveSnapshot(wctx, writer, self)
+	_, err = saveSnapshot(wctx, writer, self, nil)
 	w.must(err)
 	// Only a writer's calls are not tried again, for minutes.
 	rctx, reader, err := rep.NewWriter(ctx, repo.WriteSessionOptions{Purpose: "test"})
@@ -208,7 +234,7 @@ func TestIntegrationSessionEnds(t *testing.T) {
 	w.must(s.agent.EndSession(ctx, "one"))
 	for what, call := range map[string]func() error{
 		"write": func() error {
-			_, err := saveSnapshot(wctx, writer, self)
+			_, err := saveSnapshot(wctx, writer, self, nil)
 			return errors.Join(err, writer.Flush(wctx))
 		},
 		"read": func() error {

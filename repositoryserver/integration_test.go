@@ -195,11 +195,17 @@ func (w *world) backup(s *server, agent *client.Client, id, path string) api.Rec
 	result, err := agent.Run(ctx, snapshotRequest(id, w.session(s, id, "pvc.data"), path), func(api.Progress) {})
 	w.must(err)
 	w.must(s.agent.EndSession(ctx, id))
-	recorded, err := s.agent.Run(ctx, api.StartRequest{ID: id + "-record", Kind: api.KindRecord, Record: &api.RecordRequest{
-		Username: "pvc.data", Hostname: host, SourcePath: path,
+	return w.record(s, id, prefix, path, *result.Snapshot)
+}
+
+// record makes a snapshot of a path a backup under a prefix.
+func (w *world) record(s *server, id, prefix, sourcePath string, snapshot api.SnapshotResult) api.Record {
+	w.Helper()
+	recorded, err := s.agent.Run(w.context(), api.StartRequest{ID: id + "-record", Kind: api.KindRecord, Record: &api.RecordRequest{
+		Username: "pvc.data", Hostname: host, SourcePath: sourcePath,
 		Record: api.Record{
-			BackupID: "shop-" + id, BackupTag: "tag-" + id, Prefix: prefix, KeyID: "default", AbsolutePath: "/var/lib/db" + path,
-			NamespaceUID: host, Volume: "data", Snapshot: *result.Snapshot, Created: result.Snapshot.End,
+			BackupID: "shop-" + id, BackupTag: "tag-" + id, Prefix: prefix, KeyID: "default", AbsolutePath: filepath.Join("/var/lib/db", sourcePath),
+			NamespaceUID: host, Volume: "data", Snapshot: snapshot, Created: snapshot.End,
 		},
 	}}, func(api.Progress) {})
 	w.must(err)

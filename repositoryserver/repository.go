@@ -21,13 +21,15 @@ import (
 	"github.com/kopia/kopia/repo/content"
 	"github.com/kopia/kopia/repo/format"
 	"github.com/kopia/kopia/repo/object"
+
+	"github.com/kanister-kopia/kanister-kopia/pkg/names"
 )
 
 // What a server's failure to open its repository is about; each tells the user
 // what to do.
 var (
-	ErrWrongPassword = errors.New("the repository's password is wrong: this storage was made with another encryption key")
-	ErrMissing       = errors.New("the storage is empty, but the repository existed before: it is not made anew; restore the bucket, or delete the RepositoryServer if the backups are to be given up")
+	ErrWrongPassword = errors.New(names.WrongPassword + ": this storage was made with another encryption key")
+	ErrMissing       = errors.New(names.RepositoryMissing + ": it is not made anew; restore the bucket, or delete the RepositoryServer if the backups are to be given up")
 	ErrStorage       = errors.New("the storage refuses us")
 )
 

@@ -18,7 +18,6 @@ import (
 	"time"
 
 	"github.com/kopia/kopia/repo"
-	"github.com/kopia/kopia/repo/content"
 	"github.com/kopia/kopia/repo/object"
 	"github.com/kopia/kopia/snapshot"
 
@@ -214,21 +213,13 @@ func TestIntegrationRestoreUnprivileged(t *testing.T) {
 
 // saveDirectory stores a directory with one entry, whose content is four bytes.
 func saveDirectory(ctx context.Context, w repo.RepositoryWriter, e snapshot.DirEntry) (object.ID, error) {
-	store := func(prefix content.IDPrefix, data []byte) (object.ID, error) {
-		ow := w.NewObjectWriter(ctx, object.WriterOptions{Prefix: prefix})
-		defer ow.Close()
-		if _, err := ow.Write(data); err != nil {
-			return object.EmptyID, err
-		}
-		return ow.Result()
-	}
 	var err error
-	if e.ObjectID, err = store("", []byte("evil")); err != nil {
+	if e.ObjectID, err = store(ctx, w, "", []byte("evil")); err != nil {
 		return object.EmptyID, err
 	}
 	raw, err := json.Marshal(snapshot.DirManifest{StreamType: "kopia:directory", Entries: []*snapshot.DirEntry{&e}})
 	if err != nil {
 		return object.EmptyID, err
 	}
-	return store("k", raw)
+	return store(ctx, w, "k", raw)
 }

@@ -98,7 +98,8 @@ func Run(ctx context.Context, o Options) error {
 	}()
 	f := newFront(open, kopia, watcher.GetCertificate, o.Log)
 	operations, err := operation.New(operation.Options{
-		Runner: child, Kinds: []api.Kind{api.KindRecord, api.KindFind, api.KindDelete}, StateDir: o.StateDir,
+		Runner: child, Kinds: []api.Kind{api.KindRecord, api.KindFind, api.KindDelete, api.KindList, api.KindStats, api.KindVerify},
+		StateDir:    o.StateDir,
 		Credentials: func() *api.Credentials { return kopia.credentials(adminUser, adminHost) },
 		Parallel:    4, Now: o.Now, Log: o.Log, Admit: open.touch,
 	})
@@ -110,7 +111,7 @@ func Run(ctx context.Context, o Options) error {
 		return err
 	}
 	own, err := agent.NewServer(agent.Config{
-		Operations: operations, Info: func() api.Info { return agent.Info("/nonexistent") },
+		Operations: operations, Info: func() api.Info { return agent.Info("/nonexistent", "/nonexistent") },
 		Routes: sessionRoutes(open, letIn, operations, watch), StateDir: o.StateDir, CADir: o.CADir, Log: o.Log, Now: o.Now,
 	})
 	if err != nil {

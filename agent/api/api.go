@@ -33,6 +33,14 @@ const ProtocolVersion = 1
 // could not be told from one that hangs.
 const LeastRateLimit = 16 << 10
 
+// Compressions are the names that a snapshot may ask for. Kopia lists more than it can
+// write: a name outside this list may end in an empty backup.
+var Compressions = []string{
+	"none", "zstd-fastest", "zstd", "zstd-better-compression", "s2-default", "s2-better",
+	"s2-parallel-4", "s2-parallel-8", "gzip", "gzip-best-speed", "gzip-best-compression",
+	"pgzip", "pgzip-best-speed", "pgzip-best-compression",
+}
+
 // Kind says what an operation does.
 type Kind string
 
@@ -44,6 +52,9 @@ const (
 	KindRecord   Kind = "record"
 	KindFind     Kind = "find"
 	KindDelete   Kind = "delete"
+	KindList     Kind = "list"
+	KindStats    Kind = "stats"
+	KindVerify   Kind = "verify"
 	// KindProbe is a repository server's question to itself; no caller may start one.
 	KindProbe Kind = "probe"
 )
@@ -82,6 +93,9 @@ type StartRequest struct {
 	Record   *RecordRequest   `json:"record,omitempty"`
 	Find     *FindRequest     `json:"find,omitempty"`
 	Delete   *DeleteRequest   `json:"delete,omitempty"`
+	List     *ListRequest     `json:"list,omitempty"`
+	Stats    *StatsRequest    `json:"stats,omitempty"`
+	Verify   *VerifyRequest   `json:"verify,omitempty"`
 
 	// RateLimit in bytes of content a second, read or written: 0, for none, or at
 	// least LeastRateLimit. It is not
@@ -106,9 +120,11 @@ type Credentials struct {
 	Password string `json:"password"`
 }
 
-// SnapshotRequest takes a snapshot of a directory or file of one volume.
+// SnapshotRequest takes a snapshot of a directory or file of one volume, or of a block
+// device.
 type SnapshotRequest struct {
-	// Volume is the name of a volume mirrored at /volumes/<Volume>.
+	// Volume is the name of a volume mirrored at /volumes/<Volume>, or of a device at
+	// /devices/<Volume>, whose Path is "/".
 	Volume string `json:"volume"`
 	// Path inside the volume, absolute, cleaned; "/" is the whole volume. No
 	// component may be a symbolic link.
@@ -116,8 +132,11 @@ type SnapshotRequest struct {
 	// SourcePath is the path of the snapshot's identity: Path, unless the claim
 	// is seen through a sub-path of it.
 	SourcePath string `json:"sourcePath"`
-	// Compression is a name of Kopia's allow-listed algorithms; "" is the default.
+	// Compression is one of Compressions; "" is the default.
 	Compression string `json:"compression,omitempty"`
+	// Ignore are patterns of entries that are left out, as in a .gitignore at Path; of a
+	// file or a device that is backed up alone, nothing is.
+	Ignore []string `json:"ignore,omitempty"`
 	// AllowUnreadable lets entries that cannot be read be left out (and counted)
 	// instead of failing the snapshot.
 	AllowUnreadable bool `json:"allowUnreadable,omitempty"`
@@ -139,6 +158,9 @@ type RestoreRequest struct {
 	// Volume and Path are the target directory; it is made if missing.
 	Volume string `json:"volume"`
 	Path   string `json:"path"`
+	// DeviceAsFile lets the backup of a block device be written as a file of its size
+	// into a directory. A device is restored onto a device otherwise: Path is "/".
+	DeviceAsFile bool `json:"deviceAsFile,omitempty"`
 	// DeleteExtra removes entries of the target that the snapshot does not have.
 	DeleteExtra bool `json:"deleteExtra,omitempty"`
 	// Parallel is the number of files written at once; 0 is the default.
@@ -197,6 +219,66 @@ type FindRequest struct {
 // is not an error: Deleted stays 0.
 type DeleteRequest = FindRequest
 
+// MaxListed is the most records that one answer holds.
+const MaxListed = 500
+
+// ListRequest asks for the records of a key, in the order in which they were written.
+// One answer is bounded: Result.Next says how to ask for what follows.
+type ListRequest struct {
+	// Prefix of the records; "" is all.
+	Prefix string `json:"prefix,omitempty"`
+	KeyID  string `json:"keyID"`
+	// Limit is 1 to MaxListed; 0 is MaxListed. An answer may hold less than that.
+	Limit int `json:"limit,omitempty"`
+	// After is the Next of the answer before; "" begins with the oldest.
+	After string `json:"after,omitempty"`
+}
+
+// StatsMode says what is counted. The modes are restic's.
+type StatsMode string
+
+// The modes of StatsRequest.
+const (
+	// StatsRestoreSize counts files as a restore writes them; the bytes of a file with
+	// several names once. It is the default.
+	StatsRestoreSize StatsMode = "restore-size"
+	// StatsFilesByContents counts files of equal content once.
+	StatsFilesByContents StatsMode = "files-by-contents"
+	// StatsBlobsPerFile counts files of equal content once, and the distinct contents of
+	// each file, uncompressed: what repeats in one file counts once.
+	StatsBlobsPerFile StatsMode = "blobs-per-file"
+	// StatsRawData counts the distinct contents in the repository, directories
+	// included, and their bytes as they are stored. Others may share them.
+	StatsRawData StatsMode = "raw-data"
+)
+
+// StatsModes are all modes.
+var StatsModes = []StatsMode{StatsRestoreSize, StatsFilesByContents, StatsBlobsPerFile, StatsRawData}
+
+// StatsRequest measures the backup that exactly one of BackupID and BackupTag names.
+type StatsRequest struct {
+	BackupID  string `json:"backupID,omitempty"`
+	BackupTag string `json:"backupTag,omitempty"`
+	Prefix    string `json:"prefix"`
+	KeyID     string `json:"keyID"`
+	// Mode is one of StatsModes; "" is StatsRestoreSize.
+	Mode StatsMode `json:"mode,omitempty"`
+}
+
+// VerifyRequest checks backups: the one that BackupID or BackupTag names under
+// Prefix, or else all of KeyID, or of KeyID and Prefix. Each directory is read and
+// each file's contents are looked for in the repository's index.
+type VerifyRequest struct {
+	BackupID  string `json:"backupID,omitempty"`
+	BackupTag string `json:"backupTag,omitempty"`
+	Prefix    string `json:"prefix,omitempty"`
+	KeyID     string `json:"keyID"`
+	// Percent of the files, 0 to 100, chosen at random, are read to their end: only
+	// that proves that the storage still holds them. What the server has in its cache
+	// is not fetched again.
+	Percent int `json:"percent,omitempty"`
+}
+
 // Operation is the state of one operation as the agent knows it.
 type Operation struct {
 	ID       string     `json:"id"`
@@ -231,6 +313,32 @@ type Result struct {
 	Restore  *RestoreResult  `json:"restore,omitempty"`
 	// Records found, or the one written, or those deleted.
 	Records []Record `json:"records,omitempty"`
+	// Next is set if a list goes on: the After of the request for what follows.
+	Next   string        `json:"next,omitempty"`
+	Stats  *StatsResult  `json:"stats,omitempty"`
+	Verify *VerifyResult `json:"verify,omitempty"`
+}
+
+// StatsResult is what a backup measures in a mode. Files counts contents in StatsRawData.
+type StatsResult struct {
+	Mode  StatsMode `json:"mode"`
+	Files int64     `json:"files"`
+	Bytes int64     `json:"bytes"`
+}
+
+// VerifyResult says what was checked. An operation that found problems has
+// succeeded: it did its work.
+type VerifyResult struct {
+	Backups int64 `json:"backups"`
+	// Files and Bytes checked; what several backups share counts once.
+	Files int64 `json:"files"`
+	Bytes int64 `json:"bytes"`
+	// ReadFiles and ReadBytes were read back.
+	ReadFiles int64 `json:"readFiles"`
+	ReadBytes int64 `json:"readBytes"`
+	// ProblemCount of all problems; Problems are the first, each with its backup and path.
+	ProblemCount int64    `json:"problemCount"`
+	Problems     []string `json:"problems,omitempty"`
 }
 
 // SnapshotResult describes a saved snapshot.
@@ -248,9 +356,11 @@ type SnapshotResult struct {
 	NewBytes int64 `json:"newBytes"`
 	// CachedFiles were unchanged since the previous snapshot of the same source.
 	CachedFiles int64 `json:"cachedFiles"`
-	// Excluded entries were left out (a volume's own lost+found), Unreadable ones by
-	// permission; the first paths of each.
+	// Excluded entries were left out (a volume's own lost+found), Ignored ones by the
+	// request's patterns (of a directory it alone), Unreadable ones by permission; the
+	// first paths of each.
 	Excluded   []string `json:"excluded,omitempty"`
+	Ignored    []string `json:"ignored,omitempty"`
 	Unreadable []string `json:"unreadable,omitempty"`
 	// Vanished entries were removed between their listing and their reading.
 	Vanished int64 `json:"vanished,omitempty"`
@@ -275,8 +385,10 @@ type Xattr struct {
 // RootEntry is what a parent directory would say of the file or directory that was
 // backed up. Mode has Kopia's permission bits, setuid and its kin included.
 type RootEntry struct {
-	Name    string    `json:"name"`
-	File    bool      `json:"file,omitempty"`
+	Name string `json:"name"`
+	File bool   `json:"file,omitempty"`
+	// Device: the file is the content of a block device.
+	Device  bool      `json:"device,omitempty"`
 	Size    int64     `json:"size,omitempty"`
 	Mode    uint32    `json:"mode"`
 	UID     uint32    `json:"uid"`
@@ -312,10 +424,11 @@ type Info struct {
 	Volumes      []VolumeInfo `json:"volumes"`
 }
 
-// VolumeInfo describes one mirrored volume. Readable is false when its root, or
+// VolumeInfo describes one mirrored volume, a file system or a block Device. Readable is false when its root, or
 // one of the first entries sampled, cannot be read by the agent's uid; Problem says which.
 type VolumeInfo struct {
 	Name     string `json:"name"`
+	Device   bool   `json:"device,omitempty"`
 	Readable bool   `json:"readable"`
 	Problem  string `json:"problem,omitempty"`
 }

@@ -18,9 +18,13 @@ import (
 type Env struct {
 	// VolumesDir holds the mirrored volumes by name.
 	VolumesDir string
+	// DevicesDir holds the volumes that are block devices.
+	DevicesDir string
 	// ScratchDir is private and writable; what is made there is removed.
 	ScratchDir string
-	Now        func() time.Time
+	// CheckpointInterval of snapshots; 0 is DefaultCheckpointInterval.
+	CheckpointInterval time.Duration
+	Now                func() time.Time
 	// Foreign is a repository behind somebody else's server.
 	Foreign bool
 	// Limits replace the request's rate limit; nil: nothing does.
@@ -70,6 +74,12 @@ func run(ctx context.Context, req api.StartRequest, env Env, p *progress) (*api.
 		return findRecords(ctx, conn, *req.Find)
 	case api.KindDelete:
 		return deleteRecord(ctx, conn, *req.Delete)
+	case api.KindList:
+		return listRecords(ctx, conn, *req.List)
+	case api.KindStats:
+		return statsOf(ctx, conn, *req.Stats, p)
+	case api.KindVerify:
+		return verifyBackups(ctx, conn, *req.Verify, p, limit)
 	case api.KindProbe:
 		return seeCanary(ctx, conn)
 	default:

@@ -36,6 +36,9 @@ type extras struct {
 	// Self are the attributes of the directory itself.
 	Self    []xattr `json:"self,omitempty"`
 	Entries []extra `json:"entries,omitempty"`
+
+	// stored is the entry that this was read from.
+	stored *snapshot.DirEntry
 }
 
 // extra is what is kept of one entry beside Kopia's own record. Name is as stored.
@@ -143,6 +146,7 @@ func readExtras(ctx context.Context, rep repo.Repository, entries []*snapshot.Di
 	if x.Version != 1 {
 		return nil, nil, fmt.Errorf("read attributes %s: version %d was written by a later agent than this", entry.ObjectID, x.Version)
 	}
+	x.stored = entry
 	return entries, &x, nil
 }
 

@@ -7,9 +7,11 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
+	"sort"
 
 	"github.com/kopia/kopia/repo"
 	"github.com/kopia/kopia/repo/manifest"
@@ -144,6 +146,81 @@ func find(ctx context.Context, conn *connection, r api.FindRequest) ([]foundReco
 		return cmp.Or(a.record.Created.Compare(b.record.Created), cmp.Compare(a.id, b.id))
 	})
 	return found, nil
+}
+
+// findOne returns the first matching record.
+func findOne(ctx context.Context, conn *connection, r api.FindRequest) (api.Record, error) {
+	found, err := find(ctx, conn, r)
+	if err != nil {
+		return api.Record{}, err
+	}
+	if len(found) == 0 {
+		return api.Record{}, &api.Problem{
+			Code:  api.CodeNotFound,
+			Title: fmt.Sprintf("find record: no backup %s under %q", cmp.Or(r.BackupID, r.BackupTag), r.Prefix),
+		}
+	}
+	return found[0].record, nil
+}
+
+// maxAnswer bounds the bytes of records in one answer. The agent remembers the
+// answers of many operations.
+const maxAnswer = 256 << 10
+
+// listRecords returns one page of the records of a key.
+func listRecords(ctx context.Context, conn *connection, r api.ListRequest) (*api.Result, error) {
+	if r.Limit < 0 || r.Limit > api.MaxListed {
+		return nil, &api.Problem{Code: api.CodeBadRequest, Title: fmt.Sprintf("list records: limit %d is not 0 to %d", r.Limit, api.MaxListed)}
+	}
+	entries, err := recordsOf(ctx, conn.rep, r.KeyID, r.Prefix)
+	if err != nil {
+		return nil, err
+	}
+	if r.After != "" {
+		// The place of a record that may be gone by now.
+		entries = entries[sort.Search(len(entries), func(i int) bool { return placeOf(entries[i]) > r.After }):]
+	}
+	result, size := &api.Result{}, 0
+	for i, e := range entries {
+		var record api.Record
+		if _, err := conn.rep.GetManifest(ctx, e.ID, &record); errors.Is(err, manifest.ErrNotFound) {
+			continue // deleted meanwhile
+		} else if err != nil {
+			return nil, fmt.Errorf("read record %s: %w", e.ID, err)
+		}
+		raw, err := json.Marshal(record)
+		if err != nil {
+			return nil, err
+		}
+		result.Records, size = append(result.Records, record), size+len(raw)
+		if len(result.Records) == cmp.Or(r.Limit, api.MaxListed) || size >= maxAnswer {
+			if i+1 < len(entries) {
+				result.Next = placeOf(e)
+			}
+			break
+		}
+	}
+	return result, nil
+}
+
+// recordsOf returns the manifests of a key's records in the order in which they were
+// written; an empty prefix is any.
+func recordsOf(ctx context.Context, rep repo.Repository, keyID, prefix string) ([]*manifest.EntryMetadata, error) {
+	labels := map[string]string{"type": recordType, "key": keyID}
+	if prefix != "" {
+		labels["prefix"] = digest(prefix)
+	}
+	entries, err := rep.FindManifests(ctx, labels)
+	if err != nil {
+		return nil, fmt.Errorf("list records: %w", err)
+	}
+	slices.SortFunc(entries, func(a, b *manifest.EntryMetadata) int { return cmp.Compare(placeOf(a), placeOf(b)) })
+	return entries, nil
+}
+
+// placeOf is where a record stands in a list: it sorts by the time of writing.
+func placeOf(e *manifest.EntryMetadata) string {
+	return e.ModTime.UTC().Format("20060102T150405.000000000") + "-" + string(e.ID)
 }
 
 // deleteRecord deletes the first matching record and its snapshot, the snapshot

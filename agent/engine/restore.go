@@ -39,6 +39,15 @@ const defaultParallel = 8
 // and every write goes through an os.Root of the target.
 func restoreVolume(ctx context.Context, conn *connection, req api.StartRequest, env Env, p *progress, limit *throttle) (*api.Result, error) {
 	r := req.Restore
+	raw, err := findDevice(env.DevicesDir, r.Volume)
+	switch {
+	case err != nil:
+		return nil, err
+	case raw != "":
+		return restoreDevice(ctx, conn, raw, *r, p, limit)
+	case r.Root.Device && !r.DeviceAsFile:
+		return nil, deviceIsNoFile(*r)
+	}
 	entry, x, err := rootEntry(ctx, conn.rep, *r)
 	if err != nil {
 		return nil, err
@@ -75,17 +84,9 @@ func restoreVolume(ctx context.Context, conn *connection, req api.StartRequest, 
 
 // rootEntry finds what is to be restored below the root object of the record, and its extra.
 func rootEntry(ctx context.Context, rep repo.Repository, r api.RestoreRequest) (*snapshot.DirEntry, extra, error) {
-	id, err := object.ParseID(r.RootObject)
+	entry, err := storedRoot(r.RootObject, r.Root)
 	if err != nil {
-		return nil, extra{}, &api.Problem{Code: api.CodeBadRequest, Title: fmt.Sprintf("restore: root object %q: %v", r.RootObject, err)}
-	}
-	entry := &snapshot.DirEntry{
-		Name: r.Root.Name, Type: snapshot.EntryTypeDirectory, ObjectID: id, FileSize: r.Root.Size,
-		Permissions: snapshot.Permissions(r.Root.Mode), UserID: r.Root.UID, GroupID: r.Root.GID,
-		ModTime: kopiafs.UTCTimestampFromTime(r.Root.ModTime),
-	}
-	if r.Root.File {
-		entry.Type = snapshot.EntryTypeFile
+		return nil, extra{}, err
 	}
 	var x extra
 	for _, attribute := range r.Root.Xattrs {
@@ -101,11 +102,7 @@ func rootEntry(ctx context.Context, rep repo.Repository, r api.RestoreRequest) (
 		if entry.Type != snapshot.EntryTypeDirectory {
 			return nil, extra{}, notInBackup(r.SubPath)
 		}
-		children, err := readDirectory(ctx, rep, entry)
-		kept := &extras{}
-		if err == nil {
-			children, kept, err = readExtras(ctx, rep, children)
-		}
+		children, kept, err := readEntries(ctx, rep, entry)
 		if err != nil {
 			return nil, extra{}, fmt.Errorf("look for %s in the backup: %w", r.SubPath, err)
 		}
@@ -118,11 +115,37 @@ func rootEntry(ctx context.Context, rep repo.Repository, r api.RestoreRequest) (
 	return entry, x, nil
 }
 
+// storedRoot is the entry that no directory holds: the root of a backup, as its record has it.
+func storedRoot(rootObject string, r api.RootEntry) (*snapshot.DirEntry, error) {
+	id, err := object.ParseID(rootObject)
+	if err != nil {
+		return nil, &api.Problem{Code: api.CodeBadRequest, Title: fmt.Sprintf("read backup: root object %q: %v", rootObject, err)}
+	}
+	entry := &snapshot.DirEntry{
+		Name: r.Name, Type: snapshot.EntryTypeDirectory, ObjectID: id, FileSize: r.Size,
+		Permissions: snapshot.Permissions(r.Mode), UserID: r.UID, GroupID: r.GID,
+		ModTime: kopiafs.UTCTimestampFromTime(r.ModTime),
+	}
+	if r.File {
+		entry.Type = snapshot.EntryTypeFile
+	}
+	return entry, nil
+}
+
 // directoryStream is what Kopia begins the object of a directory with.
 const directoryStream = "kopia:directory"
 
 // maxDirectory is far more than the entries of any one directory take: reading has an end.
 const maxDirectory = 1 << 30
+
+// readEntries reads the entries of a directory and what is kept beside them.
+func readEntries(ctx context.Context, rep repo.Repository, dir *snapshot.DirEntry) ([]*snapshot.DirEntry, *extras, error) {
+	entries, err := readDirectory(ctx, rep, dir)
+	if err != nil {
+		return nil, nil, err
+	}
+	return readExtras(ctx, rep, entries)
+}
 
 // readDirectory reads the entries of a directory as they are stored. Kopia's own
 // reader puts the newest time below a directory in the place of the directory's.
@@ -149,8 +172,11 @@ func readDirectory(ctx context.Context, rep repo.Repository, dir *snapshot.DirEn
 func readJSON(r io.Reader, limit int64, into any) error {
 	bounded := &io.LimitedReader{R: r, N: limit}
 	err := json.NewDecoder(bounded).Decode(into)
-	if err != nil && bounded.N <= 0 {
+	switch {
+	case err != nil && bounded.N <= 0:
 		return fmt.Errorf("it is larger than %d bytes", limit)
+	case errors.Is(err, io.EOF) && bounded.N == limit:
+		return errors.New("it is empty")
 	}
 	return err
 }
@@ -343,11 +369,7 @@ func kindOf(info fs.FileInfo) string {
 // fill restores what is below a directory into its folder.
 func (w *restorer) fill(ctx context.Context, group *errgroup.Group, f *folder) error {
 	w.dirs.Add(1)
-	entries, err := readDirectory(ctx, w.rep, f.entry)
-	kept := &extras{}
-	if err == nil {
-		entries, kept, err = readExtras(ctx, w.rep, entries)
-	}
+	entries, kept, err := readEntries(ctx, w.rep, f.entry)
 	if err != nil {
 		return fmt.Errorf("restore /%s: %w", f.path, err)
 	}

@@ -3,6 +3,7 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -21,44 +22,42 @@ import (
 	"github.com/kopia/kopia/snapshot/upload"
 
 	"github.com/kanister-kopia/kanister-kopia/agent/api"
+	"github.com/kanister-kopia/kanister-kopia/agent/device"
+	"github.com/kanister-kopia/kanister-kopia/pkg/ignore"
 )
 
 const (
-	// checkpointInterval bounds what a killed snapshot has to send again.
-	checkpointInterval = 5 * time.Minute
+	// DefaultCheckpointInterval bounds what a killed snapshot has to send again.
+	DefaultCheckpointInterval = 5 * time.Minute
+	// MaxCheckpointInterval is Kopia's.
+	MaxCheckpointInterval = upload.DefaultCheckpointInterval
 	// parallelUploads: two keep two cores busy; more costs memory.
 	parallelUploads = 2
 	// defaultCompression is the cheapest that still halves most databases.
 	defaultCompression = "zstd-fastest"
 )
 
-// compressions that Kopia can both write and read. It lists more than it can
-// write: a name outside this list may end in an empty backup.
-var compressions = []string{
-	"none", "zstd-fastest", "zstd", "zstd-better-compression", "s2-default", "s2-better",
-	"s2-parallel-4", "s2-parallel-8", "gzip", "gzip-best-speed", "gzip-best-compression",
-	"pgzip", "pgzip-best-speed", "pgzip-best-compression",
-}
-
 func snapshotVolume(ctx context.Context, conn *connection, req api.StartRequest, env Env, p *progress, limit *throttle) (*api.Result, error) {
 	r := req.Snapshot
-	volume, err := openVolume(env.VolumesDir, r.Volume)
+	raw, err := findDevice(env.DevicesDir, r.Volume)
 	if err != nil {
 		return nil, err
 	}
-	defer volume.Close()
-	src := newSource(volume, limit)
-	root, err := src.entry(r.Path)
+	var src *source
+	var root kopiafs.Entry
+	var xattrs []xattr
+	if raw != "" {
+		src, root, err = deviceRoot(raw, *r, env.Now(), limit)
+	} else {
+		var volume *os.Root
+		if volume, err = openVolume(env.VolumesDir, r.Volume); err != nil {
+			return nil, err
+		}
+		defer volume.Close()
+		src, root, xattrs, err = volumeRoot(ctx, volume, *r, limit)
+	}
 	if err != nil {
 		return nil, err
-	}
-	// Of what cannot be read at its very root, Kopia tells no name.
-	if err := readable(ctx, root); err != nil {
-		return nil, fmt.Errorf("open %s: %w", r.Path, err)
-	}
-	xattrs, err := rootXattrs(volume, r.Path, root)
-	if err != nil {
-		return nil, fmt.Errorf("open %s: %w", r.Path, err)
 	}
 	pol, err := snapshotPolicy(*r)
 	if err != nil {
@@ -73,12 +72,12 @@ func snapshotVolume(ctx context.Context, conn *connection, req api.StartRequest,
 		if err != nil {
 			return fmt.Errorf("look for the previous snapshot: %w", err)
 		}
-		stopEstimate := estimate(ctx, src, r.Path, previous, p)
+		stopEstimate := estimate(ctx, src, root, previous, p)
 		defer stopEstimate()
 		u := upload.NewUploader(w)
 		u.Progress = p
 		u.ParallelUploads = parallelUploads
-		u.CheckpointInterval = checkpointInterval
+		u.CheckpointInterval = cmp.Or(env.CheckpointInterval, DefaultCheckpointInterval)
 		// Kopia looks at this, not at the context.
 		stop := context.AfterFunc(ctx, u.Cancel)
 		defer stop()
@@ -112,10 +111,49 @@ func snapshotVolume(ctx context.Context, conn *connection, req api.StartRequest,
 		return nil, err
 	}
 	result := describe(man, p, src, started, env.Now())
+	result.Root.Device = raw != ""
 	for _, x := range xattrs {
 		result.Root.Xattrs = append(result.Root.Xattrs, api.Xattr(x))
 	}
 	return &api.Result{Snapshot: result}, nil
+}
+
+// volumeRoot finds what is to be read of a volume.
+func volumeRoot(ctx context.Context, volume *os.Root, r api.SnapshotRequest, limit *throttle) (*source, kopiafs.Entry, []xattr, error) {
+	src := newSource(volume, limit)
+	if err := src.only(r.Path, r.Ignore); err != nil {
+		return nil, nil, nil, err
+	}
+	root, err := src.entry(r.Path)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	// Of what cannot be read at its very root, Kopia tells no name.
+	if err := readable(ctx, root); err != nil {
+		return nil, nil, nil, fmt.Errorf("open %s: %w", r.Path, err)
+	}
+	xattrs, err := rootXattrs(volume, r.Path, root)
+	if err != nil {
+		return nil, nil, nil, fmt.Errorf("open %s: %w", r.Path, err)
+	}
+	return src, root, xattrs, nil
+}
+
+// deviceRoot finds what is to be read of a device: all of it, whatever is ignored.
+func deviceRoot(where string, r api.SnapshotRequest, now time.Time, limit *throttle) (*source, kopiafs.Entry, error) {
+	if r.Path != "/" {
+		return nil, nil, &api.Problem{
+			Code:  api.CodePathRefused,
+			Title: fmt.Sprintf("take snapshot: volume %s is a block device and has no %s", r.Volume, r.Path),
+			Hint:  "a device is backed up as a whole: its path is /",
+		}
+	}
+	opened, size, err := device.Open(where, os.O_RDONLY)
+	if err != nil {
+		return nil, nil, err
+	}
+	src := &source{limit: limit, root: "."}
+	return src, newSourceDevice(src, r.Volume, where, size, now), opened.Close()
 }
 
 // rootXattrs reads the attributes of a file that is backed up alone: it has no
@@ -132,9 +170,13 @@ func rootXattrs(volume *os.Root, inside string, root kopiafs.Entry) ([]xattr, er
 	return readXattrs(unopened(dir.Fd(), path.Base(inside)))
 }
 
-// estimate tells the size of the whole: what the previous snapshot had, or what a
-// walk beside the upload counts.
-func estimate(ctx context.Context, src *source, inside string, previous []*snapshot.Manifest, p *progress) (stop func()) {
+// estimate tells the size of the whole: a file's, what the previous snapshot had, or
+// what a walk beside the upload counts.
+func estimate(ctx context.Context, src *source, root kopiafs.Entry, previous []*snapshot.Manifest, p *progress) (stop func()) {
+	if !root.IsDir() {
+		p.EstimatedDataSize(1, root.Size())
+		return func() {}
+	}
 	for _, man := range previous {
 		if man.IncompleteReason == "" && man.RootEntry != nil && man.RootEntry.DirSummary != nil {
 			p.EstimatedDataSize(man.RootEntry.DirSummary.TotalFileCount, man.RootEntry.DirSummary.TotalFileSize)
@@ -144,7 +186,7 @@ func estimate(ctx context.Context, src *source, inside string, previous []*snaps
 	ctx, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		if files, size := src.estimate(ctx, inside); ctx.Err() == nil {
+		if files, size := src.estimate(ctx); ctx.Err() == nil {
 			p.EstimatedDataSize(files, size)
 		}
 	})
@@ -152,16 +194,17 @@ func estimate(ctx context.Context, src *source, inside string, previous []*snaps
 }
 
 // snapshotPolicy is the whole policy: nothing is read from the repository or from
-// the data, and no rule leaves anything out.
+// the data, and no rule of Kopia's leaves anything out: what is ignored, the source
+// does not show, nor keep extras of.
 func snapshotPolicy(r api.SnapshotRequest) (*policy.Policy, error) {
 	name := r.Compression
 	if name == "" {
 		name = defaultCompression
 	}
-	if !slices.Contains(compressions, name) {
+	if !slices.Contains(api.Compressions, name) {
 		return nil, &api.Problem{
 			Code:  api.CodeBadRequest,
-			Title: fmt.Sprintf("take snapshot: compression %q is not one of %s", name, strings.Join(compressions, ", ")),
+			Title: fmt.Sprintf("take snapshot: compression %q is not one of %s", name, strings.Join(api.Compressions, ", ")),
 		}
 	}
 	no := policy.NewOptionalBool(false)
@@ -232,7 +275,7 @@ func notSuddenlyEmpty(ctx context.Context, rep repo.Repository, man *snapshot.Ma
 		if p.IncompleteReason != "" || files(p) == 0 {
 			continue
 		}
-		had, err := hasFile(ctx, rep, p.RootEntry)
+		had, err := hasFile(ctx, rep, p.RootEntry, "", src.rules)
 		if err != nil {
 			return fmt.Errorf("look at the previous snapshot: %w", err)
 		}
@@ -246,12 +289,16 @@ func notSuddenlyEmpty(ctx context.Context, rep repo.Repository, man *snapshot.Ma
 	return nil
 }
 
-// hasFile looks for the first file of a stored tree that was a file on the volume.
-func hasFile(ctx context.Context, rep repo.Repository, e *snapshot.DirEntry) (bool, error) {
+// hasFile looks for the first file of a stored tree that was a file on the volume, and
+// that the rules leave in: where is the entry's path from the tree's root, "" for it.
+func hasFile(ctx context.Context, rep repo.Repository, e *snapshot.DirEntry, where string, rules ignore.Rules) (bool, error) {
+	isDir := e.Type == snapshot.EntryTypeDirectory
 	switch {
+	case where != "" && rules.Ignored(where, isDir):
+		return false, nil
 	case e.Type == snapshot.EntryTypeFile:
 		return e.Name != extrasName, nil
-	case e.Type != snapshot.EntryTypeDirectory, e.DirSummary != nil && e.DirSummary.TotalFileCount == 0:
+	case !isDir, e.DirSummary != nil && e.DirSummary.TotalFileCount == 0:
 		return false, nil
 	}
 	entries, err := readDirectory(ctx, rep, e)
@@ -259,7 +306,11 @@ func hasFile(ctx context.Context, rep repo.Repository, e *snapshot.DirEntry) (bo
 		return false, err
 	}
 	for _, below := range entries {
-		if had, err := hasFile(ctx, rep, below); had || err != nil {
+		name, err := decodeName(below.Name)
+		if err != nil {
+			continue // the extras'
+		}
+		if had, err := hasFile(ctx, rep, below, path.Join(where, name), rules); had || err != nil {
 			return had, err
 		}
 	}
@@ -288,7 +339,7 @@ func describe(man *snapshot.Manifest, p *progress, src *source, started, ended t
 			UID: root.UserID, GID: root.GroupID, ModTime: root.ModTime.ToTime().UTC(),
 		},
 		Files: files(man) - src.recorded.files, Bytes: root.FileSize,
-		NewBytes: p.uploaded.Load(), CachedFiles: p.cachedFiles.Load(), Excluded: firstOf(src.excluded),
+		NewBytes: p.uploaded.Load(), CachedFiles: p.cachedFiles.Load(), Excluded: firstOf(src.excluded), Ignored: src.ignored.names(),
 		Vanished: int64(len(src.vanished)), Changed: firstOf(src.changed),
 		LinkedNames: src.recorded.linked, SpecialFiles: src.recorded.special, WithAttributes: src.recorded.attributed,
 		Start: started.UTC(), End: ended.UTC(),

@@ -20,6 +20,7 @@ import (
 	kopiafs "github.com/kopia/kopia/fs"
 
 	"github.com/kanister-kopia/kanister-kopia/agent/api"
+	"github.com/kanister-kopia/kanister-kopia/pkg/ignore"
 )
 
 const (
@@ -33,8 +34,8 @@ const (
 
 // openVolume opens a mirrored volume by its name.
 func openVolume(volumesDir, volume string) (*os.Root, error) {
-	if volume == "" || strings.ContainsAny(volume, "/\x00") || volume == "." || volume == ".." {
-		return nil, &api.Problem{Code: api.CodeUnknownVolume, Title: fmt.Sprintf("open volume: %q is not a volume's name", volume)}
+	if err := checkVolumeName(volume); err != nil {
+		return nil, err
 	}
 	root, err := os.OpenRoot(filepath.Join(volumesDir, volume))
 	switch {
@@ -60,8 +61,12 @@ type source struct {
 	limit  *throttle
 	device uint64 // of the volume's root
 
+	rules ignore.Rules
+	root  string // what the rules' paths begin at, in the volume
+
 	mu       sync.Mutex
 	excluded []string        // left out
+	ignored  paths           // left out by the rules
 	vanished map[string]bool // listed, but gone when they were to be read
 	changed  []string        // written to while they were read
 	recorded recorded
@@ -75,15 +80,25 @@ type recorded struct {
 	linked, special, attributed int64
 }
 
-// newSource returns a source that reads a volume.
+// newSource returns a source that reads a volume, all of it.
 func newSource(volume *os.Root, limit *throttle) *source {
-	s := &source{volume: volume, limit: limit}
+	s := &source{volume: volume, limit: limit, root: "."}
 	if info, err := volume.Lstat("."); err == nil {
 		if stat, ok := info.Sys().(*syscall.Stat_t); ok {
 			s.device = stat.Dev
 		}
 	}
 	return s
+}
+
+// only leaves out what patterns say, of what is below an absolute path.
+func (s *source) only(inside string, patterns []string) error {
+	rules, err := ignore.Parse(patterns)
+	if err != nil {
+		return &api.Problem{Code: api.CodeBadRequest, Title: fmt.Sprintf("take snapshot: %v", err), Hint: "accepted: " + ignore.Accepted}
+	}
+	s.rules, s.root = rules, path.Join(".", inside)
+	return nil
 }
 
 // entry finds an absolute path of the volume. No component may be a link: what is
@@ -171,14 +186,42 @@ func (s *source) note(change func()) {
 	change()
 }
 
-// firstOf names the first paths of a list, and how many more there are.
-func firstOf(all []string) []string {
-	all = slices.Clone(all)
-	slices.Sort(all)
-	if more := len(all) - namedPaths; more > 0 {
-		all = append(all[:namedPaths], fmt.Sprintf("and %d more", more))
+// paths counts paths and keeps the first of them.
+type paths struct {
+	first []string
+	count int
+}
+
+func (p *paths) add(where string) {
+	p.count++
+	i, _ := slices.BinarySearch(p.first, where)
+	if p.first = slices.Insert(p.first, i, where); len(p.first) > namedPaths {
+		p.first = p.first[:namedPaths]
 	}
-	return all
+}
+
+// names lists the first paths, and how many more there are.
+func (p *paths) names() []string {
+	if more := p.count - len(p.first); more > 0 {
+		return append(slices.Clone(p.first), fmt.Sprintf("and %d more", more))
+	}
+	return p.first
+}
+
+func firstOf(all []string) []string {
+	var p paths
+	for _, where := range all {
+		p.add(where)
+	}
+	return p.names()
+}
+
+// ignores says whether the rules leave an entry out.
+func (s *source) ignores(where string, isDir bool) bool {
+	if s.root != "." {
+		where = strings.TrimPrefix(where, s.root+"/")
+	}
+	return s.rules.Ignored(where, isDir)
 }
 
 // gone notes an entry that vanished between its listing and its reading: it was not
@@ -197,9 +240,15 @@ func (s *source) gone(where string, err error) {
 	}
 }
 
-// estimate counts the files below a path and their bytes.
-func (s *source) estimate(ctx context.Context, inside string) (files, size int64) {
-	_ = fs.WalkDir(s.volume.FS(), path.Join(".", inside), func(_ string, d fs.DirEntry, err error) error {
+// estimate counts the files that are read, and their bytes.
+func (s *source) estimate(ctx context.Context) (files, size int64) {
+	_ = fs.WalkDir(s.volume.FS(), s.root, func(where string, d fs.DirEntry, err error) error {
+		if err == nil && where != s.root && s.ignores(where, d.IsDir()) {
+			if d.IsDir() {
+				return fs.SkipDir
+			}
+			return ctx.Err()
+		}
 		if err != nil || !d.Type().IsRegular() {
 			return ctx.Err() // what cannot be read is told by who reads it
 		}
@@ -243,27 +292,47 @@ func (f *sourceFile) Open(context.Context) (kopiafs.Reader, error) {
 		return nil, err
 	}
 	r := &sourceReader{file: opened, entry: f}
-	if _, err := r.Entry(); err != nil {
+	info, err := opened.Stat()
+	if err == nil {
+		_, err = r.now(info)
+	}
+	if err != nil {
 		return nil, errors.Join(err, opened.Close())
+	}
+	if hasHoles(info) {
+		r.extents = &extentReader{file: opened}
 	}
 	return r, nil
 }
 
 type sourceReader struct {
-	file  *os.File
-	entry *sourceFile
+	file    *os.File
+	extents *extentReader // of a file with holes
+	entry   *sourceFile
 }
 
-// Read takes its time if there is a rate limit.
-func (r *sourceReader) Read(p []byte) (int, error) {
-	n, err := r.file.Read(p)
-	if waitErr := r.entry.s.limit.wait(n); err == nil {
+// Read takes its time if there is a rate limit; holes take none.
+func (r *sourceReader) Read(p []byte) (n int, err error) {
+	read := 0
+	if r.extents != nil {
+		n, err = r.extents.Read(p)
+		read = int(r.extents.read)
+	} else {
+		n, err = r.file.Read(p)
+		read = n
+	}
+	if waitErr := r.entry.s.limit.wait(read); err == nil {
 		err = waitErr
 	}
 	return n, err
 }
 
-func (r *sourceReader) Seek(offset int64, from int) (int64, error) { return r.file.Seek(offset, from) }
+func (r *sourceReader) Seek(offset int64, from int) (int64, error) {
+	if r.extents != nil {
+		return r.extents.Seek(offset, from)
+	}
+	return r.file.Seek(offset, from)
+}
 
 // Close notes whether the file was written to since it was listed: what was read of
 // it is then of several moments.
@@ -285,6 +354,10 @@ func (r *sourceReader) Entry() (kopiafs.Entry, error) {
 	if err != nil {
 		return nil, err
 	}
+	return r.now(info)
+}
+
+func (r *sourceReader) now(info fs.FileInfo) (kopiafs.Entry, error) {
 	now, ok := r.entry.s.make(r.entry.path, info).(*sourceFile)
 	if !ok {
 		return nil, fmt.Errorf("read /%s: it is not a file any more", r.entry.path)
@@ -325,7 +398,7 @@ func (d *sourceDirectory) Child(_ context.Context, stored string) (kopiafs.Entry
 	if err != nil {
 		return nil, err
 	}
-	if e := d.s.make(where, info); e != nil {
+	if e := d.s.make(where, info); e != nil && !d.s.ignores(where, info.IsDir()) {
 		return e, nil
 	}
 	return nil, kopiafs.ErrEntryNotFound
@@ -398,6 +471,10 @@ func (i *sourceIterator) entry(name string) (kopiafs.Entry, error) {
 	info, err := i.root.Lstat(name)
 	if err != nil {
 		return nil, err
+	}
+	if s.ignores(where, info.IsDir()) {
+		s.note(func() { s.ignored.add("/" + where) })
+		return nil, nil
 	}
 	entry := s.make(where, info)
 	x := extra{Name: encodeName(name), Inode: inodeOf(info, s.device)}

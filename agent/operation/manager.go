@@ -296,6 +296,10 @@ func (m *Manager) finish(o *op, result *api.Result, problem *api.Problem) {
 		log.Info("operation succeeded", "files", result.Snapshot.Files, "bytes", result.Snapshot.Bytes, "newBytes", result.Snapshot.NewBytes)
 	case result.Restore != nil:
 		log.Info("operation succeeded", "files", result.Restore.Files, "bytes", result.Restore.Bytes)
+	case result.Stats != nil:
+		log.Info("operation succeeded", "files", result.Stats.Files, "bytes", result.Stats.Bytes)
+	case result.Verify != nil:
+		log.Info("operation succeeded", "backups", result.Verify.Backups, "files", result.Verify.Files, "problems", result.Verify.ProblemCount)
 	default:
 		log.Info("operation succeeded", "records", len(result.Records))
 	}
@@ -371,7 +375,8 @@ func (m *Manager) validate(req api.StartRequest) error {
 	var set []string
 	for kind, given := range map[api.Kind]bool{
 		api.KindSnapshot: req.Snapshot != nil, api.KindRestore: req.Restore != nil, api.KindRecord: req.Record != nil,
-		api.KindFind: req.Find != nil, api.KindDelete: req.Delete != nil,
+		api.KindFind: req.Find != nil, api.KindDelete: req.Delete != nil, api.KindList: req.List != nil,
+		api.KindStats: req.Stats != nil, api.KindVerify: req.Verify != nil,
 	} {
 		if given {
 			set = append(set, string(kind))

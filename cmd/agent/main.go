@@ -53,11 +53,16 @@ func serve(ctx context.Context, args []string) error {
 	stateDir := flags.String("state-dir", names.StateDir, "private, writable folder")
 	caDir := flags.String("ca-dir", names.CADir, "folder with the ca.crt that client certificates must come from")
 	volumesDir := flags.String("volumes-dir", names.VolumesDir, "folder with the mirrored volumes")
+	devicesDir := flags.String("devices-dir", names.DevicesDir, "folder with the volumes that are block devices")
 	listen := flags.String("listen", fmt.Sprintf("127.0.0.1:%d", names.AgentPort), "address of the API")
 	health := flags.String("health-listen", fmt.Sprintf(":%d", names.AgentHealthPort), "address of /healthz and /metrics; empty: none")
 	stall := flags.Duration("stall-timeout", operation.DefaultStall, "how long an operation may move no data before it is ended")
+	checkpoint := flags.Duration("checkpoint-interval", engine.DefaultCheckpointInterval, "what a snapshot that is cut short has to send again, in time; at most 45m")
 	if err := flags.Parse(args); err != nil {
 		return err
+	}
+	if *checkpoint <= 0 || *checkpoint > engine.MaxCheckpointInterval {
+		return fmt.Errorf("-checkpoint-interval %s is none from 0 to %s", *checkpoint, engine.MaxCheckpointInterval)
 	}
 	// The resident process does next to nothing: a heap this small costs no time.
 	debug.SetGCPercent(50)
@@ -69,7 +74,8 @@ func serve(ctx context.Context, args []string) error {
 	operations, err := operation.New(operation.Options{
 		Kinds: []api.Kind{api.KindSnapshot, api.KindRestore}, StateDir: *stateDir, Now: time.Now, Log: log,
 		Runner: operation.Child{
-			Command:  []string{self, "run-operation", "-volumes-dir", *volumesDir, "-scratch-dir", *stateDir},
+			Command: []string{self, "run-operation", "-volumes-dir", *volumesDir, "-devices-dir", *devicesDir,
+				"-scratch-dir", *stateDir, "-checkpoint-interval", checkpoint.String()},
 			StateDir: *stateDir, Env: agent.ChildEnv(), Stall: *stall,
 		},
 	})
@@ -77,7 +83,7 @@ func serve(ctx context.Context, args []string) error {
 		return err
 	}
 	server, err := agent.NewServer(agent.Config{
-		Operations: operations, Info: func() api.Info { return agent.Info(*volumesDir) },
+		Operations: operations, Info: func() api.Info { return agent.Info(*volumesDir, *devicesDir) },
 		StateDir: *stateDir, CADir: *caDir, Log: log, Now: time.Now,
 	})
 	if err != nil {
@@ -107,11 +113,15 @@ func serve(ctx context.Context, args []string) error {
 func runOperation(ctx context.Context, args []string) error {
 	flags := flag.NewFlagSet("run-operation", flag.ExitOnError)
 	volumesDir := flags.String("volumes-dir", names.VolumesDir, "")
+	devicesDir := flags.String("devices-dir", names.DevicesDir, "")
+	checkpoint := flags.Duration("checkpoint-interval", engine.DefaultCheckpointInterval, "")
 	scratchDir := flags.String("scratch-dir", names.StateDir, "")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
 	return operation.Serve(ctx, os.Stdin, os.Stdout, func(ctx context.Context, req api.StartRequest, limits <-chan int64, report func(api.Progress)) (*api.Result, *api.Problem) {
-		return engine.Run(ctx, req, engine.Env{VolumesDir: *volumesDir, ScratchDir: *scratchDir, Now: time.Now, Limits: limits}, report)
+		return engine.Run(ctx, req, engine.Env{
+			VolumesDir: *volumesDir, DevicesDir: *devicesDir, ScratchDir: *scratchDir, CheckpointInterval: *checkpoint, Now: time.Now, Limits: limits,
+		}, report)
 	})
 }

@@ -104,6 +104,9 @@ func explain(w io.Writer, name string, d decide.Decision) error {
 		for _, name := range p.Volumes {
 			fmt.Fprintf(&b, "volume:    %s at %s\n", name, volumes.MirrorPath(name))
 		}
+		for _, name := range p.Devices {
+			fmt.Fprintf(&b, "device:    %s at %s, if the agent's user may read it\n", name, volumes.DevicePath(name))
+		}
 		for _, s := range p.Skipped {
 			fmt.Fprintf(&b, "skipped:   %s: %s\n", s.Name, s.Reason)
 		}

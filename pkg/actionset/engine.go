@@ -7,24 +7,32 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/tools/events"
+	"k8s.io/client-go/tools/record"
+	"k8s.io/client-go/util/workqueue"
 	"k8s.io/utils/clock"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/builder"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/controller"
+	"sigs.k8s.io/controller-runtime/pkg/event"
+	"sigs.k8s.io/controller-runtime/pkg/handler"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 	"sigs.k8s.io/controller-runtime/pkg/predicate"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
 	agentclient "github.com/kanister-kopia/kanister-kopia/agent/client"
 	crv1alpha1 "github.com/kanister-kopia/kanister-kopia/pkg/apis/cr/v1alpha1"
+	"github.com/kanister-kopia/kanister-kopia/pkg/blueprint"
 	"github.com/kanister-kopia/kanister-kopia/pkg/function"
 )
 
@@ -35,11 +43,13 @@ type Engine struct {
 	// Namespace is watched; ActionSets elsewhere are a stock Kanister's.
 	Namespace string
 	Functions *function.Registry
-	Events    events.EventRecorder
+	Events    record.EventRecorder
 	Log       *slog.Logger
 	Clock     clock.WithTicker
-	// Resolutions counts ended ActionSets by label resolution.
-	Resolutions *prometheus.CounterVec
+	Metrics   *Metrics
+	// RefuseSecretsInCommands fails an ActionSet whose Blueprint renders a secret into
+	// a command; otherwise it gets a Warning Event.
+	RefuseSecretsInCommands bool
 
 	base context.Context // of all runs; ends with agentclient.ErrDetached
 	mu   sync.Mutex      // protects the following
@@ -50,14 +60,6 @@ type Engine struct {
 type running struct {
 	uid    types.UID
 	cancel context.CancelCauseFunc
-}
-
-// NewResolutions is Kanister's counter of ended ActionSets.
-func NewResolutions() *prometheus.CounterVec {
-	return prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "kanister_action_set_resolutions_total",
-		Help: "Ended ActionSets, by how they ended.",
-	}, []string{"resolution"})
 }
 
 // drain bounds how long runs may take to let go when the controller ends.
@@ -82,12 +84,34 @@ func (e *Engine) SetupWithManager(mgr ctrl.Manager) error {
 	})); err != nil {
 		return fmt.Errorf("add the engine: %w", err)
 	}
+	here := func(o client.Object) bool { return o.GetNamespace() == e.Namespace }
 	return ctrl.NewControllerManagedBy(mgr).
 		Named("actionset").
-		For(&crv1alpha1.ActionSet{}, builder.WithPredicates(predicate.NewPredicateFuncs(func(o client.Object) bool {
-			return o.GetNamespace() == e.Namespace
-		}))).
+		For(&crv1alpha1.ActionSet{}, builder.WithPredicates(predicate.NewPredicateFuncs(here), predicate.Funcs{UpdateFunc: e.isNews})).
+		Watches(&crv1alpha1.Blueprint{}, handler.Funcs{CreateFunc: e.blueprintAdded}, builder.WithPredicates(predicate.NewPredicateFuncs(here))).
+		// Many at once start about as fast as one.
+		WithOptions(controller.Options{MaxConcurrentReconciles: 4}).
 		Complete(e)
+}
+
+// isNews is false for the engine's own writes to the status of what it runs.
+func (e *Engine) isNews(u event.UpdateEvent) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	now := e.runs[client.ObjectKeyFromObject(u.ObjectNew)]
+	return now == nil || now.uid != u.ObjectNew.GetUID() || u.ObjectNew.GetDeletionTimestamp() != nil
+}
+
+// blueprintAdded tells what the admission webhook would have told, had it answered.
+func (e *Engine) blueprintAdded(_ context.Context, c event.CreateEvent, _ workqueue.TypedRateLimitingInterface[reconcile.Request]) {
+	b, ok := c.Object.(*crv1alpha1.Blueprint)
+	if !ok {
+		return
+	}
+	e.event(corev1.EventTypeNormal, "Added", "Added blueprint "+b.Name, b)
+	if err := blueprint.Validate(b, e.Functions); err != nil {
+		e.event(corev1.EventTypeWarning, "Invalid", "Invalid blueprint, "+err.Error(), b)
+	}
 }
 
 // Reconcile starts what is to be started and cancels what was deleted.
@@ -152,16 +176,18 @@ func (e *Engine) start(ctx context.Context, as *crv1alpha1.ActionSet) error {
 	key := client.ObjectKeyFromObject(as)
 	runCtx, cancel := context.WithCancelCause(e.base)
 	e.runs[key] = &running{uid: as.UID, cancel: cancel}
+	log := e.Log.With(logFields(as)...)
 	r := &run{
-		Engine: e, actionSet: as, blueprints: blueprints,
-		store: &store{client: e.Client, key: key, uid: as.UID, now: e.Clock.Now},
-		log:   e.Log.With("actionset", as.Name),
+		Engine: e, actionSet: as, blueprints: blueprints, log: log,
+		store: &store{client: e.Client, key: key, uid: as.UID, clock: e.Clock, log: log, last: as.DeepCopy()},
 	}
+	e.Metrics.running.Inc()
 	e.wg.Go(func() {
 		defer func() {
 			e.mu.Lock()
 			delete(e.runs, key)
 			e.mu.Unlock()
+			e.Metrics.running.Dec()
 			cancel(nil)
 		}()
 		r.execute(runCtx)
@@ -180,16 +206,25 @@ func conflictIsNews(err error) error {
 // blueprints reads and checks the Blueprint of every action.
 func (e *Engine) blueprints(ctx context.Context, as *crv1alpha1.ActionSet) ([]*crv1alpha1.Blueprint, error) {
 	if as.Spec == nil {
-		return nil, fmt.Errorf("Spec is missing in ActionSet {%s}", as.Name) // Kanister's manner
+		return nil, errors.New("Spec must be non-nil") // Kanister's text
 	}
 	var out []*crv1alpha1.Blueprint
 	for _, a := range as.Spec.Actions {
+		if err := checkSpec(a); err != nil {
+			return nil, err
+		}
 		var b crv1alpha1.Blueprint
 		if err := e.Client.Get(ctx, client.ObjectKey{Namespace: as.Namespace, Name: a.Blueprint}, &b); err != nil {
-			return nil, fmt.Errorf("Failed to query blueprint {%s} in namespace %s: %w", a.Blueprint, as.Namespace, err) // Kanister's text
+			return nil, fmt.Errorf("Failed to query blueprint: %s in namespace %s: %w", a.Blueprint, as.Namespace, err) // Kanister's text
 		}
-		if err := checkAction(a, &b, e.Functions); err != nil {
+		if err := blueprint.ValidateAction(&b, a.Name, a.Object.Kind, e.Functions); err != nil {
 			return nil, err
+		}
+		if _, err := fallsBack(a.PreferredVersion); err != nil {
+			return nil, err
+		}
+		if shown := blueprint.SecretsInCommands(b.Actions[a.Name], e.Functions); e.RefuseSecretsInCommands && len(shown) > 0 {
+			return nil, fmt.Errorf("refuse secrets in commands: %s", shown[0])
 		}
 		out = append(out, &b)
 	}
@@ -239,19 +274,42 @@ func (e *Engine) refuse(ctx context.Context, as *crv1alpha1.ActionSet, cause err
 	if err := e.Client.Update(ctx, as); err != nil {
 		return conflictIsNews(err)
 	}
-	e.Resolutions.WithLabelValues("failure").Inc()
-	e.event(as, corev1.EventTypeWarning, "ActionSetFailed", "%s", cause)
-	e.Log.Error("actionset refused", "actionset", as.Name, "error", cause)
+	e.Metrics.resolved(false)
+	e.event(corev1.EventTypeWarning, "Error", "Could not start ActionSet: "+cause.Error(), as)
+	e.Log.With(logFields(as)...).Error("ActionSet refused", "error", cause.Error())
 	return nil
 }
 
-// eventLimit is the API's limit of an event's note.
+// Source of the engine's Events is Kanister's.
+const Source = "Kanister Controller"
+
+// eventLimit keeps a long error from making the event too large to be kept.
 const eventLimit = 1024
 
-func (e *Engine) event(about runtime.Object, kind, reason, format string, args ...any) {
-	note := fmt.Sprintf(format, args...)
-	if len(note) > eventLimit {
-		note = note[:eventLimit-4] + " …"
+// event tells about objects. It is for people: who waits for it loses nothing when
+// the API server drops it.
+func (e *Engine) event(kind, reason, message string, about ...runtime.Object) {
+	if len(message) > eventLimit {
+		message = strings.ToValidUTF8(message[:eventLimit-len(" …")], "") + " …"
 	}
-	e.Events.Eventf(about, nil, kind, reason, "Run", "%s", note)
+	for _, o := range about {
+		e.Events.Event(o, kind, reason, message)
+	}
+}
+
+// jobLabel on an ActionSet is copied to the pods that are made for it, as in Kanister.
+const jobLabel = labelPrefix + "JobID"
+
+// labelPrefix is Kanister's: such labels of an ActionSet are fields of its log lines.
+const labelPrefix = "kanister.io/"
+
+// logFields are Kanister's.
+func logFields(as *crv1alpha1.ActionSet) []any {
+	fields := []any{"ActionSet", as.Name}
+	for _, key := range slices.Sorted(maps.Keys(as.Labels)) {
+		if strings.HasPrefix(key, labelPrefix) {
+			fields = append(fields, key, as.Labels[key])
+		}
+	}
+	return fields
 }

@@ -5,17 +5,20 @@ package actionset
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -25,18 +28,20 @@ import (
 )
 
 // buildParams reads what the templates of an action see. It is a snapshot: after a
-// workload was scaled down, .StatefulSet.Pods still has its pods.
-func buildParams(ctx context.Context, c client.Client, spec crv1alpha1.ActionSpec, time string) (*param.TemplateParams, error) {
+// workload was scaled down, .StatefulSet.Pods still has its pods. status is that of
+// an action which an earlier controller began, if it has a time; then the snapshot is
+// the earlier one. It is returned to be kept.
+func buildParams(ctx context.Context, c client.Client, spec crv1alpha1.ActionSpec, status crv1alpha1.ActionStatus, now time.Time) (*param.TemplateParams, *crv1alpha1.WorkloadSnapshot, error) {
 	profile, err := resolveProfile(ctx, c, spec.Profile)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	p := &param.TemplateParams{
 		ArtifactsIn:    map[string]param.Artifact{},
 		ConfigMaps:     map[string]corev1.ConfigMap{},
 		Secrets:        map[string]corev1.Secret{},
 		Phases:         map[string]*param.Phase{},
-		Time:           time,
+		Time:           cmp.Or(status.Time, now.UTC().Format(time.RFC3339Nano)),
 		Profile:        profile,
 		Options:        spec.Options,
 		PodOverride:    spec.PodOverride.DeepCopy(),
@@ -49,54 +54,30 @@ func buildParams(ctx context.Context, c client.Client, spec crv1alpha1.ActionSpe
 	for name, ref := range spec.Secrets {
 		s, err := readSecret(ctx, c, ref)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		p.Secrets[name] = *s
 	}
 	for name, ref := range spec.ConfigMaps {
 		m, err := readConfigMap(ctx, c, ref)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		p.ConfigMaps[name] = *m
 	}
-	return p, addObject(ctx, c, spec.Object, p)
+	snapshot, err := addObject(ctx, c, spec.Object, status, p)
+	return p, snapshot, err
 }
 
-// addObject reads the object of the action, and of a workload its pods.
-func addObject(ctx context.Context, c client.Client, ref crv1alpha1.ObjectReference, p *param.TemplateParams) error {
+// addObject reads the object of the action, and of a workload its pods, unless an
+// earlier controller has.
+func addObject(ctx context.Context, c client.Client, ref crv1alpha1.ObjectReference, status crv1alpha1.ActionStatus, p *param.TemplateParams) (*crv1alpha1.WorkloadSnapshot, error) {
 	kind, err := kindOf(c.RESTMapper(), ref)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	key := client.ObjectKey{Namespace: ref.Namespace, Name: ref.Name}
 	switch strings.ToLower(ref.Kind) {
-	case "statefulset":
-		set := &appsv1.StatefulSet{}
-		if err := c.Get(ctx, key, set); err != nil {
-			return fmt.Errorf("read StatefulSet %s: %w", key, err)
-		}
-		pods, err := podsOf(ctx, c, set, set.Spec.Selector)
-		if err != nil {
-			return err
-		}
-		p.StatefulSet = workloadParams(set, pods)
-	case "deployment":
-		d := &appsv1.Deployment{}
-		if err := c.Get(ctx, key, d); err != nil {
-			return fmt.Errorf("read Deployment %s: %w", key, err)
-		}
-		current, err := currentReplicaSet(ctx, c, d)
-		if err != nil {
-			return err
-		}
-		var pods []corev1.Pod
-		if current != nil {
-			if pods, err = podsOf(ctx, c, current, d.Spec.Selector); err != nil {
-				return err
-			}
-		}
-		p.Deployment = (*param.DeploymentParams)(workloadParams(d, pods))
 	case "pvc", "persistentvolumeclaim":
 		p.PVC = &param.PVCParams{Name: ref.Name, Namespace: ref.Namespace}
 	case "namespace":
@@ -105,13 +86,41 @@ func addObject(ctx context.Context, c client.Client, ref crv1alpha1.ObjectRefere
 		p.Namespace = &param.NamespaceParams{Name: name, Namespace: name}
 		key = client.ObjectKey{Name: ref.Name}
 	}
-	u := &unstructured.Unstructured{}
-	u.SetGroupVersionKind(kind)
-	if err := c.Get(ctx, key, u); err != nil {
-		return fmt.Errorf("read %s %s: %w", kind.Kind, key, err)
+	object := &unstructured.Unstructured{}
+	object.SetGroupVersionKind(kind)
+	err = c.Get(ctx, key, object)
+	// An action that deletes its object goes on after a restart as it would have before.
+	gone := apierrors.IsNotFound(err) && status.Time != ""
+	if err != nil && !gone {
+		return nil, fmt.Errorf("read %s %s: %w", kind.Kind, key, err)
 	}
-	p.Object = u.Object
-	return nil
+	p.Object = object.Object
+	set := map[string]func(*param.StatefulSetParams){
+		"statefulset":      func(w *param.StatefulSetParams) { p.StatefulSet = w },
+		"deployment":       func(w *param.StatefulSetParams) { p.Deployment = (*param.DeploymentParams)(w) },
+		"deploymentconfig": func(w *param.StatefulSetParams) { p.DeploymentConfig = (*param.DeploymentConfigParams)(w) },
+	}[strings.ToLower(ref.Kind)]
+	if set == nil {
+		return nil, nil
+	}
+	snapshot := status.Workload
+	switch {
+	case snapshot == nil && gone:
+		snapshot = &crv1alpha1.WorkloadSnapshot{}
+	case snapshot == nil:
+		pods, err := podsOf(ctx, c, object)
+		if err != nil {
+			return nil, err
+		}
+		snapshot = snapshotOf(object, pods)
+	case snapshot.Replicas != nil && !gone:
+		// What ScaleWorkload changed since.
+		if err := unstructured.SetNestedField(object.Object, *snapshot.Replicas, "spec", "replicas"); err != nil {
+			return nil, fmt.Errorf("read %s %s: %w", kind.Kind, key, err)
+		}
+	}
+	set(workloadParams(ref.Namespace, ref.Name, snapshot))
+	return snapshot, nil
 }
 
 // kindOf finds the kind that a reference means.
@@ -126,10 +135,7 @@ func kindOf(mapper meta.RESTMapper, ref crv1alpha1.ObjectReference) (schema.Grou
 	case "namespace":
 		return corev1.SchemeGroupVersion.WithKind("Namespace"), nil
 	case "deploymentconfig":
-		return schema.GroupVersionKind{}, errors.New("read the object of the action: kind deploymentconfig is not supported: use a Deployment")
-	}
-	if ref.APIVersion == "" || ref.Resource == "" {
-		return schema.GroupVersionKind{}, fmt.Errorf("read the object of the action: kind %q needs apiVersion and resource", ref.Kind)
+		return schema.GroupVersionKind{Group: "apps.openshift.io", Version: "v1", Kind: "DeploymentConfig"}, nil
 	}
 	// kanctl sends "apps/" for the group.
 	group, version := strings.Trim(ref.Group, "/"), ref.APIVersion
@@ -143,15 +149,15 @@ func kindOf(mapper meta.RESTMapper, ref crv1alpha1.ObjectReference) (schema.Grou
 	return kind, nil
 }
 
-// podsOf lists the Running pods that owner made, in their order.
-func podsOf(ctx context.Context, c client.Client, owner client.Object, selector *metav1.LabelSelector) ([]corev1.Pod, error) {
-	s, err := metav1.LabelSelectorAsSelector(selector)
-	if err != nil {
-		return nil, fmt.Errorf("list pods of %s: %w", owner.GetName(), err)
+// podsOf lists the Running pods of a workload's present version, in their order.
+func podsOf(ctx context.Context, c client.Client, workload *unstructured.Unstructured) ([]corev1.Pod, error) {
+	owner, selector, err := ownerOfPods(ctx, c, workload)
+	if err != nil || owner == nil {
+		return nil, err
 	}
 	var list corev1.PodList
-	if err := c.List(ctx, &list, client.InNamespace(owner.GetNamespace()), client.MatchingLabelsSelector{Selector: s}); err != nil {
-		return nil, fmt.Errorf("list pods of %s: %w", owner.GetName(), err)
+	if err := c.List(ctx, &list, client.InNamespace(workload.GetNamespace()), client.MatchingLabelsSelector{Selector: selector}); err != nil {
+		return nil, fmt.Errorf("list pods of %s: %w", workload.GetName(), err)
 	}
 	pods := slices.DeleteFunc(list.Items, func(p corev1.Pod) bool {
 		return p.Status.Phase != corev1.PodRunning || p.DeletionTimestamp != nil || !metav1.IsControlledBy(&p, owner)
@@ -162,6 +168,58 @@ func podsOf(ctx context.Context, c client.Client, owner client.Object, selector 
 	return pods, nil
 }
 
+// ownerOfPods is the object that made a workload's pods, nil if there is none yet.
+func ownerOfPods(ctx context.Context, c client.Client, workload *unstructured.Unstructured) (metav1.Object, labels.Selector, error) {
+	list := func(into client.ObjectList) error {
+		if err := c.List(ctx, into, client.InNamespace(workload.GetNamespace())); err != nil {
+			return fmt.Errorf("list the versions of %s: %w", workload.GetName(), err)
+		}
+		return nil
+	}
+	current := func(o metav1.Object, annotation, version string) bool {
+		return metav1.IsControlledBy(o, workload) && o.GetAnnotations()[annotation] == version
+	}
+	switch workload.GetKind() {
+	case "Deployment":
+		var sets appsv1.ReplicaSetList
+		if err := list(&sets); err != nil {
+			return nil, nil, err
+		}
+		for i := range sets.Items {
+			if rs := &sets.Items[i]; current(rs, revisionAnnotation, workload.GetAnnotations()[revisionAnnotation]) {
+				selector, err := metav1.LabelSelectorAsSelector(rs.Spec.Selector)
+				return rs, selector, err
+			}
+		}
+		return nil, nil, nil
+	case "DeploymentConfig":
+		version, _, _ := unstructured.NestedInt64(workload.Object, "status", "latestVersion")
+		var controllers corev1.ReplicationControllerList
+		if err := list(&controllers); err != nil {
+			return nil, nil, err
+		}
+		for i := range controllers.Items {
+			if rc := &controllers.Items[i]; current(rc, versionAnnotation, strconv.FormatInt(version, 10)) {
+				return rc, labels.SelectorFromSet(rc.Spec.Selector), nil
+			}
+		}
+		return nil, nil, nil
+	default: // StatefulSet
+		var set appsv1.StatefulSet
+		if err := runtime.DefaultUnstructuredConverter.FromUnstructured(workload.Object, &set); err != nil {
+			return nil, nil, fmt.Errorf("read StatefulSet %s: %w", workload.GetName(), err)
+		}
+		selector, err := metav1.LabelSelectorAsSelector(set.Spec.Selector)
+		return workload, selector, err
+	}
+}
+
+const (
+	revisionAnnotation = "deployment.kubernetes.io/revision"
+	// versionAnnotation is OpenShift's, on the ReplicationControllers of a DeploymentConfig.
+	versionAnnotation = "openshift.io/deployment-config.latest-version"
+)
+
 // ordinal of a StatefulSet's pod; 0 for others.
 func ordinal(pod string) int {
 	n, err := strconv.Atoi(pod[strings.LastIndexByte(pod, '-')+1:])
@@ -171,39 +229,32 @@ func ordinal(pod string) int {
 	return n
 }
 
-const revisionAnnotation = "deployment.kubernetes.io/revision"
-
-// currentReplicaSet is that of the Deployment's present template; nil if none yet.
-func currentReplicaSet(ctx context.Context, c client.Client, d *appsv1.Deployment) (*appsv1.ReplicaSet, error) {
-	var list appsv1.ReplicaSetList
-	if err := c.List(ctx, &list, client.InNamespace(d.Namespace)); err != nil {
-		return nil, fmt.Errorf("list replica sets of %s: %w", d.Name, err)
-	}
-	for i := range list.Items {
-		rs := &list.Items[i]
-		if metav1.IsControlledBy(rs, d) && rs.Annotations[revisionAnnotation] == d.Annotations[revisionAnnotation] {
-			return rs, nil
-		}
-	}
-	return nil, nil
-}
-
-func workloadParams(owner client.Object, pods []corev1.Pod) *param.StatefulSetParams {
-	out := &param.StatefulSetParams{
-		Name: owner.GetName(), Namespace: owner.GetNamespace(),
-		Pods: []string{}, Containers: [][]string{}, PersistentVolumeClaims: map[string]map[string]string{},
+func snapshotOf(workload *unstructured.Unstructured, pods []corev1.Pod) *crv1alpha1.WorkloadSnapshot {
+	out := &crv1alpha1.WorkloadSnapshot{}
+	if n, ok, _ := unstructured.NestedInt64(workload.Object, "spec", "replicas"); ok {
+		out.Replicas = &n
 	}
 	for i := range pods {
-		pod := &pods[i]
-		out.Pods = append(out.Pods, pod.Name)
+		pod := crv1alpha1.PodSnapshot{Name: pods[i].Name, Claims: claimMounts(&pods[i])}
 		// As the kubelet reports them; native sidecars, so our agent, are not there.
-		containers := []string{}
-		for _, s := range pod.Status.ContainerStatuses {
-			containers = append(containers, s.Name)
+		for _, s := range pods[i].Status.ContainerStatuses {
+			pod.Containers = append(pod.Containers, s.Name)
 		}
-		out.Containers = append(out.Containers, containers)
-		if claims := claimMounts(pod); len(claims) > 0 {
-			out.PersistentVolumeClaims[pod.Name] = claims
+		out.Pods = append(out.Pods, pod)
+	}
+	return out
+}
+
+func workloadParams(namespace, name string, s *crv1alpha1.WorkloadSnapshot) *param.StatefulSetParams {
+	out := &param.StatefulSetParams{
+		Name: name, Namespace: namespace,
+		Pods: []string{}, Containers: [][]string{}, PersistentVolumeClaims: map[string]map[string]string{},
+	}
+	for _, pod := range s.Pods {
+		out.Pods = append(out.Pods, pod.Name)
+		out.Containers = append(out.Containers, append([]string{}, pod.Containers...))
+		if len(pod.Claims) > 0 {
+			out.PersistentVolumeClaims[pod.Name] = pod.Claims
 		}
 	}
 	return out

@@ -9,16 +9,19 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"runtime/debug"
 	"strings"
 	"sync"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 
 	"github.com/kanister-kopia/kanister-kopia/agent/api"
 	agentclient "github.com/kanister-kopia/kanister-kopia/agent/client"
 	crv1alpha1 "github.com/kanister-kopia/kanister-kopia/pkg/apis/cr/v1alpha1"
+	"github.com/kanister-kopia/kanister-kopia/pkg/blueprint"
 	"github.com/kanister-kopia/kanister-kopia/pkg/function"
 	"github.com/kanister-kopia/kanister-kopia/pkg/param"
 )
@@ -35,16 +38,10 @@ type run struct {
 // execute runs all actions in parallel and writes the end down, unless ctx was
 // ended because the controller goes away: then the next one continues.
 func (r *run) execute(ctx context.Context) {
+	r.log.Info("Created actionset and started executing actions") // Kanister's text
 	var wg sync.WaitGroup
 	for i := range r.actionSet.Spec.Actions {
-		wg.Go(func() {
-			err := r.guarded(ctx, i)
-			if err == nil || errors.Is(err, agentclient.ErrDetached) {
-				return
-			}
-			r.log.Error("action failed", "action", r.actionSet.Spec.Actions[i].Name, "error", err)
-			r.fail(ctx, err)
-		})
+		wg.Go(func() { r.action(ctx, i) })
 	}
 	wg.Wait()
 	if errors.Is(context.Cause(ctx), agentclient.ErrDetached) {
@@ -61,28 +58,26 @@ func (r *run) execute(ctx context.Context) {
 	case errors.Is(err, errDeleted):
 		return
 	case err != nil:
-		r.log.Error("the end is not written down", "error", err)
+		r.log.Error("the end is not written down", "error", err.Error())
 	}
+	state := crv1alpha1.StateFailed
 	if complete {
-		r.event(r.actionSet, corev1.EventTypeNormal, "Update Complete", "ActionSet '%s' is complete", r.actionSet.Name)
+		state = crv1alpha1.StateComplete
+		r.event(corev1.EventTypeNormal, "Update Complete", fmt.Sprintf("Updated ActionSet '%s' Status->%s", r.actionSet.Name, state), r.actionSet) // Kanister's text
 	}
-	r.Resolutions.WithLabelValues(map[bool]string{true: "success", false: "failure"}[complete]).Inc()
-	r.log.Info("actionset ended", "complete", complete)
+	r.Metrics.resolved(complete)
+	r.log.Info("Updated ActionSet", "Status", state)
 }
 
-// guarded turns a bug in one function into the failure of its ActionSet.
-func (r *run) guarded(ctx context.Context, i int) (err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			r.log.Error("panic", "value", fmt.Sprint(p), "stack", string(debug.Stack()))
-			err = fmt.Errorf("run the action: internal error: %v: please report it with the controller's log", p)
-		}
-	}()
-	return r.action(ctx, i)
-}
-
-// fail sets the ActionSet to failed at once; the first error stays.
-func (r *run) fail(ctx context.Context, cause error) {
+// fail sets the ActionSet to failed at once, and says so; the first error stays.
+// Nothing has failed when the controller ends, and nobody is left to tell when the
+// ActionSet is gone.
+func (r *run) fail(ctx context.Context, i int, what string, cause error) {
+	if errors.Is(cause, agentclient.ErrDetached) || errors.Is(cause, errDeleted) {
+		return
+	}
+	action := r.actionSet.Spec.Actions[i].Name
+	r.log.Error(what, "Action", action, "error", cause.Error())
 	err := r.store.update(ctx, func(s *crv1alpha1.ActionSetStatus) {
 		s.State = crv1alpha1.StateFailed
 		if s.Error.Message == "" {
@@ -91,72 +86,100 @@ func (r *run) fail(ctx context.Context, cause error) {
 	})
 	if err != nil {
 		if !errors.Is(err, errDeleted) {
-			r.log.Error("a failure is not written down", "error", err, "failure", cause)
+			r.log.Error("a failure is not written down", "error", err.Error(), "failure", cause.Error())
 		}
 		return
 	}
-	r.event(r.actionSet, corev1.EventTypeWarning, "ActionSetFailed", "%s", cause)
+	// Reason and objects are Kanister's.
+	r.event(corev1.EventTypeWarning, "ActionSetFailed Action: "+action, what+": "+cause.Error(), r.actionSet, r.blueprints[i])
 }
 
 // action runs the phases of one action, then its deferPhase whatever happened, then
 // renders its artifacts. It goes on where an earlier controller stopped.
-func (r *run) action(ctx context.Context, i int) error {
+func (r *run) action(ctx context.Context, i int) {
 	spec, status := r.actionSet.Spec.Actions[i], r.actionSet.Status.Actions[i]
-	blueprint := r.blueprints[i]
-	action := blueprint.Actions[spec.Name]
-	started := status.Time
-	if started == "" {
-		started = r.Clock.Now().UTC().Format(time.RFC3339Nano)
-		if err := r.store.update(ctx, func(s *crv1alpha1.ActionSetStatus) { s.Actions[i].Time = started }); err != nil {
-			return err
-		}
-	}
-	r.event(r.actionSet, corev1.EventTypeNormal, "Started Action", "Executing action %s", spec.Name)
-	params, err := buildParams(ctx, r.Client, spec, started)
+	action := r.blueprints[i].Actions[spec.Name]
+	params, err := r.begin(ctx, i)
 	if err != nil {
-		return r.outcome(ctx, err)
+		r.fail(ctx, i, "Failed to launch Action "+spec.Name, r.outcome(ctx, err))
+		return
 	}
-
-	var failure error
+	failed := false
 	for j := range action.Phases {
 		if r.actionSet.Status.State == crv1alpha1.StateFailed && status.Phases[j].State != crv1alpha1.StateComplete {
 			// It had failed when the controller was restarted: nothing new begins, and
 			// what is left to do is to clean up.
-			failure = errors.New(r.actionSet.Status.Error.Message)
+			failed = true
 			break
 		}
-		phase := r.phaseOf(i, &action.Phases[j], status.Phases[j], func(s *crv1alpha1.ActionSetStatus) *crv1alpha1.Phase { return &s.Actions[i].Phases[j] })
-		phase.offer = func(p *param.Phase) { params.Phases[phase.spec.Name] = p }
-		if failure = phase.do(ctx, params); failure != nil {
-			if errors.Is(failure, agentclient.ErrDetached) || errors.Is(failure, errDeleted) {
-				return failure
-			}
-			if action.DeferPhase != nil {
-				// Now, not after the deferPhase: people wait for this.
-				r.fail(ctx, failure)
-			}
+		phase := &phase{
+			run: r, action: i, spec: &action.Phases[j], before: status.Phases[j], kind: "phase", title: "Phase",
+			in:    func(s *crv1alpha1.ActionSetStatus) *crv1alpha1.Phase { return &s.Actions[i].Phases[j] },
+			offer: func(p *param.Phase) { params.Phases[action.Phases[j].Name] = p },
+		}
+		if err := phase.do(ctx, params); err != nil {
+			// Now, not after the deferPhase: people wait for this.
+			r.fail(ctx, i, "Failed to execute phase "+phase.spec.Name, err)
+			failed = true
 			break
 		}
 	}
-	if action.DeferPhase != nil {
-		phase := r.phaseOf(i, action.DeferPhase, status.DeferPhase, func(s *crv1alpha1.ActionSetStatus) *crv1alpha1.Phase { return &s.Actions[i].DeferPhase })
-		phase.offer = func(p *param.Phase) { params.DeferPhase = p }
-		if ctx.Err() == nil {
-			if err := phase.do(ctx, params); failure == nil {
-				failure = err
-			} else if err != nil && !errors.Is(err, agentclient.ErrDetached) {
-				r.log.Error("deferPhase failed as well", "error", err)
-			}
+	if action.DeferPhase != nil && ctx.Err() == nil {
+		phase := &phase{
+			run: r, action: i, spec: action.DeferPhase, before: status.DeferPhase, kind: "deferPhase", title: "deferPhase",
+			in:    func(s *crv1alpha1.ActionSetStatus) *crv1alpha1.Phase { return &s.Actions[i].DeferPhase },
+			offer: func(p *param.Phase) { params.DeferPhase = p },
+		}
+		if err := phase.do(ctx, params); err != nil {
+			r.fail(ctx, i, "Failed to execute defer phase "+phase.spec.Name, err)
+			failed = true
 		}
 	}
-	if failure != nil {
-		return failure
+	if failed || ctx.Err() != nil {
+		return
 	}
-	artifacts, err := renderArtifacts(action.OutputArtifacts, params)
+	artifacts, err := param.RenderArtifacts(action.OutputArtifacts, params)
+	if err == nil {
+		err = r.store.update(ctx, func(s *crv1alpha1.ActionSetStatus) { s.Actions[i].Artifacts = artifacts })
+	}
 	if err != nil {
-		return err
+		r.fail(ctx, i, "Failed to render output artifacts", err)
 	}
-	return r.store.update(ctx, func(s *crv1alpha1.ActionSetStatus) { s.Actions[i].Artifacts = artifacts })
+}
+
+// begin reads what the templates of an action see, and writes the snapshot down
+// before anything runs.
+func (r *run) begin(ctx context.Context, i int) (*param.TemplateParams, error) {
+	spec, status := r.actionSet.Spec.Actions[i], r.actionSet.Status.Actions[i]
+	r.event(corev1.EventTypeNormal, "Started Action", "Executing action "+spec.Name, r.actionSet)
+	if fallback, _ := fallsBack(spec.PreferredVersion); fallback {
+		r.log.Info("Falling back to default version of the function", "Action", spec.Name, "PreferredVersion", spec.PreferredVersion, "FallbackVersion", DefaultVersion) // Kanister's text
+	}
+	for _, s := range blueprint.SecretsInCommands(r.blueprints[i].Actions[spec.Name], r.Functions) {
+		r.event(corev1.EventTypeWarning, "SecretInCommand", s.String(), r.actionSet)
+		r.log.Warn("secret in a command", "Phase", s.Phase, "Fields", s.Fields)
+	}
+	var params *param.TemplateParams
+	var snapshot *crv1alpha1.WorkloadSnapshot
+	if err := persist(ctx, r.Clock, r.log, func() (err error) {
+		params, snapshot, err = buildParams(ctx, r.Client, spec, status, r.Clock.Now())
+		return err
+	}); err != nil {
+		return nil, err
+	}
+	if job := r.actionSet.Labels[jobLabel]; job != "" && params.PodLabels[jobLabel] == "" {
+		params.PodLabels = maps.Clone(params.PodLabels)
+		if params.PodLabels == nil {
+			params.PodLabels = map[string]string{}
+		}
+		params.PodLabels[jobLabel] = job
+	}
+	if status.Time != "" {
+		return params, nil
+	}
+	return params, r.store.update(ctx, func(s *crv1alpha1.ActionSetStatus) {
+		s.Actions[i].Time, s.Actions[i].Workload = params.Time, snapshot
+	})
 }
 
 // outcome tells an error that is the end of the controller, or of the ActionSet,
@@ -182,12 +205,10 @@ type phase struct {
 	in func(*crv1alpha1.ActionSetStatus) *crv1alpha1.Phase
 	// offer makes the phase visible to templates.
 	offer func(*param.Phase)
+	// kind and title are the words that Kanister's events have for it.
+	kind, title string
 	// last is what the function said last of its progress.
 	last api.Progress
-}
-
-func (r *run) phaseOf(action int, spec *crv1alpha1.BlueprintPhase, before crv1alpha1.Phase, in func(*crv1alpha1.ActionSetStatus) *crv1alpha1.Phase) *phase {
-	return &phase{run: r, action: action, spec: spec, before: before, in: in}
 }
 
 var errRestarted = errors.New("the controller was restarted while the phase ran, and what it did cannot be known or repeated safely: look at the application, then run the action again")
@@ -195,7 +216,7 @@ var errRestarted = errors.New("the controller was restarted while the phase ran,
 // do runs the phase, or takes over what an earlier controller left.
 func (p *phase) do(ctx context.Context, params *param.TemplateParams) (err error) {
 	if p.before.State == crv1alpha1.StateFailed {
-		return errors.New("the phase failed before the controller was restarted")
+		return fmt.Errorf("phase %s: it failed before the controller was restarted", p.spec.Name)
 	}
 	seen := &param.Phase{Output: map[string]any(p.before.Output.DeepCopy())}
 	if err := p.readObjects(ctx, params, seen); err != nil {
@@ -216,24 +237,46 @@ func (p *phase) do(ctx context.Context, params *param.TemplateParams) (err error
 	if err := p.set(ctx, crv1alpha1.StateRunning, nil, api.Progress{}); err != nil {
 		return err
 	}
-	p.event(p.actionSet, corev1.EventTypeNormal, "Started Phase", "Executing phase %s", p.spec.Name)
-	p.log.Info("phase started", "phase", p.spec.Name, "function", p.spec.Func)
+	p.event(corev1.EventTypeNormal, "Started "+p.title, fmt.Sprintf("Executing %s %s", p.kind, p.spec.Name), p.actionSet) // Kanister's text
+	log := p.log.With("Phase", p.spec.Name)
+	log.Info("Executing "+p.kind, "func", p.spec.Func)
 
-	args, err := renderMap(p.spec.Args, params)
+	args, err := renderArgs(f, p.spec.Args, params)
 	if err == nil {
-		err = checkArgs(f, args)
+		err = blueprint.CheckArgs(f, args)
 	}
 	var output map[string]any
 	if err == nil {
+		began := p.Clock.Now()
 		output, err = p.exec(ctx, f, function.Call{
-			Params: *params, Args: args, OperationID: operationID(string(p.actionSet.UID), p.action, p.spec.Name), ActionSet: p.actionSet.Name,
+			Params: *params, Args: args, OperationID: operationID(string(p.actionSet.UID), p.action, p.spec.Name),
+			ActionSet: p.actionSet.Name, Log: log,
 		})
+		p.Metrics.phase(p.spec.Func, outcomeLabel(p.outcome(ctx, err)), p.Clock.Since(began), p.last)
 	}
 	if err := p.end(ctx, output, err); err != nil {
 		return err
 	}
 	seen.Output = output
 	return nil
+}
+
+func outcomeLabel(err error) string {
+	switch {
+	case err == nil:
+		return "complete"
+	case errors.Is(err, agentclient.ErrDetached) || errors.Is(err, errDeleted):
+		return "interrupted"
+	}
+	return "failed"
+}
+
+// renderArgs leaves the arguments of a function that asks for raw ones as they are.
+func renderArgs(f function.Func, args crv1alpha1.JSONMap, params *param.TemplateParams) (map[string]any, error) {
+	if raw, ok := f.(function.RawArgs); ok && raw.RawArgs() {
+		return args.DeepCopy(), nil
+	}
+	return param.RenderArgs(args, params)
 }
 
 // exec calls the function and writes its progress down as it goes.
@@ -264,16 +307,29 @@ func (p *phase) exec(ctx context.Context, f function.Func, call function.Call) (
 			}
 			written = now
 			if err := p.set(reporting, crv1alpha1.StateRunning, nil, now); err != nil && !errors.Is(err, errDeleted) {
-				p.log.Warn("progress is not written down", "error", err)
+				p.log.Warn("progress is not written down", "error", err.Error())
 			}
 		}
 	})
-	output, err := f.Exec(ctx, call)
+	output, err := guarded(ctx, f, call)
 	// Before the end is written: progress must not overtake it.
 	stop()
 	wg.Wait()
+	mu.Lock()
+	defer mu.Unlock()
 	p.last = latest
 	return output, err
+}
+
+// guarded turns a bug in a function into the failure of its phase.
+func guarded(ctx context.Context, f function.Func, call function.Call) (output map[string]any, err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			call.Log.Error("panic", "value", fmt.Sprint(v), "stack", string(debug.Stack()))
+			err = fmt.Errorf("function %s: internal error: %v: please report it with the controller's log", f.Name(), v)
+		}
+	}()
+	return f.Exec(ctx, call)
 }
 
 // progressInterval is how often progress reaches the ActionSet.
@@ -291,11 +347,15 @@ func (p *phase) end(ctx context.Context, output map[string]any, err error) error
 		}
 		return err
 	}
-	p.log.Info("phase ended", "phase", p.spec.Name)
 	if err := p.set(ctx, crv1alpha1.StateComplete, output, p.last); err != nil {
-		return err
+		if errors.Is(err, errDeleted) {
+			return err
+		}
+		// Its outputs are too large, most likely.
+		return p.end(ctx, nil, err)
 	}
-	p.event(p.actionSet, corev1.EventTypeNormal, "Ended Phase", "Completed phase %s", p.spec.Name)
+	p.log.Info("Completed "+p.kind, "Phase", p.spec.Name)
+	p.event(corev1.EventTypeNormal, "Ended "+p.title, fmt.Sprintf("Completed %s %s", p.kind, p.spec.Name), p.actionSet) // Kanister's text
 	return nil
 }
 
@@ -320,26 +380,34 @@ func (p *phase) set(ctx context.Context, state crv1alpha1.State, output map[stri
 func (p *phase) readObjects(ctx context.Context, params *param.TemplateParams, into *param.Phase) error {
 	into.Secrets, into.ConfigMaps = map[string]corev1.Secret{}, map[string]corev1.ConfigMap{}
 	for name, ref := range p.spec.ObjectRefs {
-		ref, err := renderReference(ref, params)
+		ref, err := param.RenderReference(ref, params)
 		if err != nil {
-			return err
+			return fmt.Errorf("could not render object reference {%s}: %w", name, err) // Kanister's text
 		}
 		switch strings.ToLower(ref.Kind) {
 		case "secret":
 			s, err := readSecret(ctx, p.Client, ref)
-			if err != nil {
+			if err == nil {
+				into.Secrets[name] = *s
+			} else if !p.over(err) {
 				return err
 			}
-			into.Secrets[name] = *s
 		case "configmap":
 			m, err := readConfigMap(ctx, p.Client, ref)
-			if err != nil {
+			if err == nil {
+				into.ConfigMaps[name] = *m
+			} else if !p.over(err) {
 				return err
 			}
-			into.ConfigMaps[name] = *m
 		}
 	}
 	return nil
+}
+
+// over: the phase is complete and what it read was removed since. Only a later
+// template that asks for it fails.
+func (p *phase) over(err error) bool {
+	return p.before.State == crv1alpha1.StateComplete && apierrors.IsNotFound(err)
 }
 
 // operationID names what a phase does, the same after any restart.

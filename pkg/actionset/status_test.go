@@ -106,29 +106,6 @@ func TestSumUp(t *testing.T) {
 	}
 }
 
-func TestCheckPhaseNames(t *testing.T) {
-	if err := checkPhaseNames(testBlueprint()); err != nil {
-		t.Errorf("a good Blueprint: %v", err)
-	}
-	b := testBlueprint()
-	b.Actions["restore"] = &crv1alpha1.BlueprintAction{Phases: []crv1alpha1.BlueprintPhase{{Name: "clean"}}}
-	err := checkPhaseNames(b)
-	if err == nil || !strings.Contains(err.Error(), "Violating phase 'clean'") {
-		t.Errorf("a phase named as another action's deferPhase: error %v", err)
-	}
-}
-
-func TestCheckVersion(t *testing.T) {
-	for _, v := range []string{"", "v0.0.0", "v1.0.0-alpha", "v9.9.9"} {
-		if err := checkVersion(v); err != nil {
-			t.Errorf("%q: %v", v, err)
-		}
-	}
-	if err := checkVersion("latest"); err == nil || !strings.Contains(err.Error(), "Failed to parse function version {latest}") {
-		t.Errorf("latest: error %v", err)
-	}
-}
-
 func TestOperationID(t *testing.T) {
 	a := operationID("5b1d0c0e-0000-4000-8000-000000000000", 0, "saveBase")
 	if a != operationID("5b1d0c0e-0000-4000-8000-000000000000", 0, "saveBase") {

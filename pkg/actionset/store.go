@@ -6,11 +6,18 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/url"
+	"strings"
 	"sync"
 	"time"
 
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/util/retry"
+	"k8s.io/utils/clock"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	crv1alpha1 "github.com/kanister-kopia/kanister-kopia/pkg/apis/cr/v1alpha1"
@@ -25,37 +32,93 @@ type store struct {
 	client client.Client
 	key    client.ObjectKey
 	uid    types.UID
-	now    func() time.Time
+	clock  clock.Clock
+	log    *slog.Logger
 
 	mu sync.Mutex // the actions of one ActionSet write one after the other
+	// last is the object as it was written or read last. Nearly always nobody else
+	// wrote meanwhile, which saves a read for each write; the API server finds out
+	// when somebody did.
+	last *crv1alpha1.ActionSet
 }
 
 // update changes the status. It outlives ctx: what happened is written down even
-// when the run was cancelled, within writeTimeout.
+// when the run was cancelled, within writeTimeout. While the API server does not
+// answer it waits: an ActionSet whose end is not written down would run for ever.
 func (s *store) update(ctx context.Context, change func(*crv1alpha1.ActionSetStatus)) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), writeTimeout)
-	defer cancel()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	err := retry.RetryOnConflict(retry.DefaultBackoff, func() error {
-		var as crv1alpha1.ActionSet
-		if err := s.client.Get(ctx, s.key, &as); err != nil {
-			return err
-		}
-		if as.UID != s.uid || as.Status == nil {
-			return errDeleted
-		}
-		change(as.Status)
-		sumUp(as.Status, s.now())
-		return s.client.Update(ctx, &as)
+	err := persist(ctx, s.clock, s.log, func() error {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), writeTimeout)
+		defer cancel()
+		return retry.RetryOnConflict(retry.DefaultBackoff, func() error { return s.write(ctx, change) })
 	})
-	if client.IgnoreNotFound(err) == nil && err != nil {
+	switch {
+	case apierrors.IsNotFound(err) || errors.Is(err, errDeleted):
 		return errDeleted
-	}
-	if err != nil {
+	case err != nil:
 		return fmt.Errorf("write the status of ActionSet %s: %w", s.key, err)
 	}
 	return nil
 }
 
-const writeTimeout = 30 * time.Second
+func (s *store) write(ctx context.Context, change func(*crv1alpha1.ActionSetStatus)) error {
+	if s.last == nil {
+		var as crv1alpha1.ActionSet
+		if err := s.client.Get(ctx, s.key, &as); err != nil {
+			return err
+		}
+		s.last = &as
+	}
+	next := s.last.DeepCopy()
+	s.last = nil
+	// Of the same name may be another one.
+	if next.UID != s.uid || next.Status == nil {
+		return errDeleted
+	}
+	change(next.Status)
+	sumUp(next.Status, s.clock.Now())
+	if err := s.client.Update(ctx, next); err != nil {
+		return err
+	}
+	s.last = next
+	return nil
+}
+
+const (
+	writeTimeout = 30 * time.Second
+	// retryFirst and retryLast are the shortest and the longest wait for an API
+	// server that does not answer.
+	retryFirst = 250 * time.Millisecond
+	retryLast  = 10 * time.Second
+)
+
+// persist repeats do while the API server does not answer, until ctx ends; at least
+// once.
+func persist(ctx context.Context, clk clock.Clock, log *slog.Logger, do func() error) error {
+	for wait := retryFirst; ; wait = min(2*wait, retryLast) {
+		err := do()
+		if err == nil || !unanswered(err) {
+			return err
+		}
+		log.Warn("the API server does not answer; trying again", "error", err.Error())
+		select {
+		case <-ctx.Done():
+			return err
+		case <-clk.After(wait):
+		}
+	}
+}
+
+// unanswered tells an API server that cannot answer from one that says no, and from
+// errors that have nothing to do with it.
+func unanswered(err error) bool {
+	var status apierrors.APIStatus
+	if errors.As(err, &status) {
+		// etcd's limit of an object comes as an internal error.
+		code := status.Status().Code
+		return code == http.StatusTooManyRequests || code >= 500 && !strings.Contains(err.Error(), "too large")
+	}
+	var request *url.Error
+	return errors.As(err, &request) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, context.DeadlineExceeded)
+}

@@ -154,9 +154,15 @@ func broken(agent *corev1.Container, plan *decide.Plan) string {
 	for i := range agent.VolumeMounts {
 		mounts[agent.VolumeMounts[i].MountPath] = agent.VolumeMounts[i].Name
 	}
+	for i := range agent.VolumeDevices {
+		mounts[agent.VolumeDevices[i].DevicePath] = agent.VolumeDevices[i].Name
+	}
 	want := map[string]string{names.StateDir: names.StateVolume, names.CADir: names.CAVolume}
 	for _, name := range plan.Volumes {
 		want[volumes.MirrorPath(name)] = name
+	}
+	for _, name := range plan.Devices {
+		want[volumes.DevicePath(name)] = name
 	}
 	var lost []string
 	for path, name := range want {

@@ -121,6 +121,10 @@ func TestAssess(t *testing.T) {
 			}
 			c.VolumeMounts = rest
 		}), want: coverage.Broken, detail: "it does not mount data"},
+		{name: "a device taken away", ns: shop(nil), pod: injected(t, running, func(p *corev1.Pod) {
+			p.Spec.Containers[0].VolumeDevices = []corev1.VolumeDevice{{Name: "raw", DevicePath: "/dev/raw"}}
+			p.Spec.Volumes = append(p.Spec.Volumes, corev1.Volume{Name: "raw", VolumeSource: p.Spec.Volumes[0].VolumeSource})
+		}), want: coverage.Broken, detail: "it does not mount raw"},
 		{name: "ended", ns: shop(nil), pod: plain(func(p *corev1.Pod) { p.Status.Phase = corev1.PodSucceeded })},
 		{name: "being deleted", ns: shop(nil), pod: plain(func(p *corev1.Pod) { p.DeletionTimestamp = &metav1.Time{} })},
 	} {

@@ -30,5 +30,8 @@ type Companion struct {
 
 // Functions are the companions.
 func (c *Companion) Functions() []Func {
-	return []Func{&kubeExec{c}, &kubeTask{c}, &prepareData{c}, &scaleWorkload{c}}
+	return []Func{
+		&kubeExec{c}, &kubeExecAll{c}, &kubeTask{c}, &multiContainerRun{c}, &prepareData{c},
+		&scaleWorkload{c}, &kubeOps{c}, &wait{c}, &waitV2{wait{c}},
+	}
 }

@@ -15,7 +15,6 @@ import (
 	"github.com/kanister-kopia/kanister-kopia/agent/api"
 	agentclient "github.com/kanister-kopia/kanister-kopia/agent/client"
 	"github.com/kanister-kopia/kanister-kopia/pkg/mover"
-	"github.com/kanister-kopia/kanister-kopia/pkg/param"
 	"github.com/kanister-kopia/kanister-kopia/pkg/repository"
 )
 
@@ -35,7 +34,11 @@ type Data struct {
 
 // Functions are the data functions.
 func (d *Data) Functions() []Func {
-	return []Func{&backupData{d}, &restoreData{d}, &deleteData{d}}
+	return []Func{
+		&backupData{d}, &backupDataAll{d}, &backupDataStats{d}, &copyVolumeData{d},
+		&restoreData{d}, &restoreDataAll{d}, &deleteData{d}, &deleteDataAll{d},
+		&checkRepository{d}, &locationDelete{d},
+	}
 }
 
 // endTimeout bounds what is tidied up after a phase that was cancelled.
@@ -68,14 +71,6 @@ func detached(ctx context.Context) bool {
 	return errors.Is(context.Cause(ctx), agentclient.ErrDetached)
 }
 
-// checkProfile is Kanister's.
-func checkProfile(p *param.Profile) error {
-	if p == nil {
-		return errors.New("Profile must be non-nil") // Kanister's text
-	}
-	return nil
-}
-
 // ref names the repository that the arguments of a data function mean.
 func ref(call Call, namespace string) (repository.Ref, error) {
 	r := repository.Ref{Profile: call.Params.Profile, Namespace: namespace}
@@ -87,9 +82,19 @@ func ref(call Call, namespace string) (repository.Ref, error) {
 	return r, decode(call.Args, "insecureTLS", &r.InsecureTLS)
 }
 
-// findBackup opens the repository that a backup is in and reads its record. Close
-// the repository.
-func (d *Data) findBackup(ctx context.Context, call Call, namespace, prefix string, by api.FindRequest) (*repository.Repository, api.Record, error) {
+// open opens the repository of a namespace; what does not exist yet is made. Close
+// it.
+func (d *Data) open(ctx context.Context, call Call, namespace string) (*repository.Repository, error) {
+	r, err := ref(call, namespace)
+	if err != nil {
+		return nil, err
+	}
+	return d.Repositories.Open(ctx, r)
+}
+
+// findBackup opens the repository that a backup is in and reads its record. The
+// operation's name is part of the look-up's. Close the repository.
+func (d *Data) findBackup(ctx context.Context, call Call, operation, namespace, prefix string, by api.FindRequest) (*repository.Repository, api.Record, error) {
 	r, err := ref(call, namespace)
 	if err != nil {
 		return nil, api.Record{}, err
@@ -103,13 +108,17 @@ func (d *Data) findBackup(ctx context.Context, call Call, namespace, prefix stri
 		return nil, api.Record{}, err
 	}
 	by.Prefix = prefix
-	record, err := repo.Find(ctx, call.OperationID+"-find", by)
+	record, err := repo.Find(ctx, operation+"-find", by)
 	if err != nil {
 		repo.Close()
 		if errors.Is(err, repository.ErrNotFound) {
-			err = fmt.Errorf("backup %s under prefix %s: %w", token, prefix, repository.ErrNotFound)
+			err = notFound(token, prefix)
 		}
 		return nil, api.Record{}, err
 	}
 	return repo, record, nil
+}
+
+func notFound(token, prefix string) error {
+	return fmt.Errorf("backup %s under prefix %s: %w", token, prefix, repository.ErrNotFound)
 }

@@ -28,8 +28,9 @@ func (*deleteData) Resumable() bool { return true }
 
 func (f *deleteData) Exec(ctx context.Context, call Call) (map[string]any, error) {
 	var namespace, prefixes, ids, tags string
+	var reclaim bool
 	if err := decodeAll(call.Args, map[string]any{
-		"namespace": &namespace, "backupArtifactPrefix": &prefixes, "backupID": &ids, "backupTag": &tags,
+		"namespace": &namespace, "backupArtifactPrefix": &prefixes, "backupID": &ids, "backupTag": &tags, "reclaimSpace": &reclaim,
 	}); err != nil {
 		return nil, err
 	}
@@ -52,20 +53,24 @@ func (f *deleteData) Exec(ctx context.Context, call Call) (map[string]any, error
 		if tags != "" {
 			by.BackupID, by.BackupTag = "", token
 		}
-		if err := f.one(ctx, call, namespace, fmt.Sprintf("%s-%d", call.OperationID, i), token, by); err != nil {
+		if err := f.delete(ctx, call, namespace, fmt.Sprintf("%s-%d", call.OperationID, i), token, by); err != nil {
 			return nil, err
 		}
 	}
-	// Kopia gives space back with maintenance, a day later at the earliest.
-	return map[string]any{"spaceFreed": "0 B"}, nil
+	return deleteOutputs(), nil
 }
 
-// one deletes one backup. As with restic, an id that is not there has been deleted
-// and a tag that is not there is an error.
-func (f *deleteData) one(ctx context.Context, call Call, namespace, id, token string, by api.DeleteRequest) error {
+// deleteOutputs are the same with and without reclaimSpace: what nobody needs any
+// more goes with the repository's maintenance, a day later at the earliest, as
+// Kopia keeps what a running backup might still refer to.
+func deleteOutputs() map[string]any { return map[string]any{"spaceFreed": "0 B"} }
+
+// delete deletes one backup. As with restic, an id that is not there has been
+// deleted and a tag that is not there is an error.
+func (d *Data) delete(ctx context.Context, call Call, namespace, id, token string, by api.DeleteRequest) error {
 	missing := func() error {
 		if by.BackupTag == "" {
-			f.Log.Warn("backup to delete is not there", "actionset", call.ActionSet, "backupID", token)
+			d.Log.Warn("backup to delete is not there", "actionset", call.ActionSet, "backupID", token)
 			return nil
 		}
 		return fmt.Errorf("Failed to forget data, could not get snapshotID from tag %s: Snapshot not found", token) // Kanister's text
@@ -74,7 +79,7 @@ func (f *deleteData) one(ctx context.Context, call Call, namespace, id, token st
 	if err != nil {
 		return err
 	}
-	repo, err := f.Repositories.OpenBackup(ctx, token, r)
+	repo, err := d.Repositories.OpenBackup(ctx, token, r)
 	if errors.Is(err, repository.ErrNotFound) {
 		return missing()
 	}

@@ -8,6 +8,7 @@ package function
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"maps"
 	"slices"
 
@@ -31,6 +32,13 @@ type Func interface {
 	Exec(ctx context.Context, call Call) (map[string]any, error)
 }
 
+// RawArgs is what a Func also has whose arguments are not rendered before Exec:
+// Wait and WaitV2, whose conditions are templates about an object that is not read
+// yet. It renders with param.Render and Call.Params what it needs.
+type RawArgs interface {
+	RawArgs() bool
+}
+
 // Call is one execution of a phase.
 type Call struct {
 	Params param.TemplateParams
@@ -41,6 +49,8 @@ type Call struct {
 	OperationID string
 	// ActionSet is the ActionSet's name, for labels on temporary pods.
 	ActionSet string
+	// Log has the fields of the ActionSet and the phase; never nil.
+	Log *slog.Logger
 	// Progress is told what is known so far; never nil, never blocks.
 	Progress func(api.Progress)
 }

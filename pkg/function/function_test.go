@@ -90,6 +90,7 @@ func FuzzReadOutputs(f *testing.F) {
 func TestPlan(t *testing.T) {
 	dir := api.Record{BackupID: "id", AbsolutePath: "/var/lib/db/base"}
 	file := api.Record{BackupID: "id", AbsolutePath: "/var/lib/db/dump.sql", Snapshot: api.SnapshotResult{Root: api.RootEntry{Name: "dump.sql", File: true}}}
+	disk := api.Record{BackupID: "id", AbsolutePath: "/dev/disk", Snapshot: api.SnapshotResult{Root: api.RootEntry{Name: "disk", File: true, Device: true}}}
 	for _, c := range []struct {
 		name                    string
 		record                  api.Record
@@ -107,6 +108,9 @@ func TestPlan(t *testing.T) {
 		{"the whole volume", api.Record{AbsolutePath: "/"}, "/mnt", "/etc", "/mnt", "etc", ""},
 		{"a file in place", file, "/", "", "/var/lib/db", "", ""},
 		{"a file elsewhere", file, "/mnt", "/var/lib/db/dump.sql", "/mnt", "", ""},
+		{"a device in place", disk, "/", "", "/dev/disk", "", ""},
+		{"a device elsewhere", disk, "/dev/other", "/dev/disk", "/dev/other", "", ""},
+		{"below a device", disk, "/", "/dev/disk/x", "", "", "holds /dev/disk only"},
 		{"below a file", file, "/mnt", "/var/lib/db/dump.sql/x", "", "", "holds /var/lib/db/dump.sql only"},
 	} {
 		p, err := plan(c.record, c.restorePath, c.backupPath)

@@ -50,7 +50,7 @@ func (f *kubeExec) Exec(ctx context.Context, call Call) (map[string]any, error) 
 		}
 	}
 	log := f.Log.With("actionset", call.ActionSet, "pod", pod, "container", container)
-	outputs, err := f.run(ctx, namespace, pod, container, command, func(line string) { log.Info("command", "stdout", line) })
+	outputs, err := f.exec(ctx, namespace, pod, container, command, func(line string) { log.Info("command", "stdout", line) })
 	if err != nil {
 		return nil, fmt.Errorf("run command in container %s of pod %s/%s: %w", container, namespace, pod, err)
 	}
@@ -60,14 +60,15 @@ func (f *kubeExec) Exec(ctx context.Context, call Call) (map[string]any, error) 
 // errorTail is how much of standard error an error shows.
 const errorTail = 2048
 
-func (f *kubeExec) run(ctx context.Context, namespace, pod, container string, command []string, line func(string)) (map[string]any, error) {
-	target := f.Kube.CoreV1().RESTClient().Post().Resource("pods").Namespace(namespace).Name(pod).SubResource("exec").
+// exec runs a command in a container and reads its outputs.
+func (c *Companion) exec(ctx context.Context, namespace, pod, container string, command []string, line func(string)) (map[string]any, error) {
+	target := c.Kube.CoreV1().RESTClient().Post().Resource("pods").Namespace(namespace).Name(pod).SubResource("exec").
 		VersionedParams(&corev1.PodExecOptions{Container: container, Command: command, Stdout: true, Stderr: true}, scheme.ParameterCodec).URL()
-	websocket, err := remotecommand.NewWebSocketExecutor(f.Config, http.MethodGet, target.String())
+	websocket, err := remotecommand.NewWebSocketExecutor(c.Config, http.MethodGet, target.String())
 	if err != nil {
 		return nil, err
 	}
-	spdy, err := remotecommand.NewSPDYExecutor(f.Config, http.MethodPost, target)
+	spdy, err := remotecommand.NewSPDYExecutor(c.Config, http.MethodPost, target)
 	if err != nil {
 		return nil, err
 	}

@@ -45,15 +45,20 @@ const (
 	taskDeleteGrace = 30 * time.Second
 )
 
-// render builds the pod. Restricted Pod Security fields are set where they change
-// nothing for a command that does not ask for more; podOverride may undo them.
+// taskSecurity has the restricted Pod Security fields that change nothing for a
+// command that does not ask for more; podOverride may undo them.
+func taskSecurity() *corev1.SecurityContext {
+	return &corev1.SecurityContext{
+		AllowPrivilegeEscalation: new(false),
+		Capabilities:             &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}},
+	}
+}
+
+// render builds the pod.
 func (t task) render(call Call, policy corev1.PullPolicy) (*corev1.Pod, error) {
 	container := corev1.Container{
 		Name: taskContainer, Image: t.image, Command: t.command, ImagePullPolicy: policy,
-		SecurityContext: &corev1.SecurityContext{
-			AllowPrivilegeEscalation: new(false),
-			Capabilities:             &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}},
-		},
+		SecurityContext: taskSecurity(),
 	}
 	spec := corev1.PodSpec{
 		RestartPolicy:                corev1.RestartPolicyNever,
@@ -81,16 +86,24 @@ func (t task) render(call Call, policy corev1.PullPolicy) (*corev1.Pod, error) {
 	if err != nil {
 		return nil, err
 	}
-	labels := map[string]string{"createdBy": "kanister"}
-	maps.Copy(labels, t.pod.labels)
-	maps.Copy(labels, map[string]string{names.ManagedByLabel: names.ManagedByValue, names.ComponentLabel: "task", names.InjectLabel: "false"})
+	return taskPod(call, t.prefix, t.namespace, t.pod, spec), nil
+}
+
+// taskPod is a temporary pod of ours. It is swept when its operation has ended
+// without it.
+func taskPod(call Call, prefix, namespace string, pod podArgs, spec corev1.PodSpec) *corev1.Pod {
+	labels, annotations := map[string]string{"createdBy": "kanister"}, map[string]string{}
+	maps.Copy(labels, pod.labels)
+	maps.Copy(labels, map[string]string{names.ManagedByLabel: names.ManagedByValue, names.ComponentLabel: mover.TaskComponent, names.InjectLabel: "false"})
+	maps.Copy(annotations, pod.annotations)
+	annotations[names.OperationAnnotation] = call.OperationID
 	return &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{
-			Namespace: t.namespace, Name: mover.Spec{Prefix: t.prefix, OperationID: call.OperationID}.Name(),
-			Labels: labels, Annotations: t.pod.annotations,
+			Namespace: namespace, Name: mover.Spec{Prefix: prefix, OperationID: call.OperationID}.Name(),
+			Labels: labels, Annotations: annotations,
 		},
 		Spec: spec,
-	}, nil
+	}
 }
 
 // run makes the pod, follows its log, waits for its end and deletes it.
@@ -99,6 +112,19 @@ func (c *Companion) run(ctx context.Context, call Call, t task) (result, error) 
 	if err != nil {
 		return result{}, err
 	}
+	return c.runPod(ctx, call, pod, taskContainer, func(p *corev1.Pod) (int32, bool) {
+		for _, s := range p.Status.ContainerStatuses {
+			if s.Name == taskContainer && s.State.Terminated != nil {
+				return s.State.Terminated.ExitCode, true
+			}
+		}
+		return 0, false
+	})
+}
+
+// runPod runs a pod to its end. What one container prints has the outputs; ended
+// says when all that is waited for has ended, and with which exit code.
+func (c *Companion) runPod(ctx context.Context, call Call, pod *corev1.Pod, container string, ended func(*corev1.Pod) (int32, bool)) (result, error) {
 	name := fmt.Sprintf("%s/%s", pod.Namespace, pod.Name)
 	if err := c.Client.Create(ctx, pod); err != nil {
 		return result{}, fmt.Errorf("make pod %s: %w", name, err)
@@ -110,11 +136,11 @@ func (c *Companion) run(ctx context.Context, call Call, t task) (result, error) 
 			c.Log.Warn("temporary pod not deleted", "pod", name, "error", err)
 		}
 	}()
-	if err := c.awaitStart(ctx, pod); err != nil {
+	if err := c.awaitStart(ctx, pod, container); err != nil {
 		return result{}, fmt.Errorf("start pod %s: %w", name, err)
 	}
 	log := c.Log.With("actionset", call.ActionSet, "pod", pod.Name)
-	stream, err := c.Kube.CoreV1().Pods(pod.Namespace).GetLogs(pod.Name, &corev1.PodLogOptions{Container: taskContainer, Follow: true}).Stream(ctx)
+	stream, err := c.Kube.CoreV1().Pods(pod.Namespace).GetLogs(pod.Name, &corev1.PodLogOptions{Container: container, Follow: true}).Stream(ctx)
 	if err != nil {
 		return result{}, fmt.Errorf("read the log of pod %s: %w", name, err)
 	}
@@ -128,7 +154,7 @@ func (c *Companion) run(ctx context.Context, call Call, t task) (result, error) 
 		return result{}, fmt.Errorf("read the log of pod %s: %w", name, err)
 	}
 	// The end of a log proves nothing: the pod's status does.
-	exit, err := c.awaitEnd(ctx, pod)
+	exit, err := c.awaitEnd(ctx, pod, ended)
 	if err != nil {
 		return result{}, fmt.Errorf("pod %s: %w: %s", name, err, last)
 	}
@@ -141,27 +167,24 @@ func (c *Companion) run(ctx context.Context, call Call, t task) (result, error) 
 // errExit is a command that ended with an exit code other than 0.
 var errExit = errors.New("the command ended with exit code")
 
-func (c *Companion) awaitStart(ctx context.Context, pod *corev1.Pod) error {
+func (c *Companion) awaitStart(ctx context.Context, pod *corev1.Pod, container string) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, taskStart, fmt.Errorf("not running after %s", taskStart))
 	defer cancel()
 	return kube.Await(ctx, c.Client, client.ObjectKeyFromObject(pod), &corev1.Pod{}, &corev1.PodList{}, func(p *corev1.Pod) (bool, error) {
 		if p.Status.Phase != corev1.PodPending {
 			return true, nil
 		}
-		if f := kube.Failure(p, taskContainer); f != nil {
+		if f := kube.Failure(p, container); f != nil {
 			return false, fmt.Errorf("%s: %s", f.Reason, f.Message)
 		}
 		return false, nil
 	})
 }
 
-func (c *Companion) awaitEnd(ctx context.Context, pod *corev1.Pod) (exit int32, err error) {
-	err = kube.Await(ctx, c.Client, client.ObjectKeyFromObject(pod), &corev1.Pod{}, &corev1.PodList{}, func(p *corev1.Pod) (bool, error) {
-		for _, s := range p.Status.ContainerStatuses {
-			if s.Name == taskContainer && s.State.Terminated != nil {
-				exit = s.State.Terminated.ExitCode
-				return true, nil
-			}
+func (c *Companion) awaitEnd(ctx context.Context, pod *corev1.Pod, ended func(*corev1.Pod) (int32, bool)) (exit int32, err error) {
+	err = kube.Await(ctx, c.Client, client.ObjectKeyFromObject(pod), &corev1.Pod{}, &corev1.PodList{}, func(p *corev1.Pod) (done bool, err error) {
+		if exit, done = ended(p); done {
+			return true, nil
 		}
 		if p.Status.Phase == corev1.PodFailed {
 			return false, fmt.Errorf("it failed: %s %s", p.Status.Reason, p.Status.Message)

@@ -3,6 +3,8 @@
 package mover
 
 import (
+	"slices"
+
 	corev1 "k8s.io/api/core/v1"
 )
 
@@ -79,5 +81,5 @@ func mounts(c *corev1.Container, volume string) bool {
 			return true
 		}
 	}
-	return false
+	return slices.ContainsFunc(c.VolumeDevices, func(d corev1.VolumeDevice) bool { return d.Name == volume })
 }

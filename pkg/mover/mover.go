@@ -3,11 +3,14 @@
 package mover
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -18,6 +21,7 @@ import (
 	agentclient "github.com/kanister-kopia/kanister-kopia/agent/client"
 	"github.com/kanister-kopia/kanister-kopia/pkg/kube"
 	"github.com/kanister-kopia/kanister-kopia/pkg/names"
+	"github.com/kanister-kopia/kanister-kopia/pkg/volumes"
 )
 
 const (
@@ -44,6 +48,10 @@ type Movers struct {
 	}
 	Image      string
 	PullPolicy corev1.PullPolicy
+	Log        *slog.Logger
+
+	// mu keeps two movers from looking for each other at the same time.
+	mu sync.Mutex
 }
 
 // Mover is a running one.
@@ -65,18 +73,8 @@ func (m *Mover) Pod() string { return m.pod.Name }
 // its agent answers. Stop it, also if ctx ended meanwhile; when Start fails,
 // nothing is left behind.
 func (m *Movers) Start(ctx context.Context, spec Spec) (*Mover, error) {
-	for _, claim := range spec.Claims {
-		var pvc corev1.PersistentVolumeClaim
-		if err := m.Client.Get(ctx, client.ObjectKey{Namespace: spec.Namespace, Name: claim}, &pvc); err != nil {
-			return nil, fmt.Errorf("Failed to retrieve PVC. Namespace %s, Name %s: %w", spec.Namespace, claim, err) // Kanister's text
-		}
-	}
-	if spec.Node == "" {
-		node, err := m.attachedNode(ctx, spec.Namespace, spec.Claims)
-		if err != nil {
-			return nil, err
-		}
-		spec.Node = node
+	if err := m.look(ctx, &spec); err != nil {
+		return nil, err
 	}
 	if err := m.CA.Publish(ctx, spec.Namespace); err != nil {
 		return nil, err
@@ -86,7 +84,7 @@ func (m *Movers) Start(ctx context.Context, spec Spec) (*Mover, error) {
 		return nil, err
 	}
 	mover := &Mover{client: m.Client, pod: pod, spec: spec}
-	if err := m.create(ctx, pod); err != nil {
+	if err := m.create(ctx, pod, spec.Claims); err != nil {
 		return nil, err
 	}
 	err = m.awaitRunning(ctx, pod)
@@ -115,43 +113,88 @@ func (m *Mover) Stop(ctx context.Context) error {
 }
 
 // create makes the pod. One of the same operation that still works is taken over
-// (a controller was restarted); one that ended is replaced.
-func (m *Movers) create(ctx context.Context, pod *corev1.Pod) error {
+// (a controller was restarted); one that ended is replaced. While another mover
+// holds one of the claims, it waits.
+func (m *Movers) create(ctx context.Context, pod *corev1.Pod, claims []string) error {
 	key := client.ObjectKeyFromObject(pod)
 	for {
-		fresh := pod.DeepCopy()
-		err := m.Client.Create(ctx, fresh)
-		if err == nil {
-			*pod = *fresh
+		before, err := m.tryCreate(ctx, pod, claims)
+		if err != nil {
+			return err
+		}
+		if before == nil {
 			return nil
 		}
-		if !apierrors.IsAlreadyExists(err) {
-			return fmt.Errorf("make pod %s: %w%s", key, err, createHint(err, pod.Namespace))
-		}
-		var old corev1.Pod
-		if err := m.Client.Get(ctx, key, &old); apierrors.IsNotFound(err) {
-			continue
-		} else if err != nil {
-			return fmt.Errorf("look for pod %s: %w", key, err)
-		}
-		if old.Labels[names.ManagedByLabel] != names.ManagedByValue || old.Annotations[operationAnnotation] != pod.Annotations[operationAnnotation] {
-			return fmt.Errorf("make pod %s: there is one of this name that is not ours: delete it", key)
-		}
-		done := old.Status.Phase == corev1.PodFailed || old.Status.Phase == corev1.PodSucceeded
-		if old.DeletionTimestamp == nil && !done {
-			*pod = old
-			return nil
-		}
-		if err := m.Client.Delete(ctx, &old); client.IgnoreNotFound(err) != nil {
-			return fmt.Errorf("replace pod %s: %w", key, err)
-		}
-		err = kube.Await(ctx, m.Client, key, &corev1.Pod{}, &corev1.PodList{}, func(p *corev1.Pod) (bool, error) {
-			return p.UID != old.UID, nil
-		})
-		if err != nil && !errors.Is(err, kube.ErrGone) {
-			return fmt.Errorf("replace pod %s: %w", key, err)
+		if err := m.awaitEnd(ctx, key, before); err != nil {
+			return err
 		}
 	}
+}
+
+// tryCreate makes the pod, or takes over the one that is there, or returns the pod
+// that must end before. What it looks at and what it makes of it is one step: the
+// pod itself is what keeps others from its claims.
+func (m *Movers) tryCreate(ctx context.Context, pod *corev1.Pod, claims []string) (before *corev1.Pod, err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	key := client.ObjectKeyFromObject(pod)
+	var movers corev1.PodList
+	if err := m.Client.List(ctx, &movers, client.InNamespace(pod.Namespace), client.MatchingLabels{
+		names.ManagedByLabel: names.ManagedByValue, names.ComponentLabel: Component,
+	}); err != nil {
+		return nil, fmt.Errorf("look for other movers: %w", err)
+	}
+	for i := range movers.Items {
+		other := &movers.Items[i]
+		if other.Name == pod.Name {
+			if other.Annotations[names.OperationAnnotation] != pod.Annotations[names.OperationAnnotation] {
+				break
+			}
+			if other.DeletionTimestamp != nil {
+				return other, nil
+			}
+			if ended(other) {
+				if err := m.Client.Delete(ctx, other); client.IgnoreNotFound(err) != nil {
+					return nil, fmt.Errorf("replace pod %s: %w", key, err)
+				}
+				return other, nil
+			}
+			*pod = *other
+			return nil, nil
+		}
+	}
+	if i := slices.IndexFunc(movers.Items, func(p corev1.Pod) bool { return uses(&p, claims) }); i >= 0 {
+		return &movers.Items[i], nil
+	}
+	fresh := pod.DeepCopy()
+	err = m.Client.Create(ctx, fresh)
+	switch {
+	case apierrors.IsAlreadyExists(err):
+		return nil, fmt.Errorf("make pod %s: there is one of this name that is not ours: delete it", key)
+	case err != nil:
+		return nil, fmt.Errorf("make pod %s: %w%s", key, err, createHint(err, pod.Namespace))
+	}
+	*pod = *fresh
+	return nil, nil
+}
+
+// turnTimeout bounds how long a mover waits for another that holds its claim.
+const turnTimeout = 15 * time.Minute
+
+// awaitEnd waits until a pod that is in the way of another one has ended.
+func (m *Movers) awaitEnd(ctx context.Context, key client.ObjectKey, before *corev1.Pod) error {
+	whose := cmp.Or(before.Labels[names.ActionSetLabel], "unknown")
+	m.Log.Info("a claim is in use by another temporary pod: waiting for its end", "pod", before.Name, "namespace", before.Namespace, "actionset", whose)
+	ctx, cancel := context.WithTimeoutCause(ctx, turnTimeout, fmt.Errorf(
+		"pod %s of ActionSet %s has the same claim and has not ended within %s: run the action again when it has", before.Name, whose, turnTimeout))
+	defer cancel()
+	err := kube.Await(ctx, m.Client, client.ObjectKeyFromObject(before), &corev1.Pod{}, &corev1.PodList{}, func(p *corev1.Pod) (bool, error) {
+		return p.UID != before.UID || ended(p) && p.DeletionTimestamp == nil && p.Name != key.Name, nil
+	})
+	if err != nil && !errors.Is(err, kube.ErrGone) {
+		return fmt.Errorf("make pod %s: %w", key, err)
+	}
+	return nil
 }
 
 func createHint(err error, namespace string) string {
@@ -231,26 +274,72 @@ func latest(a, b time.Time) time.Time {
 	return b
 }
 
-// attachedNode is where a pod uses one of the claims, "" if none does: most
-// volumes can be attached to one node only.
-func (m *Movers) attachedNode(ctx context.Context, namespace string, claims []string) (string, error) {
-	var pods corev1.PodList
-	if err := m.Client.List(ctx, &pods, client.InNamespace(namespace)); err != nil {
-		return "", fmt.Errorf("look for pods that use the claims: %w", err)
-	}
-	return nodeOf(pods.Items, claims), nil
+// InUseError is a claim that only one pod may use, and another one does.
+type InUseError struct {
+	Namespace, Claim, Pod string
 }
 
-func nodeOf(pods []corev1.Pod, claims []string) string {
-	for _, pod := range pods {
-		if pod.Spec.NodeName == "" || pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed {
-			continue
+func (e *InUseError) Error() string {
+	return fmt.Sprintf("claim %s/%s is ReadWriteOncePod and pod %s uses it", e.Namespace, e.Claim, e.Pod)
+}
+
+// look fills what the claims say of the pod: how they may be mounted, and the node
+// where one is attached, if it can be on one only.
+func (m *Movers) look(ctx context.Context, spec *Spec) error {
+	var pods corev1.PodList
+	if err := m.Client.List(ctx, &pods, client.InNamespace(spec.Namespace)); err != nil {
+		return fmt.Errorf("look for pods that use the claims: %w", err)
+	}
+	// Not its own, from before a restart of the controller.
+	users := slices.DeleteFunc(pods.Items, func(p corev1.Pod) bool { return p.Name == spec.Name() })
+	var single []string
+	for _, claim := range spec.Claims {
+		var pvc corev1.PersistentVolumeClaim
+		if err := m.Client.Get(ctx, client.ObjectKey{Namespace: spec.Namespace, Name: claim}, &pvc); err != nil {
+			return fmt.Errorf("Failed to retrieve PVC. Namespace %s, Name %s: %w", spec.Namespace, claim, err) // Kanister's text
 		}
-		for _, v := range pod.Spec.Volumes {
-			if c := v.PersistentVolumeClaim; c != nil && slices.Contains(claims, c.ClaimName) {
-				return pod.Spec.NodeName
+		if mode := pvc.Spec.VolumeMode; mode != nil && *mode == corev1.PersistentVolumeBlock {
+			spec.Devices = append(spec.Devices, claim)
+		}
+		modes := pvc.Spec.AccessModes
+		if slices.Contains(modes, corev1.ReadOnlyMany) {
+			spec.readOnly = append(spec.readOnly, claim)
+		}
+		if !slices.Contains(modes, corev1.ReadOnlyMany) && !slices.Contains(modes, corev1.ReadWriteMany) {
+			single = append(single, claim)
+		}
+		if slices.Contains(modes, corev1.ReadWriteOncePod) {
+			// A mover of ours ends by itself: that one is waited for.
+			i := slices.IndexFunc(users, func(p corev1.Pod) bool {
+				return uses(&p, []string{claim}) && p.Labels[names.ComponentLabel] != Component
+			})
+			if i >= 0 {
+				return &InUseError{spec.Namespace, claim, users[i].Name}
 			}
 		}
 	}
+	if spec.Node == "" {
+		spec.Node = nodeOf(users, single)
+	}
+	return nil
+}
+
+// nodeOf is where a pod uses one of the claims, "" if none does.
+func nodeOf(users []corev1.Pod, claims []string) string {
+	for i := range users {
+		if users[i].Spec.NodeName != "" && uses(&users[i], claims) {
+			return users[i].Spec.NodeName
+		}
+	}
 	return ""
+}
+
+// uses says whether a pod holds one of the claims.
+func uses(pod *corev1.Pod, claims []string) bool {
+	return !ended(pod) && slices.ContainsFunc(volumes.Claims(pod), func(c string) bool { return slices.Contains(claims, c) })
+}
+
+// ended says that a pod holds no volume any more.
+func ended(pod *corev1.Pod) bool {
+	return pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed
 }

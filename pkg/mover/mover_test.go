@@ -107,6 +107,21 @@ func TestBuild(t *testing.T) {
 		t.Errorf("mounts %+v: the claim is not there, or not writable", c.VolumeMounts)
 	}
 
+	raw := spec
+	raw.Claims, raw.Devices = append([]string{"raw-db-0"}, spec.Claims...), []string{"raw-db-0"}
+	pod, err = Build(raw, "agent:1", corev1.PullIfNotPresent)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := pod.Spec.Containers[0].VolumeDevices; len(d) != 1 || d[0].Name != raw.VolumeOf("raw-db-0") || d[0].DevicePath != "/devices/"+d[0].Name {
+		t.Errorf("devices %+v", d)
+	}
+	for _, m := range pod.Spec.Containers[0].VolumeMounts {
+		if m.Name == raw.VolumeOf("raw-db-0") {
+			t.Errorf("a device is mounted: %+v", m)
+		}
+	}
+
 	unknown := Spec{Prefix: "restore-data-", OperationID: "op", Claims: []string{"c"}}
 	pod, err = Build(unknown, "agent:1", corev1.PullIfNotPresent)
 	if err != nil || *pod.Spec.SecurityContext.RunAsUser != NonRoot || *pod.Spec.SecurityContext.FSGroup != NonRoot {
@@ -145,5 +160,35 @@ func TestNodeOf(t *testing.T) {
 	}
 	if got := nodeOf(pods[:3], []string{"data"}); got != "" {
 		t.Errorf("node %q, want none", got)
+	}
+}
+
+// TestReads: a mover that reads changes nothing: the kubelet sets the group of every
+// file of a volume for an fsGroup.
+func TestReads(t *testing.T) {
+	spec := Spec{Prefix: "copy-vol-data-", OperationID: "op", Claims: []string{"data", "many"}, Reads: true, readOnly: []string{"many"}}
+	pod, err := Build(spec, "agent:1", corev1.PullIfNotPresent)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s := pod.Spec.SecurityContext; s.FSGroup != nil || s.FSGroupChangePolicy != nil || *s.RunAsUser != NonRoot {
+		t.Errorf("security context %+v, want no fsGroup", s)
+	}
+	for claim, readOnly := range map[string]bool{"data": false, "many": true} {
+		name := spec.VolumeOf(claim)
+		for _, v := range pod.Spec.Volumes {
+			if v.Name == name && v.PersistentVolumeClaim.ReadOnly != readOnly {
+				t.Errorf("claim %s is attached read-only: %v", claim, v.PersistentVolumeClaim.ReadOnly)
+			}
+		}
+		for _, m := range pod.Spec.Containers[0].VolumeMounts {
+			if m.Name == name && !m.ReadOnly {
+				t.Errorf("claim %s can be written to", claim)
+			}
+		}
+	}
+	spec.Identity.FSGroup = new(int64(5))
+	if pod, err = Build(spec, "agent:1", corev1.PullIfNotPresent); err != nil || *pod.Spec.SecurityContext.FSGroup != 5 {
+		t.Errorf("the workload's fsGroup is not kept: %+v, %v", pod.Spec.SecurityContext, err)
 	}
 }

@@ -29,8 +29,15 @@ type Spec struct {
 	Namespace   string
 	// ActionSet's name, for a label.
 	ActionSet string
-	// Claims to mount, read-write.
+	// Claims to mount.
 	Claims []string
+	// Reads says that the claims are only read: they are mounted so, and no fsGroup
+	// is made up, for which the kubelet would change the group of every file.
+	Reads bool
+	// readOnly claims may be mounted by many nodes at once, but only so.
+	readOnly []string
+	// Devices are those of Claims that are block devices.
+	Devices []string
 	// Identity to run as; unknown parts get NonRoot.
 	Identity Identity
 	// Node to run on, because a claim is attached there; "" for any.
@@ -44,9 +51,6 @@ type Spec struct {
 
 // Component is the value of names.ComponentLabel of a mover.
 const Component = "mover"
-
-// operationAnnotation tells one operation's pod from another's.
-const operationAnnotation = names.Group + "/operation"
 
 // Name of the pod: the same for the same operation.
 func (s Spec) Name() string {
@@ -73,21 +77,28 @@ func Build(s Spec, image string, policy corev1.PullPolicy) (*corev1.Pod, error) 
 			id.GID = id.FSGroup
 		}
 	}
-	if id.FSGroup == nil {
+	if id.FSGroup == nil && !s.Reads {
 		// New volumes belong to root: the group is what lets a non-root user in.
 		id.FSGroup = id.GID
 	}
-	if id.FSGroupChangePolicy == nil {
+	if id.FSGroup != nil && id.FSGroupChangePolicy == nil {
 		id.FSGroupChangePolicy = new(corev1.FSGroupChangeOnRootMismatch)
 	}
 	limit := resource.MustParse(memoryLimit)
 	var mounts []corev1.VolumeMount
-	volumes := render.AgentVolumes()
+	var devices []string
+	podVolumes := render.AgentVolumes()
 	for _, claim := range s.Claims {
 		name := s.VolumeOf(claim)
-		mounts = append(mounts, corev1.VolumeMount{Name: name, MountPath: path.Join(names.VolumesDir, name)})
-		volumes = append(volumes, corev1.Volume{Name: name, VolumeSource: corev1.VolumeSource{
-			PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: claim},
+		if slices.Contains(s.Devices, claim) {
+			devices = append(devices, name)
+		} else {
+			mounts = append(mounts, corev1.VolumeMount{Name: name, MountPath: path.Join(names.VolumesDir, name), ReadOnly: s.Reads})
+		}
+		podVolumes = append(podVolumes, corev1.Volume{Name: name, VolumeSource: corev1.VolumeSource{
+			PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{
+				ClaimName: claim, ReadOnly: s.Reads && slices.Contains(s.readOnly, claim),
+			},
 		}})
 	}
 	container := render.AgentContainer(render.AgentOptions{
@@ -106,6 +117,7 @@ func Build(s Spec, image string, policy corev1.PullPolicy) (*corev1.Pod, error) 
 		},
 		MemoryLimit: limit.Value(),
 		DataMounts:  mounts,
+		Devices:     devices,
 	})
 	spec := corev1.PodSpec{
 		RestartPolicy:                 corev1.RestartPolicyNever,
@@ -123,7 +135,7 @@ func Build(s Spec, image string, policy corev1.PullPolicy) (*corev1.Pod, error) 
 			SeccompProfile:      &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault},
 		},
 		Containers: []corev1.Container{*container},
-		Volumes:    volumes,
+		Volumes:    podVolumes,
 	}
 	if s.Node != "" {
 		// Affinity rather than a fixed node: the scheduler still checks that the
@@ -158,7 +170,7 @@ func Build(s Spec, image string, policy corev1.PullPolicy) (*corev1.Pod, error) 
 	})
 	annotations := map[string]string{}
 	maps.Copy(annotations, s.Annotations)
-	annotations[operationAnnotation] = s.OperationID
+	annotations[names.OperationAnnotation] = s.OperationID
 	return &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{
 			Namespace: s.Namespace, Name: s.Name(), Labels: labels, Annotations: annotations,

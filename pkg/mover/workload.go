@@ -13,6 +13,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/kanister-kopia/kanister-kopia/pkg/names"
 )
 
 // PodOfStatefulSet is a pod as the StatefulSet would make it, with the claims of
@@ -62,7 +64,10 @@ func (m *Movers) IdentityFor(ctx context.Context, namespace, claim string) (Iden
 		users = append(users, PodOfDeployment(&deployments.Items[i], ""))
 	}
 	for i := range pods.Items {
-		users = append(users, &pods.Items[i])
+		// A temporary pod of ours is nobody's workload.
+		if pods.Items[i].Labels[names.ManagedByLabel] != names.ManagedByValue {
+			users = append(users, &pods.Items[i])
+		}
 	}
 	return identityOf(users, claim), nil
 }

@@ -41,6 +41,12 @@ const (
 	CPURequestAnnotation    = Group + "/cpu-request"
 	MemoryRequestAnnotation = Group + "/memory-request"
 	MemoryLimitAnnotation   = Group + "/memory-limit"
+	// IgnoreAnnotation, CompressionAnnotation and RateLimitAnnotation are about the pod's
+	// backups: patterns of what is left out, one a line; how contents are compressed;
+	// a quantity of bytes a second.
+	IgnoreAnnotation      = Group + "/ignore"
+	CompressionAnnotation = Group + "/compression"
+	RateLimitAnnotation   = Group + "/rate-limit"
 	// StatusAnnotation is written by the webhook: JSON with version, volumes, skipped volumes and uid.
 	StatusAnnotation = Group + "/status"
 )
@@ -69,6 +75,8 @@ const (
 	NoTokenVolume = "kopia-agent-no-token"
 	// VolumesDir is where volumes are mirrored: VolumesDir/<volume name>.
 	VolumesDir = "/volumes"
+	// DevicesDir is where volumes that are block devices are: DevicesDir/<volume name>.
+	DevicesDir = "/devices"
 )
 
 // AgentPolicy is the ValidatingAdmissionPolicy about opted-in pods without an agent:
@@ -100,6 +108,15 @@ const (
 	RepositoryLabel = Group + "/repository"
 	// ActionSetLabel names the ActionSet a temporary pod works for.
 	ActionSetLabel = Group + "/actionset"
-	// ComponentLabel is "repository-server", "mover", ….
+	// OperationAnnotation of a temporary pod is the operation it was made for.
+	OperationAnnotation = Group + "/operation"
+	// ComponentLabel is "repository-server", "mover", "task", ….
 	ComponentLabel = "app.kubernetes.io/component"
+)
+
+// What a repository server says when its repository cannot be opened for good. The
+// controller reads it as text: it is the server's last word.
+const (
+	WrongPassword     = "the repository's password is wrong"
+	RepositoryMissing = "the storage is empty, but the repository existed before"
 )

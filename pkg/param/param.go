@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package param holds what a Blueprint's templates see. Field names and JSON
+// Package param holds what a Blueprint's templates see, and renders them. Field names and JSON
 // shapes are Kanister's: `{{ toJson .Profile }}` and friends are part of the contract.
 package param
 
@@ -12,21 +12,23 @@ import (
 
 // TemplateParams is a snapshot taken when an action starts.
 type TemplateParams struct {
-	StatefulSet  *StatefulSetParams
-	Deployment   *DeploymentParams
-	PVC          *PVCParams
-	Namespace    *NamespaceParams
-	ArtifactsIn  map[string]Artifact
-	ConfigMaps   map[string]corev1.ConfigMap
-	Secrets      map[string]corev1.Secret
-	Time         string
-	Profile      *Profile
-	Options      map[string]string
-	Object       map[string]any
-	Phases       map[string]*Phase
-	DeferPhase   *Phase
-	CurrentPhase string
-	PodOverride  map[string]any
+	StatefulSet *StatefulSetParams
+	Deployment  *DeploymentParams
+	// DeploymentConfig is OpenShift's.
+	DeploymentConfig *DeploymentConfigParams
+	PVC              *PVCParams
+	Namespace        *NamespaceParams
+	ArtifactsIn      map[string]Artifact
+	ConfigMaps       map[string]corev1.ConfigMap
+	Secrets          map[string]corev1.Secret
+	Time             string
+	Profile          *Profile
+	Options          map[string]string
+	Object           map[string]any
+	Phases           map[string]*Phase
+	DeferPhase       *Phase
+	CurrentPhase     string
+	PodOverride      map[string]any
 	// PodAnnotations and PodLabels come from the ActionSet.
 	PodAnnotations map[string]string
 	PodLabels      map[string]string
@@ -44,6 +46,10 @@ type StatefulSetParams struct {
 
 // DeploymentParams are the Running pods of a Deployment's current ReplicaSet.
 type DeploymentParams StatefulSetParams
+
+// DeploymentConfigParams are the Running pods of a DeploymentConfig's latest
+// version.
+type DeploymentConfigParams StatefulSetParams
 
 // PVCParams name a claim.
 type PVCParams struct {

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"path"
 	"sync"
 	"time"
@@ -201,21 +202,80 @@ func (r *Repository) Delete(ctx context.Context, id string, req api.DeleteReques
 	return res.Records, nil
 }
 
+// List returns the records under a prefix, of all prefixes if it is "", in the order in
+// which they were written. It asks for them page by page, with ids that begin with id:
+// another id sees what was written since. An error is the last that it yields.
+func (r *Repository) List(ctx context.Context, id, prefix string) iter.Seq2[api.Record, error] {
+	return func(yield func(api.Record, error) bool) {
+		req := api.ListRequest{Prefix: prefix, KeyID: r.KeyID()}
+		for page := 0; ; page++ {
+			res, err := r.run(ctx, api.StartRequest{ID: fmt.Sprintf("%s-%d", id, page), Kind: api.KindList, List: &req})
+			if err != nil {
+				yield(api.Record{}, fmt.Errorf("list the backups: %w", err))
+				return
+			}
+			for _, record := range res.Records {
+				if !yield(record, nil) {
+					return
+				}
+			}
+			if res.Next == "" {
+				return
+			}
+			req.After = res.Next
+		}
+	}
+}
+
+// Stats measures a backup. ErrNotFound as of Find.
+func (r *Repository) Stats(ctx context.Context, id string, req api.StatsRequest, progress func(api.Progress)) (api.StatsResult, error) {
+	req.KeyID = r.KeyID()
+	res, err := r.follow(ctx, api.StartRequest{ID: id, Kind: api.KindStats, Stats: &req}, progress)
+	if err != nil {
+		return api.StatsResult{}, told("measure the backup", err)
+	}
+	return *res.Stats, nil
+}
+
+// Verify checks one backup, or all under a prefix or of the repository. Problems of
+// the backups are in the result; an error says that they could not be looked at.
+// ErrNotFound as of Find, if one is named.
+func (r *Repository) Verify(ctx context.Context, id string, req api.VerifyRequest, progress func(api.Progress)) (api.VerifyResult, error) {
+	req.KeyID = r.KeyID()
+	res, err := r.follow(ctx, api.StartRequest{ID: id, Kind: api.KindVerify, Verify: &req}, progress)
+	if err != nil {
+		return api.VerifyResult{}, told("verify the backups", err)
+	}
+	return *res.Verify, nil
+}
+
+// told is an error of an operation in our words.
+func told(what string, err error) error {
+	var p *api.Problem
+	if errors.As(err, &p) && p.Code == api.CodeNotFound {
+		return fmt.Errorf("%s: %w", what, ErrNotFound)
+	}
+	return fmt.Errorf("%s: %w", what, err)
+}
+
 func (r *Repository) one(ctx context.Context, req api.StartRequest, what string) (api.Record, error) {
 	res, err := r.run(ctx, req)
-	var p *api.Problem
 	switch {
-	case errors.As(err, &p) && p.Code == api.CodeNotFound, err == nil && len(res.Records) == 0:
-		return api.Record{}, fmt.Errorf("%s: %w", what, ErrNotFound)
 	case err != nil:
-		return api.Record{}, fmt.Errorf("%s: %w", what, err)
+		return api.Record{}, told(what, err)
+	case len(res.Records) == 0:
+		return api.Record{}, fmt.Errorf("%s: %w", what, ErrNotFound)
 	}
 	return res.Records[0], nil
 }
 
-func (r *Repository) run(ctx context.Context, req api.StartRequest) (res *api.Result, err error) {
+func (r *Repository) run(ctx context.Context, req api.StartRequest) (*api.Result, error) {
+	return r.follow(ctx, req, func(api.Progress) {})
+}
+
+func (r *Repository) follow(ctx context.Context, req api.StartRequest, progress func(api.Progress)) (res *api.Result, err error) {
 	err = r.ask(ctx, func(agent *agentclient.Client) (err error) {
-		res, err = agent.Run(ctx, req, func(api.Progress) {})
+		res, err = agent.Run(ctx, req, progress)
 		return err
 	})
 	return res, err

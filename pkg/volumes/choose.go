@@ -14,8 +14,8 @@ import (
 
 // Choice is which volumes of a pod the agent mirrors.
 type Choice struct {
-	// Mirrored volume names, in the pod's order.
-	Mirrored []string
+	// Mirrored volume names, in the pod's order, and those of block devices.
+	Mirrored, Devices []string
 	// Skipped volumes that could hold data. Secrets, config maps, projected and
 	// downward API volumes are not listed.
 	Skipped []Skipped
@@ -41,7 +41,7 @@ func (e *UnknownVolumeError) Error() string {
 }
 
 // Choose says which volumes of the pod are mirrored. With wanted nil these are
-// all volumes of a persistent kind that a container mounts: a volume nobody
+// all volumes of a persistent kind that a container mounts or has as a device: a volume nobody
 // mounts is not attached to the node, and the agent must not change that. With
 // wanted given, exactly those, emptyDir included; one that cannot be mirrored is
 // an *UnknownVolumeError.
@@ -60,9 +60,6 @@ func Choose(pod *corev1.Pod, wanted []string) (Choice, error) {
 			continue
 		}
 		why, ok := mirrorable(v)
-		if ok && devices[v.Name] {
-			why, ok = "it is a block device (volumeDevices); the agent reads file systems", false
-		}
 		if ok {
 			accepted = append(accepted, v.Name)
 		}
@@ -70,7 +67,7 @@ func Choose(pod *corev1.Pod, wanted []string) (Choice, error) {
 			switch {
 			case KindOf(v) == EmptyDir:
 				why, ok = "an emptyDir is mirrored only when annotation "+names.VolumesAnnotation+" lists it", false
-			case !mounted[v.Name]:
+			case !mounted[v.Name] && !devices[v.Name]:
 				why, ok = "no container mounts it", false
 			}
 		}
@@ -78,6 +75,8 @@ func Choose(pod *corev1.Pod, wanted []string) (Choice, error) {
 			why, ok = "annotation "+names.VolumesAnnotation+" does not list it", false
 		}
 		switch {
+		case ok && devices[v.Name]:
+			choice.Devices = append(choice.Devices, v.Name)
 		case ok:
 			choice.Mirrored = append(choice.Mirrored, v.Name)
 		default:
@@ -89,7 +88,7 @@ func Choose(pod *corev1.Pod, wanted []string) (Choice, error) {
 	}
 
 	for _, name := range wanted {
-		if slices.Contains(choice.Mirrored, name) {
+		if slices.Contains(choice.Mirrored, name) || slices.Contains(choice.Devices, name) {
 			continue
 		}
 		why, known := reasons[name]
@@ -137,6 +136,11 @@ func usedVolumes(spec *corev1.PodSpec) (mounted, devices map[string]bool) {
 // MirrorPath is where the agent sees the volume of that name.
 func MirrorPath(volume string) string {
 	return names.VolumesDir + "/" + volume
+}
+
+// DevicePath is where the agent sees the block device of that volume.
+func DevicePath(volume string) string {
+	return names.DevicesDir + "/" + volume
 }
 
 func quoteAll(list []string) string {

@@ -105,3 +105,14 @@ func ClaimName(podName string, v *corev1.Volume) string {
 		return ""
 	}
 }
+
+// Claims are the claims that the volumes of a pod are, in the pod's order.
+func Claims(pod *corev1.Pod) []string {
+	var claims []string
+	for i := range pod.Spec.Volumes {
+		if claim := ClaimName(pod.Name, &pod.Spec.Volumes[i]); claim != "" {
+			claims = append(claims, claim)
+		}
+	}
+	return claims
+}

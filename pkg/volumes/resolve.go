@@ -22,6 +22,8 @@ type Location struct {
 	Kind       Kind
 	// ClaimName is the persistent volume claim, "" for a volume without one.
 	ClaimName string
+	// Device: the volume is a block device, at DevicePath(VolumeName).
+	Device bool
 	// PathInVolume is absolute and clean; "/" is the whole volume. Symbolic links
 	// are not known here: the agent refuses a path that goes through one.
 	PathInVolume string
@@ -110,7 +112,7 @@ func Resolve(pod *corev1.Pod, container, file string) (Location, error) {
 	}
 	for i := range c.VolumeDevices {
 		if d := &c.VolumeDevices[i]; isWithin(absolute(d.DevicePath), file) && len(d.DevicePath) > len(mountPath) {
-			return Location{}, refuse(BlockDevice, "%s of container %s is block device %s; the agent reads file systems only", file, container, d.Name)
+			return resolveDevice(pod, c, d, file)
 		}
 	}
 	if mount == nil {
@@ -138,6 +140,24 @@ func Resolve(pod *corev1.Pod, container, file string) (Location, error) {
 		MountRoot:    root,
 		ReadOnly:     mount.ReadOnly,
 		Nested:       nested(c, file, mount),
+	}, nil
+}
+
+// resolveDevice is Resolve for a path of a block device: there is nothing below it.
+func resolveDevice(pod *corev1.Pod, c *corev1.Container, d *corev1.VolumeDevice, file string) (Location, error) {
+	if file != absolute(d.DevicePath) {
+		return Location{}, refuse(BlockDevice, "%s of container %s is below block device %s (%s), which is backed up as a whole", file, c.Name, d.DevicePath, d.Name)
+	}
+	volume := findVolume(&pod.Spec, d.Name)
+	if volume == nil {
+		return Location{}, refuse(NoVolume, "%s of container %s is volume %s, which the pod does not have", file, c.Name, d.Name)
+	}
+	if why, ok := mirrored(pod, volume); !ok {
+		return Location{}, refuse(NotMirrored, "%s of container %s is volume %s, which the agent does not see: %s", file, c.Name, volume.Name, why)
+	}
+	return Location{
+		VolumeName: volume.Name, Kind: KindOf(volume), ClaimName: ClaimName(pod.Name, volume), Device: true,
+		PathInVolume: "/", MountPath: file, MountRoot: "/",
 	}, nil
 }
 
@@ -215,6 +235,11 @@ func mirrored(pod *corev1.Pod, v *corev1.Volume) (why string, ok bool) {
 		}
 		for j := range c.VolumeMounts {
 			if m := &c.VolumeMounts[j]; m.Name == v.Name && m.MountPath == MirrorPath(v.Name) {
+				return "", true
+			}
+		}
+		for j := range c.VolumeDevices {
+			if d := &c.VolumeDevices[j]; d.Name == v.Name && d.DevicePath == DevicePath(v.Name) {
 				return "", true
 			}
 		}

@@ -74,6 +74,9 @@ spec:
 func TestResolve(t *testing.T) {
 	pod := parsePod(t, databasePod)
 	type want struct{ volume, claim, path, mount, root string }
+	if l, err := volumes.Resolve(pod, "db", "/dev//raw0"); err != nil || !l.Device || l.VolumeName != "raw" || l.ClaimName != "raw-db-0" || l.PathInVolume != "/" || l.MountPath != "/dev/raw0" {
+		t.Errorf("block device: %+v, %v", l, err)
+	}
 	for _, tc := range []struct {
 		container, path string
 		want            want
@@ -118,7 +121,7 @@ func TestResolveRefuses(t *testing.T) {
 		{"db", "/var/lib/db/../../etc", volumes.NoVolume, "/var/etc of container db is on no volume; the agent reads volumes only"},
 		{"db", "/etc/db/x", volumes.NotMirrored, "/etc/db/x of container db is on volume config, which the agent does not mirror: a volume of kind configMap is never mirrored"},
 		{"db", "/keys", volumes.NotMirrored, "holds credentials"},
-		{"db", "/dev/raw0", volumes.BlockDevice, "block device raw"},
+		{"db", "/dev/raw0/part", volumes.BlockDevice, "is below block device /dev/raw0 (raw)"},
 		{"db", "data", volumes.BadPath, `path "data" is not absolute`},
 		{"db", "", volumes.BadPath, "path is empty"},
 		{"nope", "/data", volumes.UnknownContainer, `no container "nope"; it has: db, whole, prepare, proxy`},
@@ -267,13 +270,15 @@ spec:
 		name    string
 		wanted  []string
 		mirror  []string
+		devices []string
 		skipped []string
 		unknown string
 	}{
 		{
 			name:    "all that can be",
 			mirror:  []string{"claim", "eph", "inline", "nfs"},
-			skipped: []string{"unused", "raw", "tmp", "host", "keys"},
+			devices: []string{"raw"},
+			skipped: []string{"unused", "tmp", "host", "keys"},
 		},
 		{
 			name:    "listed, in the pod's order",
@@ -285,7 +290,7 @@ spec:
 		{name: "secret", wanted: []string{"secret"}, unknown: "secret"},
 		{name: "hostPath", wanted: []string{"claim", "host"}, unknown: "host"},
 		{name: "credentials", wanted: []string{"keys"}, unknown: "keys"},
-		{name: "block device", wanted: []string{"raw"}, unknown: "raw"},
+		{name: "block device", wanted: []string{"raw"}, devices: []string{"raw"}, skipped: []string{"claim", "unused", "eph", "inline", "nfs", "tmp", "host", "keys"}},
 		{name: "not there", wanted: []string{"nope"}, unknown: "nope"},
 		{name: "our own", wanted: []string{"kopia-agent-state"}, unknown: "kopia-agent-state"},
 	} {
@@ -296,7 +301,7 @@ spec:
 				if !errors.As(err, &e) || e.Volume != tc.unknown {
 					t.Fatalf("got %v, want an error about %s", err, tc.unknown)
 				}
-				if diff := cmp.Diff([]string{"claim", "unused", "eph", "inline", "nfs", "tmp"}, e.Accepted); diff != "" {
+				if diff := cmp.Diff([]string{"claim", "unused", "raw", "eph", "inline", "nfs", "tmp"}, e.Accepted); diff != "" {
 					t.Errorf("accepted (-want +got)\n%s", diff)
 				}
 				return
@@ -313,6 +318,9 @@ spec:
 			}
 			if diff := cmp.Diff(tc.mirror, choice.Mirrored); diff != "" {
 				t.Errorf("mirrored (-want +got)\n%s", diff)
+			}
+			if diff := cmp.Diff(tc.devices, choice.Devices); diff != "" {
+				t.Errorf("devices (-want +got)\n%s", diff)
 			}
 			if diff := cmp.Diff(tc.skipped, skipped); diff != "" {
 				t.Errorf("skipped (-want +got)\n%s", diff)

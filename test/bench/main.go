@@ -26,11 +26,12 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/kanister-kopia/kanister-kopia/agent/api"
 	"github.com/kanister-kopia/kanister-kopia/internal/testenv"
 )
 
-// compression is our default, asked of every peer that knows it.
-const compression = "zstd-fastest"
+// compression is asked of every peer that knows it; our default, unless a flag says otherwise.
+var compression = "zstd-fastest"
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -46,7 +47,11 @@ func run(ctx context.Context) error {
 	only := flag.String("data", "", "data sets, separated by commas; empty is all")
 	against := flag.String("peers", "", "whom to compare with, separated by commas; empty is everybody")
 	file := flag.String("json", "", "file for the figures")
+	flag.StringVar(&compression, "compression", compression, "of all peers but restic: one of "+strings.Join(api.Compressions, ", "))
 	flag.Parse()
+	if !slices.Contains(api.Compressions, compression) {
+		return fmt.Errorf("-compression %s is none of %s", compression, strings.Join(api.Compressions, ", "))
+	}
 	if *scale <= 0 {
 		return errors.New("-scale must be more than 0")
 	}

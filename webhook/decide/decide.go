@@ -135,10 +135,10 @@ type Decision struct {
 
 // Plan is the agent that this pod gets.
 type Plan struct {
-	// Volumes to mirror, in the pod's order, and those left out.
-	Volumes []string
-	Skipped []volumes.Skipped
-	RunAs   RunAs
+	// Volumes to mirror, in the pod's order, block devices to hand over, and what is left out.
+	Volumes, Devices []string
+	Skipped          []volumes.Skipped
+	RunAs            RunAs
 	// Resources of the container; QoS is the class of the pod without it, and with it.
 	QoS       corev1.PodQOSClass
 	Resources corev1.ResourceRequirements
@@ -198,7 +198,7 @@ func Decide(pod *corev1.Pod, ns Namespace) Decision {
 	if err != nil {
 		return Decision{Reason: Malformed, Detail: volumesError(pod, err).Error()}
 	}
-	if len(choice.Mirrored) == 0 {
+	if len(choice.Mirrored)+len(choice.Devices) == 0 {
 		d := Decision{Reason: NoVolume, Detail: skippedText(choice.Skipped)}
 		if pod.Labels[names.InjectLabel] == "true" {
 			d.Warnings = []string{"no backup agent: " + d.Message()}
@@ -212,8 +212,9 @@ func Decide(pod *corev1.Pod, ns Namespace) Decision {
 
 	plan := &Plan{
 		Volumes: choice.Mirrored,
+		Devices: choice.Devices,
 		Skipped: choice.Skipped,
-		RunAs:   runAs(pod, ns, choice.Mirrored, params),
+		RunAs:   runAs(pod, ns, slices.Concat(choice.Mirrored, choice.Devices), params),
 	}
 	plan.QoS, plan.Resources, plan.MemoryLimit = resources(pod, params)
 	warnings := unknownKeys(pod)

@@ -120,6 +120,9 @@ func TestMalformedParametersAreRefused(t *testing.T) {
 		{"kopia.kanister.io/memory-limit", "256", "256Mi"},
 		{"kopia.kanister.io/memory-limit", "256m", "256Mi"},
 		{"kopia.kanister.io/memory-limit", "9999999Ei", "256Mi"},
+		{"kopia.kanister.io/ignore", "a[", "patterns as in a .gitignore"},
+		{"kopia.kanister.io/compression", "lz4", "zstd-fastest"},
+		{"kopia.kanister.io/rate-limit", "1", "16Ki"},
 	} {
 		t.Run(tc.key+"="+tc.value, func(t *testing.T) {
 			d := decide.Decide(podWith(t, annotated(tc.key, tc.value), ""), namespace("enabled"))
@@ -198,6 +201,7 @@ func TestRunAs(t *testing.T) {
 		{"privileged, restricted", enforced("restricted"), on, app("{runAsUser: 0}"), who{65532, -1, 65532, false}, "enforces Pod Security restricted"},
 		{"privileged, baseline", enforced("baseline"), on, "", who{65532, -1, 65532, false}, "default"},
 		{"privileged, enforce privileged", enforced("privileged"), on, "", who{0, -1, 0, true}, "allows root"},
+		{"who has the device", namespace("enabled"), on, `containers: [{name: vm, securityContext: {runAsUser: 107}, volumeDevices: [{name: data, devicePath: /dev/x}]}]`, who{107, -1, 107, false}, "container vm"},
 		{
 			"the writer before the reader, the known before the unknown", namespace("enabled"), on, `containers:
   - {name: unknown, volumeMounts: [{name: data, mountPath: /data}]}

@@ -14,6 +14,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 
 	"github.com/kanister-kopia/kanister-kopia/pkg/names"
+	"github.com/kanister-kopia/kanister-kopia/pkg/snapshotoptions"
 	"github.com/kanister-kopia/kanister-kopia/pkg/volumes"
 )
 
@@ -79,6 +80,10 @@ func parseParams(pod *corev1.Pod) (params, error) {
 		}
 		*q.to = &parsed
 	}
+	// They are the functions' to use; a pod's author hears of a mistake now.
+	if _, err := snapshotoptions.Of(a); err != nil {
+		return params{}, err
+	}
 	if p.memoryRequest != nil && p.memoryLimit != nil && p.memoryRequest.Cmp(*p.memoryLimit) > 0 {
 		return params{}, malformed("annotation", names.MemoryRequestAnnotation, p.memoryRequest.String(),
 			"at most "+p.memoryLimit.String()+", which "+names.MemoryLimitAnnotation+" allows")
@@ -140,6 +145,7 @@ func volumesError(pod *corev1.Pod, err error) error {
 var knownKeys = []string{
 	names.RunAsAnnotation, names.VolumesAnnotation, names.CPURequestAnnotation,
 	names.MemoryRequestAnnotation, names.MemoryLimitAnnotation, names.StatusAnnotation,
+	names.IgnoreAnnotation, names.CompressionAnnotation, names.RateLimitAnnotation,
 }
 
 // unknownKeys warns about annotations under our prefix that nothing reads. They

@@ -146,7 +146,7 @@ func dataOwner(pod *corev1.Pod, mirrored []string) owner {
 }
 
 // mountingContainer is the container whose user the data belongs to: the first
-// that mounts a mirrored volume, but one whose user is known before one whose
+// that mounts a mirrored volume or has its device, but one whose user is known before one whose
 // user is not, and then one that writes before one that only reads.
 func mountingContainer(pod *corev1.Pod, mirrored []string, podHasUser bool) *corev1.Container {
 	var best *corev1.Container
@@ -160,6 +160,11 @@ func mountingContainer(pod *corev1.Pod, mirrored []string, podHasUser bool) *cor
 			case m.ReadOnly:
 				score = max(score, 1)
 			default:
+				score = 2
+			}
+		}
+		for i := range c.VolumeDevices {
+			if slices.Contains(mirrored, c.VolumeDevices[i].Name) {
 				score = 2
 			}
 		}

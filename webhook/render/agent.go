@@ -12,6 +12,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 
 	"github.com/kanister-kopia/kanister-kopia/pkg/names"
+	"github.com/kanister-kopia/kanister-kopia/pkg/volumes"
 )
 
 // stateSize bounds the agent's private volume. It holds a key and some state;
@@ -47,6 +48,8 @@ type AgentOptions struct {
 	MemoryLimit int64
 	// DataMounts are the volumes the agent works on, below names.VolumesDir.
 	DataMounts []corev1.VolumeMount
+	// Devices are the names of volumes that are block devices, below names.DevicesDir.
+	Devices []string
 }
 
 // AgentContainer builds the agent's container. It needs the volumes of
@@ -63,6 +66,10 @@ func AgentContainer(o AgentOptions) *corev1.Container {
 		// No subPath: such a mount never sees the ConfigMap change.
 		corev1.VolumeMount{Name: names.CAVolume, MountPath: names.CADir, ReadOnly: true},
 	)
+	var devices []corev1.VolumeDevice
+	for _, name := range o.Devices {
+		devices = append(devices, corev1.VolumeDevice{Name: name, DevicePath: volumes.DevicePath(name)})
+	}
 	return &corev1.Container{
 		Name:  o.Name,
 		Image: o.Image,
@@ -73,6 +80,8 @@ func AgentContainer(o AgentOptions) *corev1.Container {
 		Env:          []corev1.EnvVar{{Name: "GOMEMLIMIT", Value: goMemLimit(o.MemoryLimit)}},
 		Resources:    o.Resources,
 		VolumeMounts: append(mounts, o.DataMounts...),
+		// There is no read-only device; the agent opens it so.
+		VolumeDevices: devices,
 		// An agent that dies says why in the pod's status.
 		TerminationMessagePath:   corev1.TerminationMessagePathDefault,
 		TerminationMessagePolicy: corev1.TerminationMessageFallbackToLogsOnError,

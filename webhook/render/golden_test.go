@@ -238,6 +238,9 @@ func summary(d decide.Decision) string {
 	if d.Plan.RunAs.EffectiveUID != nil {
 		uid = strconv.FormatInt(*d.Plan.RunAs.EffectiveUID, 10)
 	}
+	if len(d.Plan.Devices) > 0 {
+		return fmt.Sprintf("%s; volumes: %s; devices: %s; uid: %s", d.Reason, strings.Join(d.Plan.Volumes, ", "), strings.Join(d.Plan.Devices, ", "), uid)
+	}
 	return fmt.Sprintf("%s; volumes: %s; uid: %s", d.Reason, strings.Join(d.Plan.Volumes, ", "), uid)
 }
 

@@ -71,6 +71,7 @@ func Inject(pod *corev1.Pod, plan *decide.Plan, o Options) Edit {
 		Resources:    plan.Resources,
 		MemoryLimit:  plan.MemoryLimit,
 		DataMounts:   mirrorMounts(plan.Volumes),
+		Devices:      plan.Devices,
 	})
 	e.Container = want
 	for i := range pod.Spec.InitContainers {
@@ -148,8 +149,10 @@ func mergeList(list string, add []string) string {
 type Status struct {
 	// Version of the injector.
 	Version string `json:"version"`
-	// Volumes mirrored at /volumes/<name>, and those that are not.
+	// Volumes mirrored at /volumes/<name>, block devices at /devices/<name>, and what is
+	// not there.
 	Volumes []string          `json:"volumes"`
+	Devices []string          `json:"devices,omitempty"`
 	Skipped []volumes.Skipped `json:"skipped,omitempty"`
 	// UID of the agent, absent where the cluster chooses; RunAs says why.
 	UID   *int64 `json:"uid,omitempty"`
@@ -159,7 +162,8 @@ type Status struct {
 func status(plan *decide.Plan, version string) string {
 	b, err := json.Marshal(Status{
 		Version: version,
-		Volumes: plan.Volumes,
+		Volumes: append([]string{}, plan.Volumes...), // [], not null
+		Devices: plan.Devices,
 		Skipped: plan.Skipped,
 		UID:     plan.RunAs.EffectiveUID,
 		RunAs:   plan.RunAs.Why,

@@ -81,6 +81,13 @@ func sound(t testing.TB, before, after *corev1.Pod, mayBeRoot bool) {
 			t.Errorf("mirror %+v is not the whole volume, read-only, in its place", m)
 		}
 	}
+	for _, d := range agent.VolumeDevices {
+		v, ok := volumes[d.Name]
+		if !ok || v.PersistentVolumeClaim == nil && v.Ephemeral == nil || d.DevicePath != "/devices/"+d.Name || paths[d.DevicePath] {
+			t.Errorf("device %+v is no claim of the pod in its place", d)
+		}
+		paths[d.DevicePath] = true
+	}
 	if !token {
 		t.Error("nothing covers the path of the service account's token")
 	}

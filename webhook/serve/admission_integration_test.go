@@ -407,7 +407,17 @@ func (a *cluster) policies(t *testing.T) {
 	}
 	injected, err := a.create(ctx, "enabled", withClaim())
 	must(t, err)
-	injected.ResourceVersion, injected.UID, injected.Namespace, injected.Status = "", "", "", corev1.PodStatus{}
+	onlyDevice := func(p *corev1.Pod) {
+		c := &p.Spec.Containers[0]
+		c.VolumeDevices, c.VolumeMounts = []corev1.VolumeDevice{{Name: "data", DevicePath: "/dev/data"}}, nil
+	}
+	raw := withClaim()
+	onlyDevice(raw)
+	withDevice, err := a.create(ctx, "enabled", raw)
+	must(t, err)
+	for _, p := range []*corev1.Pod{injected, withDevice} {
+		p.ResourceVersion, p.UID, p.Namespace, p.Status = "", "", "", corev1.PodStatus{}
+	}
 	must(t, a.client.Delete(ctx, a.webhook.DeepCopy()))
 	t.Cleanup(func() { must(t, a.client.Create(context.Background(), a.webhook.DeepCopy())) })
 	testenv.Eventually(t, time.Minute, "the webhook is gone", func() bool {
@@ -429,6 +439,9 @@ func (a *cluster) policies(t *testing.T) {
 		{name: "not labelled", in: "enabled", change: unlabelled, want: none},
 		{name: "opted out", in: "enabled", change: func(p *corev1.Pod) { p.Labels[names.InjectLabel] = "false" }, want: none},
 		{name: "all: with a claim", in: "all", change: unlabelled, want: missing},
+		{name: "all: with a block device", in: "all", change: func(p *corev1.Pod) { unlabelled(p); onlyDevice(p) }, want: missing},
+		{name: "with its agent and a block device only", in: "enabled", from: withDevice, want: none},
+		{name: "the device lost", in: "enabled", from: withDevice, change: func(p *corev1.Pod) { agentOf(p).VolumeDevices = nil }, want: "lost its volumes"},
 		{name: "all: opted out", in: "all", change: func(p *corev1.Pod) { p.Labels[names.InjectLabel] = "false" }, want: none},
 		{name: "all: nothing to back up", in: "all", change: func(p *corev1.Pod) {
 			unlabelled(p)

@@ -109,7 +109,7 @@ func (i *Injector) admit(ctx context.Context, req *request) (decide.Decision, *a
 		patchType := admissionv1.PatchTypeJSONPatch
 		resp.Patch, resp.PatchType = patch, &patchType
 	}
-	log.Info("pod injected", "reason", d.Reason, "volumes", d.Plan.Volumes, "runAs", d.Plan.RunAs.Why, "qos", d.Plan.QoS)
+	log.Info("pod injected", "reason", d.Reason, "volumes", d.Plan.Volumes, "devices", d.Plan.Devices, "runAs", d.Plan.RunAs.Why, "qos", d.Plan.QoS)
 	return d, resp
 }
 

@@ -98,6 +98,28 @@ type ActionStatus struct {
 	// Time is when the action started; templates see it as .Time, also after a
 	// restart of the controller. Kanister does not have this field.
 	Time string `json:"time,omitempty"`
+	// Workload is what templates see of the pods of the action's object: a snapshot
+	// of when the action started, the same after a restart of the controller.
+	// Kanister does not have this field.
+	Workload *WorkloadSnapshot `json:"workload,omitempty"`
+}
+
+// WorkloadSnapshot is the part of a workload that an action may change while it
+// runs, and that no secret can be in.
+type WorkloadSnapshot struct {
+	// Replicas of the workload's spec; nil if it has none.
+	Replicas *int64 `json:"replicas,omitempty"`
+	// Pods that ran, in their order.
+	Pods []PodSnapshot `json:"pods,omitempty"`
+}
+
+// PodSnapshot is one pod.
+type PodSnapshot struct {
+	Name string `json:"name"`
+	// Containers in the order of the pod's status.
+	Containers []string `json:"containers,omitempty"`
+	// Claims maps claim to mount path.
+	Claims map[string]string `json:"claims,omitempty"`
 }
 
 // Phase is the state of one phase.

@@ -2,8 +2,8 @@
 
 package v1alpha1
 
-// ObjectReference names an object. Of a known kind (deployment, statefulset, pvc,
-// namespace, in any case) only kind, name and namespace are needed; of any other
+// ObjectReference names an object. Of a known kind (deployment, statefulset,
+// deploymentconfig, pvc, namespace, in any case) only kind, name and namespace are needed; of any other
 // also apiVersion and resource. References to Profiles, Secrets and ConfigMaps
 // need name and namespace alone.
 type ObjectReference struct {

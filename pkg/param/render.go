@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package actionset
+package param
 
 import (
 	"fmt"
@@ -12,7 +12,6 @@ import (
 	"github.com/Masterminds/sprig/v3"
 
 	crv1alpha1 "github.com/kanister-kopia/kanister-kopia/pkg/apis/cr/v1alpha1"
-	"github.com/kanister-kopia/kanister-kopia/pkg/param"
 )
 
 // functions are sprig's, less what Kanister forbids.
@@ -20,15 +19,16 @@ var functions = func() template.FuncMap {
 	f := sprig.TxtFuncMap()
 	for _, name := range []string{"bcrypt", "derivePassword", "htpasswd"} {
 		f[name] = func(...any) (string, error) {
-			return "", fmt.Errorf("sprig usage of '%s' is not allowed by kanister as it is not FIPS compatible", name)
+			return "", forbidden(name)
 		}
 	}
 	generate := f["genPrivateKey"].(func(string) string)
 	f["genPrivateKey"] = func(kind string) (string, error) {
-		if kind == "dsa" {
-			return "", fmt.Errorf("sprig usage of 'genPrivateKey' for dsa is not allowed by kanister as it is not FIPS compatible")
+		switch kind {
+		case "rsa", "ecdsa", "ed25519":
+			return generate(kind), nil
 		}
-		return generate(kind), nil
+		return "", forbidden(fmt.Sprintf("genPrivateKey for %s key", kind))
 	}
 	// Templates are people's who may write Blueprints, but what they see is not the
 	// controller's own environment.
@@ -37,17 +37,32 @@ var functions = func() template.FuncMap {
 	return f
 }()
 
-// render fills the templates in text.
-func render(text string, params *param.TemplateParams) (string, error) {
+func forbidden(usage string) error {
+	return fmt.Errorf("sprig usage of '%s' is not allowed by kanister as it is not FIPS compatible", usage) // Kanister's text
+}
+
+// Render fills the templates in text from data: template parameters, but for the
+// conditions of Wait and WaitV2, which are about an object.
+func Render(text string, data any) (string, error) {
+	return render(text, data, "missingkey=error")
+}
+
+// RenderObject is Render of a template about an object of the API, which lacks what
+// nobody has set: a key that is not there is no value.
+func RenderObject(text string, object map[string]any) (string, error) {
+	return render(text, object, "missingkey=zero")
+}
+
+func render(text string, data any, missingKey string) (string, error) {
 	if !strings.Contains(text, "{{") {
 		return text, nil
 	}
-	t, err := template.New("config").Option("missingkey=error").Funcs(functions).Parse(text)
+	t, err := template.New("config").Option(missingKey).Funcs(functions).Parse(text)
 	if err != nil {
 		return "", fmt.Errorf("parse template: %w", err)
 	}
 	var out strings.Builder
-	if err := t.Execute(&out, params); err != nil {
+	if err := t.Execute(&out, data); err != nil {
 		return "", renderError(err)
 	}
 	return out.String(), nil
@@ -65,16 +80,16 @@ func renderError(err error) error {
 
 // renderValue renders all text in a value: strings, lists, and maps with their
 // keys. Everything else passes.
-func renderValue(v any, params *param.TemplateParams) (any, error) {
+func renderValue(v any, params *TemplateParams) (any, error) {
 	switch v := v.(type) {
 	case nil:
 		return nil, nil
 	case string:
-		return render(v, params)
+		return Render(v, params)
 	case crv1alpha1.JSONMap:
-		return renderMap(v, params)
+		return RenderArgs(v, params)
 	case map[string]any:
-		return renderMap(v, params)
+		return RenderArgs(v, params)
 	}
 	switch r := reflect.ValueOf(v); r.Kind() {
 	case reflect.Slice:
@@ -92,15 +107,16 @@ func renderValue(v any, params *param.TemplateParams) (any, error) {
 		for _, k := range r.MapKeys() {
 			m[fmt.Sprint(k.Interface())] = r.MapIndex(k).Interface()
 		}
-		return renderMap(m, params)
+		return RenderArgs(m, params)
 	}
 	return v, nil
 }
 
-func renderMap(m map[string]any, params *param.TemplateParams) (map[string]any, error) {
+// RenderArgs renders the arguments of a phase: all text in them, keys of maps too.
+func RenderArgs(m map[string]any, params *TemplateParams) (map[string]any, error) {
 	out := make(map[string]any, len(m))
 	for k, v := range m {
-		key, err := render(k, params)
+		key, err := Render(k, params)
 		if err != nil {
 			return nil, err
 		}
@@ -111,8 +127,8 @@ func renderMap(m map[string]any, params *param.TemplateParams) (map[string]any, 
 	return out, nil
 }
 
-// renderArtifacts fills the templates of an action's output artifacts.
-func renderArtifacts(templates map[string]crv1alpha1.Artifact, params *param.TemplateParams) (map[string]crv1alpha1.Artifact, error) {
+// RenderArtifacts fills the templates of an action's output artifacts.
+func RenderArtifacts(templates map[string]crv1alpha1.Artifact, params *TemplateParams) (map[string]crv1alpha1.Artifact, error) {
 	if templates == nil {
 		return nil, nil
 	}
@@ -123,13 +139,15 @@ func renderArtifacts(templates map[string]crv1alpha1.Artifact, params *param.Tem
 			a.KeyValue = map[string]string{}
 		}
 		for k, v := range t.KeyValue {
-			text, err := render(v, params)
+			key, err := Render(k, params)
 			if err != nil {
 				return nil, fmt.Errorf("render artifact %s: %w", name, err)
 			}
-			a.KeyValue[k] = text
+			if a.KeyValue[key], err = Render(v, params); err != nil {
+				return nil, fmt.Errorf("render artifact %s: %w", name, err)
+			}
 		}
-		text, err := render(t.KopiaSnapshot, params)
+		text, err := Render(t.KopiaSnapshot, params)
 		if err != nil {
 			return nil, fmt.Errorf("render artifact %s: %w", name, err)
 		}
@@ -139,10 +157,10 @@ func renderArtifacts(templates map[string]crv1alpha1.Artifact, params *param.Tem
 	return out, nil
 }
 
-// renderReference fills the templates of an object reference.
-func renderReference(ref crv1alpha1.ObjectReference, params *param.TemplateParams) (crv1alpha1.ObjectReference, error) {
+// RenderReference fills the templates of an object reference.
+func RenderReference(ref crv1alpha1.ObjectReference, params *TemplateParams) (crv1alpha1.ObjectReference, error) {
 	for _, field := range []*string{&ref.APIVersion, &ref.Group, &ref.Resource, &ref.Kind, &ref.Name, &ref.Namespace} {
-		text, err := render(*field, params)
+		text, err := Render(*field, params)
 		if err != nil {
 			return ref, err
 		}

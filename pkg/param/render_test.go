@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package actionset
+package param
 
 import (
 	"reflect"
@@ -10,23 +10,22 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	crv1alpha1 "github.com/kanister-kopia/kanister-kopia/pkg/apis/cr/v1alpha1"
-	"github.com/kanister-kopia/kanister-kopia/pkg/param"
 )
 
-func testParams() *param.TemplateParams {
-	return &param.TemplateParams{
-		StatefulSet: &param.StatefulSetParams{Name: "db", Namespace: "shop", Pods: []string{"db-0", "db-1"}},
+func testParams() *TemplateParams {
+	return &TemplateParams{
+		StatefulSet: &StatefulSetParams{Name: "db", Namespace: "shop", Pods: []string{"db-0", "db-1"}},
 		Options:     map[string]string{"keep": "3"},
-		ArtifactsIn: map[string]param.Artifact{"base": {KeyValue: map[string]string{"backupID": "shop-abc"}}},
-		Phases: map[string]*param.Phase{
+		ArtifactsIn: map[string]Artifact{"base": {KeyValue: map[string]string{"backupID": "shop-abc"}}},
+		Phases: map[string]*Phase{
 			"dump": {
 				Output:  map[string]any{"version": "v1"},
 				Secrets: map[string]corev1.Secret{"admin": {Data: map[string][]byte{"password": []byte("pw")}}},
 			},
 		},
-		Profile: &param.Profile{
-			Location:   param.Location{Type: param.LocationTypeS3Compliant, Bucket: "b", Endpoint: "e", Prefix: "p", Region: "r"},
-			Credential: param.Credential{Type: param.CredentialTypeKeyPair, KeyPair: &param.KeyPair{ID: "id", Secret: "key"}},
+		Profile: &Profile{
+			Location:   Location{Type: LocationTypeS3Compliant, Bucket: "b", Endpoint: "e", Prefix: "p", Region: "r"},
+			Credential: Credential{Type: CredentialTypeKeyPair, KeyPair: &KeyPair{ID: "id", Secret: "key"}},
 			CABundle:   []byte("pem"),
 		},
 	}
@@ -47,9 +46,9 @@ func TestRender(t *testing.T) {
 		"{{ toJson .Profile }}": `{"Location":{"type":"s3Compliant","bucket":"b","endpoint":"e","prefix":"p","region":"r"},` +
 			`"Credential":{"Type":"keyPair","KeyPair":{"ID":"id","Secret":"key"},"Secret":null,"KopiaServerSecret":null},"SkipSSLVerify":false}`,
 	} {
-		got, err := render(text, testParams())
+		got, err := Render(text, testParams())
 		if err != nil || got != want {
-			t.Errorf("render(%s) = %q, %v; want %q", text, got, err, want)
+			t.Errorf("Render(%s) = %q, %v; want %q", text, got, err, want)
 		}
 	}
 }
@@ -60,14 +59,14 @@ func TestRenderRefuses(t *testing.T) {
 		"{{ .ArtifactsIn.lost.KeyValue }}": `Failed to render template: "lost" not found`,
 		"{{ bcrypt \"x\" }}":               "sprig usage of 'bcrypt' is not allowed by kanister as it is not FIPS compatible",
 		"{{ htpasswd \"u\" \"p\" }}":       "not FIPS compatible",
-		"{{ genPrivateKey \"dsa\" }}":      "not FIPS compatible",
+		"{{ genPrivateKey \"dsa\" }}":      "sprig usage of 'genPrivateKey for dsa key' is not allowed by kanister",
 		"{{ env \"HOME\" }}":               `function "env" not defined`,
 		"{{ .StatefulSet.Name":             "parse template",
 		"{{ .Deployment.Name }}":           "Failed to render template",
 	} {
-		_, err := render(text, testParams())
+		_, err := Render(text, testParams())
 		if err == nil || !strings.Contains(err.Error(), want) {
-			t.Errorf("render(%s): error %v, want one with %q", text, err, want)
+			t.Errorf("Render(%s): error %v, want one with %q", text, err, want)
 		}
 	}
 }
@@ -81,7 +80,7 @@ func TestRenderValue(t *testing.T) {
 		"command":                        []any{"sh", "-c", "echo {{ .Options.keep }}"},
 		"data-{{ .StatefulSet.Name }}-0": map[string]any{"{{ .Options.keep }}": "{{ .StatefulSet.Namespace }}"},
 	}
-	got, err := renderMap(args, testParams())
+	got, err := RenderArgs(args, testParams())
 	want := map[string]any{
 		"pod": "db-0", "replicas": int64(2), "wait": true, "nothing": nil,
 		"command":   []any{"sh", "-c", "echo 3"},
@@ -93,14 +92,14 @@ func TestRenderValue(t *testing.T) {
 }
 
 func TestRenderArtifacts(t *testing.T) {
-	got, err := renderArtifacts(map[string]crv1alpha1.Artifact{
-		"base": {KeyValue: map[string]string{"v": "{{ .Phases.dump.Output.version }}"}, KopiaSnapshot: "{{ .Options.keep }}"},
+	got, err := RenderArtifacts(map[string]crv1alpha1.Artifact{
+		"base": {KeyValue: map[string]string{"v": "{{ .Phases.dump.Output.version }}", "k{{ .Options.keep }}": "x"}, KopiaSnapshot: "{{ .Options.keep }}"},
 	}, testParams())
-	want := map[string]crv1alpha1.Artifact{"base": {KeyValue: map[string]string{"v": "v1"}, KopiaSnapshot: "3"}}
+	want := map[string]crv1alpha1.Artifact{"base": {KeyValue: map[string]string{"v": "v1", "k3": "x"}, KopiaSnapshot: "3"}}
 	if err != nil || !reflect.DeepEqual(got, want) {
 		t.Errorf("got %v, %v; want %v", got, err, want)
 	}
-	_, err = renderArtifacts(map[string]crv1alpha1.Artifact{"base": {KeyValue: map[string]string{"v": "{{ .Phases.lost }}"}}}, testParams())
+	_, err = RenderArtifacts(map[string]crv1alpha1.Artifact{"base": {KeyValue: map[string]string{"v": "{{ .Phases.lost }}"}}}, testParams())
 	if err == nil || !strings.Contains(err.Error(), "artifact base") {
 		t.Errorf("a template that fails: error %v, want one that names the artifact", err)
 	}

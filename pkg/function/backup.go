@@ -1,0 +1,216 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package function
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/kanister-kopia/kanister-kopia/agent/api"
+	agentclient "github.com/kanister-kopia/kanister-kopia/agent/client"
+	"github.com/kanister-kopia/kanister-kopia/pkg/coverage"
+	"github.com/kanister-kopia/kanister-kopia/pkg/names"
+	"github.com/kanister-kopia/kanister-kopia/pkg/repository"
+	"github.com/kanister-kopia/kanister-kopia/pkg/snapshotoptions"
+	"github.com/kanister-kopia/kanister-kopia/pkg/volumes"
+	"github.com/kanister-kopia/kanister-kopia/webhook/decide"
+)
+
+// backup is one snapshot to take through an agent, and the record that makes it one.
+type backup struct {
+	// operation is its id; the backup's id and tag follow from it.
+	operation string
+	// username of the snapshot's identity.
+	username string
+	// volume as the agent knows it, and the path inside it.
+	volume, path string
+	options      snapshotoptions.Options
+	// record as far as it is known before: where the data comes from, and the prefix.
+	record api.Record
+}
+
+// take takes the snapshot and records it.
+func (d *Data) take(ctx context.Context, repo *repository.Repository, agent *agentclient.Client, actionSet string, b backup, progress func(api.Progress)) (api.Record, error) {
+	hostname := repo.Tenant().NamespaceUID
+	sourcePath := repo.SourcePath(b.username, b.path)
+	record := b.record
+	record.NamespaceUID, record.KeyID = hostname, repo.KeyID()
+	record.BackupID = repository.Token(repo.ID(), b.operation+"/id")
+	record.BackupTag = repository.Token(repo.ID(), b.operation+"/tag")
+	err := d.session(ctx, repo, b.operation, b.username, hostname, func(credentials *api.Credentials) error {
+		result, err := agent.Run(ctx, api.StartRequest{
+			ID: b.operation, Kind: api.KindSnapshot, Credentials: credentials, RateLimit: b.options.RateLimit,
+			Snapshot: &api.SnapshotRequest{
+				Volume: b.volume, Path: b.path, SourcePath: sourcePath,
+				Ignore: b.options.Ignore, Compression: cmp.Or(b.options.Compression, repo.Compression()),
+				Labels: map[string]string{"namespace": record.Namespace, "pod": record.Pod, "actionset": actionSet},
+			},
+		}, progress)
+		if err != nil {
+			return err
+		}
+		record.Snapshot = *result.Snapshot
+		return nil
+	})
+	if err != nil {
+		return api.Record{}, err
+	}
+	// Not the clock's: the same phase, picked up again, writes the same record.
+	record.Created = record.Snapshot.End
+	stored, err := repo.Record(ctx, b.operation+"-record", api.RecordRequest{
+		Username: b.username, Hostname: hostname, SourcePath: sourcePath, Record: record,
+	})
+	if p := (*api.Problem)(nil); errors.As(err, &p) && p.Code == api.CodeConflict {
+		// The phase was picked up after its agent's pod had been replaced: the first
+		// snapshot is the backup, and the second is nobody's.
+		if first, ferr := repo.Find(ctx, b.operation+"-recorded", api.FindRequest{BackupID: record.BackupID, Prefix: record.Prefix}); ferr == nil {
+			return first, nil
+		}
+	}
+	return stored, err
+}
+
+// outputs are those of every function that makes a backup.
+func outputs(r api.Record) map[string]any {
+	out := map[string]any{
+		"backupID": r.BackupID, "backupTag": r.BackupTag,
+		"fileCount": strconv.FormatInt(r.Snapshot.Files, 10), "size": sizeText(r.Snapshot.Bytes),
+		"phySize": sizeText(r.Snapshot.NewBytes), "version": version,
+	}
+	if len(r.Snapshot.Ignored) > 0 {
+		out["ignored"] = strings.Join(r.Snapshot.Ignored, ", ")
+	}
+	return out
+}
+
+// podPath is a path of a container of a pod.
+type podPath struct{ namespace, pod, container, path string }
+
+func (p podPath) String() string {
+	return fmt.Sprintf("%s of container %s in pod %s/%s", p.path, p.container, p.namespace, p.pod)
+}
+
+// takeFrom backs a path of a running pod up through the agent in it. prefix is
+// resolved.
+func (d *Data) takeFrom(ctx context.Context, call Call, repo *repository.Repository, operation, prefix string, from source, progress func(api.Progress)) (api.Record, error) {
+	agent, err := d.Agents.Connect(ctx, from.namespace, from.pod, names.AgentContainer)
+	if err != nil {
+		return api.Record{}, err
+	}
+	defer agent.Close()
+	record, err := d.take(ctx, repo, agent, call.ActionSet, backup{
+		operation: operation, username: from.username, volume: from.VolumeName, path: from.PathInVolume, options: from.options,
+		record: api.Record{
+			Prefix: prefix, AbsolutePath: path.Clean(from.path), Namespace: from.namespace, Pod: from.pod,
+			Claim: from.ClaimName, Volume: from.VolumeName,
+		},
+	}, progress)
+	if err != nil {
+		return api.Record{}, fmt.Errorf("back up %s: %w", from.podPath, err)
+	}
+	if warning := from.Warning(); warning != "" {
+		d.Log.Warn("backup leaves mounts out", "actionset", call.ActionSet, "pod", from.pod, "warning", warning)
+	}
+	return record, nil
+}
+
+// source is what is backed up, and as whom.
+type source struct {
+	podPath
+	volumes.Location
+	// username of the snapshot's identity.
+	username string
+	options  snapshotoptions.Options
+}
+
+// resolve finds the volume behind the path, in a pod that has an agent.
+func (d *Data) resolve(ctx context.Context, from podPath) (source, error) {
+	namespace, name := from.namespace, from.pod
+	var pod corev1.Pod
+	if err := d.Client.Get(ctx, client.ObjectKey{Namespace: namespace, Name: name}, &pod); err != nil {
+		return source{}, fmt.Errorf("read pod %s/%s: %w", namespace, name, err)
+	}
+	location, err := volumes.Resolve(&pod, from.container, from.path)
+	if err != nil {
+		return source{}, fmt.Errorf("back up from pod %s/%s: %w", namespace, name, err)
+	}
+	if !hasAgent(&pod) {
+		var ns metav1.PartialObjectMetadata
+		ns.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("Namespace"))
+		if err := d.Client.Get(ctx, client.ObjectKey{Name: namespace}, &ns); err != nil {
+			return source{}, fmt.Errorf("pod %s/%s has no agent; read namespace %s: %w", namespace, name, namespace, err)
+		}
+		return source{}, fmt.Errorf("pod %s/%s has no agent: %s", namespace, name, d.whyNoAgent(ctx, &pod, &ns))
+	}
+	options, err := snapshotoptions.Of(pod.Annotations)
+	if err != nil {
+		return source{}, fmt.Errorf("back up from pod %s/%s: %w", namespace, name, err)
+	}
+	return source{podPath: from, Location: location, username: identity(&pod, location), options: options}, nil
+}
+
+func hasAgent(pod *corev1.Pod) bool {
+	return slices.ContainsFunc(pod.Spec.InitContainers, isAgent)
+}
+
+func isAgent(c corev1.Container) bool { return c.Name == names.AgentContainer }
+
+// whyNoAgent says what is missing and what to do.
+func (d *Data) whyNoAgent(ctx context.Context, pod *corev1.Pod, meta *metav1.PartialObjectMetadata) string {
+	ns := decide.Namespace{Name: meta.Name, Labels: meta.Labels, Annotations: meta.Annotations, Mode: decide.ModeOf(meta.Labels)}
+	if why := labelsMissing(pod, ns); why != "" {
+		return why
+	}
+	why, err := coverage.Explain(ctx, d.Client, d.Repositories.Namespace, pod, ns, d.Clock.Now())
+	if err != nil {
+		return "why could not be found out: " + err.Error()
+	}
+	return why
+}
+
+// labelsMissing says which label has to be set where, "" if all are there.
+func labelsMissing(pod *corev1.Pod, ns decide.Namespace) string {
+	switch {
+	case ns.Mode == decide.ModeNone:
+		return fmt.Sprintf("namespace %s has not opted in: label it %s=%s, then restart the workload", pod.Namespace, names.InjectionLabel, names.InjectionEnabled)
+	case pod.Labels[names.InjectLabel] == "false":
+		return fmt.Sprintf("it opted out with label %s=false: take the label out of the workload's pod template", names.InjectLabel)
+	case ns.Mode == decide.ModeEnabled && pod.Labels[names.InjectLabel] != "true":
+		return fmt.Sprintf("the workload's pod template lacks label %s=true: add it, which restarts the workload", names.InjectLabel)
+	default:
+		return ""
+	}
+}
+
+// claimUser is the user of all snapshots of a claim.
+func claimUser(claim string) string { return "pvc." + claim }
+
+// identity is the user of a snapshot: it follows the data, not the pod, so that the
+// next backup finds the last one whoever takes it.
+func identity(pod *corev1.Pod, l volumes.Location) string {
+	if l.Kind == volumes.PersistentVolumeClaim {
+		return claimUser(l.ClaimName)
+	}
+	owner := "pod." + pod.Name
+	if ref := metav1.GetControllerOf(pod); ref != nil {
+		switch ref.Kind {
+		case "StatefulSet": // the pod's name is stable
+			owner = "statefulset." + pod.Name
+		case "ReplicaSet":
+			owner = "deployment." + strings.TrimSuffix(ref.Name, "-"+pod.Labels["pod-template-hash"])
+		default:
+			owner = strings.ToLower(ref.Kind) + "." + ref.Name
+		}
+	}
+	return owner + "." + l.VolumeName
+}

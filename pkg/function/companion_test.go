@@ -1,0 +1,192 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package function
+
+import (
+	"reflect"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/kanister-kopia/kanister-kopia/pkg/names"
+	"github.com/kanister-kopia/kanister-kopia/pkg/param"
+)
+
+func TestFillPaths(t *testing.T) {
+	object := map[string]any{
+		"status": map[string]any{
+			"phase": "Bound", "n": int64(3), "odd": "a \"b\" {{ .Profile }} `c`",
+			"conditions": []any{map[string]any{"type": "Ready", "status": "True"}},
+		},
+	}
+	for _, c := range []struct{ template, want, err string }{
+		{`{{ if (eq "{ $.status.phase }" "Bound")}}true{{ end }}`, `{{ if (eq "Bound" "Bound")}}true{{ end }}`, ""},
+		{`{{ if (eq "{$.status.phase}" "Bound") }}true{{ else }}{$.status.n}{{ end }}`, `{{ if (eq "Bound" "Bound") }}true{{ else }}3{{ end }}`, ""},
+		{`{{ if gt {$.status.n} 2 }}true{{ end }}`, `{{ if gt 3 2 }}true{{ end }}`, ""},
+		{"{{ eq \"{ $.status.conditions[?(@.type==\"Ready\")].status }\" \"True\" }}", `{{ eq "True" "True" }}`, ""},
+		{`{{ eq "{$.status.odd}" "" }}`, `{{ eq "a \"b\" {{ .Profile }} ` + "`c`" + `" "" }}`, ""},
+		{"{{ eq `{$.status.odd}` `` }}", "", "holds a backquote"},
+		{`{$.status.odd}`, "", "write the path in double quotes"},
+		{`{{ $.Options.x }}`, `{{ $.Options.x }}`, ""},
+		{`{$.status.lost}`, "", "lost is not found"},
+		{`plain`, `plain`, ""},
+	} {
+		got, err := fillPaths(c.template, object)
+		switch {
+		case c.err != "":
+			if err == nil || !strings.Contains(err.Error(), c.err) {
+				t.Errorf("%s: %q, error %v, want %q in it", c.template, got, err, c.err)
+			}
+		case err != nil || got != c.want:
+			t.Errorf("%s: %q, %v; want %q", c.template, got, err, c.want)
+		}
+	}
+}
+
+// FuzzFillPaths: whatever an object holds, in quotes it stays one text of the
+// template, and is never run.
+func FuzzFillPaths(f *testing.F) {
+	f.Add(`x`)
+	f.Add(`" }}{{ .Profile.Credential.KeyPair.Secret }}{{ "`)
+	f.Add("`\\\n\x00")
+	f.Fuzz(func(t *testing.T, value string) {
+		filled, err := fillPaths(`{{ if eq "{$.v}" "" }}empty{{ else }}{{ print "{$.v}" }}{{ end }}`, map[string]any{"v": value})
+		if err != nil {
+			t.Fatal(err)
+		}
+		out, err := param.Render(filled, &param.TemplateParams{Profile: &param.Profile{Credential: param.Credential{KeyPair: &param.KeyPair{Secret: "s3cr3t"}}}})
+		if err != nil {
+			t.Fatalf("%q: %v", filled, err)
+		}
+		want := strings.ToValidUTF8(value, "\uFFFD")
+		if value == "" {
+			want = "empty"
+		}
+		if strings.ToValidUTF8(out, "\uFFFD") != want {
+			t.Errorf("%q printed %q", value, out)
+		}
+	})
+}
+
+func TestMultiContainerRunPod(t *testing.T) {
+	m := multiPod{
+		namespace: "ns", init: command{"i", []string{"a"}}, background: command{"b", []string{"c"}}, output: command{"o", []string{"d"}},
+		medium: "Memory", size: "1Gi", dir: "/shared", pod: podArgs{labels: map[string]string{"team": "x"}},
+	}
+	pod, err := m.render(Call{OperationID: "op"}, corev1.PullIfNotPresent)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := pod.Spec
+	if len(s.Containers) != 2 || s.Containers[0].Name != "output" || s.Containers[1].Name != "background" || len(s.InitContainers) != 1 || s.InitContainers[0].Name != "init" {
+		t.Fatalf("containers %+v, init containers %+v", s.Containers, s.InitContainers)
+	}
+	for _, c := range append(s.InitContainers, s.Containers...) {
+		if len(c.VolumeMounts) != 1 || c.VolumeMounts[0].MountPath != "/shared" {
+			t.Errorf("container %s mounts %+v, want the shared volume", c.Name, c.VolumeMounts)
+		}
+	}
+	if e := s.Volumes[0].EmptyDir; e.Medium != "Memory" || e.SizeLimit.String() != "1Gi" {
+		t.Errorf("shared volume %+v", e)
+	}
+	if pod.Labels["team"] != "x" || pod.Labels["createdBy"] != "kanister" || pod.Annotations[names.OperationAnnotation] != "op" {
+		t.Errorf("labels %v, annotations %v", pod.Labels, pod.Annotations)
+	}
+	if m.init.image = ""; true {
+		if pod, err = m.render(Call{}, corev1.PullIfNotPresent); err != nil || len(pod.Spec.InitContainers) != 0 {
+			t.Errorf("without an init image: %+v, %v", pod.Spec.InitContainers, err)
+		}
+	}
+}
+
+// An ActionSet's override of "container", which all other functions have, is for
+// both containers, unless it names one of them.
+func TestForBoth(t *testing.T) {
+	container := func(name, image string) map[string]any { return map[string]any{"name": name, "image": image} }
+	for _, c := range []struct {
+		name     string
+		in, want []any
+	}{
+		{"the common name", []any{container("x", "1"), container("container", "2")}, []any{container("x", "1"), container("background", "2"), container("output", "2")}},
+		{"a name of its own", []any{container("container", "1"), container("output", "2")}, []any{container("container", "1"), container("output", "2")}},
+		{"others", []any{container("x", "1")}, []any{container("x", "1")}},
+	} {
+		in := map[string]any{"containers": c.in, "nodeName": "n"}
+		if got := forBoth(in); !reflect.DeepEqual(got["containers"], c.want) || got["nodeName"] != "n" {
+			t.Errorf("%s: %v", c.name, got)
+		}
+	}
+	if got := forBoth(nil); got != nil {
+		t.Errorf("nothing: %v", got)
+	}
+}
+
+// Kanister: of two labels of one name the Blueprint's wins, of two overrides the
+// ActionSet's.
+func TestPodArguments(t *testing.T) {
+	call := Call{
+		Args: map[string]any{
+			"podLabels":      map[string]any{"a": "blueprint", "createdBy": "me"},
+			"podAnnotations": map[string]any{"n": int64(1)},
+			"podOverride":    map[string]any{"containers": []any{map[string]any{"name": "container", "image": "blueprint"}}},
+		},
+		Params: param.TemplateParams{
+			PodLabels: map[string]string{"a": "actionset", "b": "actionset"}, PodAnnotations: map[string]string{"m": "actionset"},
+			PodOverride: map[string]any{"containers": []any{map[string]any{"name": "container", "image": "actionset"}}},
+		},
+		OperationID: "op",
+	}
+	p, err := decodePod(call)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := map[string]string{"a": "blueprint", "b": "actionset", "createdBy": "me"}; !reflect.DeepEqual(p.labels, want) {
+		t.Errorf("labels %v, want %v", p.labels, want)
+	}
+	if want := map[string]string{"m": "actionset", "n": "1"}; !reflect.DeepEqual(p.annotations, want) {
+		t.Errorf("annotations %v, want %v", p.annotations, want)
+	}
+	pod, err := task{prefix: "kanister-job-", namespace: "ns", image: "task", pod: p}.render(call, corev1.PullIfNotPresent)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if pod.Spec.Containers[0].Image != "actionset" || pod.Labels["createdBy"] != "me" || pod.Labels[names.ManagedByLabel] != names.ManagedByValue {
+		t.Errorf("image %s, labels %v", pod.Spec.Containers[0].Image, pod.Labels)
+	}
+}
+
+func TestTaskPod(t *testing.T) {
+	pod, err := task{
+		prefix: "prepare-data-job-", namespace: "ns", image: "i", command: []string{"c"}, serviceAccount: "account",
+		claims: map[string]string{"b": "/b", "a": "/a"},
+	}.render(Call{OperationID: "op"}, corev1.PullIfNotPresent)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := pod.Spec.Containers[0]
+	if pod.Namespace != "ns" || c.Name != "container" || pod.Spec.ServiceAccountName != "account" || !*pod.Spec.AutomountServiceAccountToken {
+		t.Errorf("pod %+v", pod)
+	}
+	for i, claim := range []string{"a", "b"} {
+		if pod.Spec.Volumes[i].PersistentVolumeClaim.ClaimName != claim || c.VolumeMounts[i].MountPath != "/"+claim || c.VolumeMounts[i].Name != pod.Spec.Volumes[i].Name {
+			t.Errorf("claim %s: volume %+v, mount %+v", claim, pod.Spec.Volumes[i], c.VolumeMounts[i])
+		}
+	}
+	if pod, err = (task{prefix: "kanister-job-", image: "i"}).render(Call{OperationID: "op"}, corev1.PullIfNotPresent); err != nil || *pod.Spec.AutomountServiceAccountToken {
+		t.Errorf("without a service account: %v, %v; want no token", pod.Spec.AutomountServiceAccountToken, err)
+	}
+}
+
+func TestClaimsOf(t *testing.T) {
+	claims := map[string]map[string]string{"p-0": {"a": "/x"}, "p-1": {"b": "/x"}}
+	want := map[string]string{"a": "/mnt/prepare_data/a", "b": "/mnt/prepare_data/b"}
+	for name, params := range map[string]param.TemplateParams{
+		"StatefulSet": {StatefulSet: &param.StatefulSetParams{PersistentVolumeClaims: claims}},
+		"Deployment":  {Deployment: &param.DeploymentParams{PersistentVolumeClaims: claims}},
+	} {
+		if got := claimsOf(params); !reflect.DeepEqual(got, want) {
+			t.Errorf("%s: %v, want %v", name, got, want)
+		}
+	}
+}

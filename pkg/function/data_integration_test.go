@@ -1,0 +1,776 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build integration
+
+package function_test
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/kanister-kopia/kanister-kopia/agent/api"
+	agentclient "github.com/kanister-kopia/kanister-kopia/agent/client"
+	"github.com/kanister-kopia/kanister-kopia/internal/testenv"
+	kopiav1alpha1 "github.com/kanister-kopia/kanister-kopia/pkg/apis/kopia/v1alpha1"
+	"github.com/kanister-kopia/kanister-kopia/pkg/function"
+	"github.com/kanister-kopia/kanister-kopia/pkg/names"
+	"github.com/kanister-kopia/kanister-kopia/pkg/param"
+)
+
+func TestMain(m *testing.M) { testenv.Main(m) }
+
+// args are those of a function, without what a row is about.
+type args = map[string]any
+
+// unused are arguments that functions accept which need no pod.
+var unused = args{"podOverride": args{"nodeName": "n"}, "podLabels": args{"a": "b"}, "podAnnotations": args{"a": "b"}}
+
+// One API server for all functions: each test has names of its own.
+func TestIntegrationFunctions(t *testing.T) {
+	w := newWorld(t)
+	t.Run("BackupData", func(t *testing.T) { testBackupData(w.sub(t)) })
+	t.Run("BackupDataAll", func(t *testing.T) { testBackupDataAll(w.sub(t)) })
+	t.Run("BackupDataStats", func(t *testing.T) { testBackupDataStats(w.sub(t)) })
+	t.Run("CopyVolumeData", func(t *testing.T) { testCopyVolumeData(w.sub(t)) })
+	t.Run("RestoreData", func(t *testing.T) { testRestoreData(w.sub(t)) })
+	t.Run("RestoreDataAll", func(t *testing.T) { testRestoreDataAll(w.sub(t)) })
+	t.Run("DeleteData", func(t *testing.T) { testDeleteData(w.sub(t)) })
+	t.Run("DeleteDataAll", func(t *testing.T) { testDeleteDataAll(w.sub(t)) })
+	t.Run("CheckRepository", func(t *testing.T) { testCheckRepository(w.sub(t)) })
+	t.Run("LocationDelete", func(t *testing.T) { testLocationDelete(w.sub(t)) })
+	t.Run("ScaleWorkload", func(t *testing.T) { testScaleWorkload(w.sub(t)) })
+	t.Run("KubeOps", func(t *testing.T) { testKubeOps(w.sub(t)) })
+	t.Run("Wait", func(t *testing.T) { testWait(w.sub(t)) })
+	t.Run("movers", func(t *testing.T) { testTurns(w.sub(t)) })
+	t.Run("resume", func(t *testing.T) { testResume(w.sub(t)) })
+}
+
+func (w *world) run(name string, test func(*world)) {
+	w.Helper()
+	w.Run(name, func(t *testing.T) { test(w.sub(t)) })
+}
+
+// refused runs a function that must fail with all these texts.
+func (w *world) refused(name, operation string, params param.TemplateParams, a args, wants ...string) {
+	w.Helper()
+	out, err := w.exec(name, operation, params, a)
+	for _, want := range wants {
+		if err == nil || !strings.Contains(err.Error(), want) {
+			w.Errorf("outputs %v, error %v, want %q in it", out, err, want)
+		}
+	}
+}
+
+func (w *world) servers() map[string]kopiav1alpha1.RepositoryServer {
+	w.Helper()
+	var list kopiav1alpha1.RepositoryServerList
+	w.must(w.List(w.context(), &list, client.InNamespace(control)))
+	out := map[string]kopiav1alpha1.RepositoryServer{}
+	for _, rs := range list.Items {
+		out[rs.Name] = rs
+	}
+	return out
+}
+
+func (w *world) record(id string) api.Record {
+	w.Helper()
+	for _, r := range w.records.list() {
+		if r.BackupID == id {
+			return r
+		}
+	}
+	w.Fatalf("there is no record of %s", id)
+	return api.Record{}
+}
+
+func testBackupData(w *world) {
+	w.claim("bd")
+	w.pod("bd-0", "bd")
+	var seen seen
+	w.script("bd-0", saves(12, seen.add))
+	base := args{"namespace": shop, "pod": "bd-0", "container": "app", "includePath": "/data/tree", "backupArtifactPrefix": "bd/x"}
+	out, progress, err := w.execWithProgress("BackupData", "bd-1", param.TemplateParams{}, base)
+	w.must(err)
+	w.run("outputs", func(w *world) {
+		want := map[string]any{
+			"backupID": out["backupID"], "backupTag": out["backupTag"], "fileCount": "12", "size": "10.322 KiB", "phySize": "1.000 MiB", "version": "v0.0.0",
+		}
+		if !reflect.DeepEqual(out, want) || out["backupID"] == out["backupTag"] || out["backupID"] == "" {
+			w.Errorf("outputs %v", out)
+		}
+		if progress.UploadedBytes != 1<<20 || progress.Bytes != 10570 {
+			w.Errorf("progress %+v", progress)
+		}
+	})
+	r := w.record(out["backupID"].(string))
+	w.run("includePath", func(w *world) {
+		if s := seen.all[0].Snapshot; s.Volume != "data" || s.Path != "/tree" || r.AbsolutePath != "/data/tree" {
+			w.Errorf("asked for %+v, recorded %s", s, r.AbsolutePath)
+		}
+	})
+	w.run("backupArtifactPrefix", func(w *world) {
+		if r.Prefix != "bucket/bd/x" || r.Claim != "bd" || r.Pod != "bd-0" {
+			w.Errorf("record %+v", r)
+		}
+	})
+	w.run("container", func(w *world) {
+		w.refused("BackupData", "bd-2", param.TemplateParams{}, with(base, args{"container": "lost"}), `no container "lost"`)
+	})
+	w.run("pod", func(w *world) {
+		w.refused("BackupData", "bd-3", param.TemplateParams{}, with(base, args{"pod": "bd-9"}), "read pod shop/bd-9", "not found")
+	})
+	w.run("encryptionKey", func(w *world) {
+		out, err := w.exec("BackupData", "bd-4", param.TemplateParams{}, with(base, args{"encryptionKey": "k"}))
+		w.must(err)
+		if other := w.record(out["backupID"].(string)); other.KeyID == r.KeyID {
+			w.Errorf("key %s with and without an encryptionKey", other.KeyID)
+		}
+		w.refused("BackupData", "bd-5", param.TemplateParams{}, with(base, args{"encryptionKey": ""}), "encryptionKey: it is empty")
+	})
+	w.run("insecureTLS", func(w *world) {
+		_, err := w.exec("BackupData", "bd-6", param.TemplateParams{}, with(base, args{"insecureTLS": "true", "encryptionKey": "insecure"}))
+		w.must(err)
+		insecure := 0
+		for name := range w.servers() {
+			var s corev1.Secret
+			w.must(w.Get(w.context(), client.ObjectKey{Namespace: control, Name: name + "-config"}, &s))
+			if strings.Contains(string(s.Data["config.json"]), `"insecureTLS":true`) {
+				insecure++
+			}
+		}
+		if insecure != 1 {
+			w.Errorf("%d servers take any certificate, want the one that was asked to", insecure)
+		}
+	})
+}
+
+func testBackupDataAll(w *world) {
+	var seen seen
+	for _, pod := range []string{"all-0", "all-1", "all-2"} {
+		w.claim(pod)
+		w.pod(pod, pod)
+		w.script(pod, saves(4, seen.add))
+	}
+	base := args{"namespace": shop, "container": "app", "includePath": "/data", "backupArtifactPrefix": "all"}
+	set := param.TemplateParams{StatefulSet: &param.StatefulSetParams{Namespace: shop, Name: "all", Pods: []string{"all-0", "all-1", "all-2"}}}
+	w.run("outputs", func(w *world) {
+		out, progress, err := w.execWithProgress("BackupDataAll", "all-1", set, base)
+		w.must(err)
+		if len(out) != 2 || out["version"] != "v0.0.0" {
+			w.Errorf("outputs %v", out)
+		}
+		for _, pod := range set.StatefulSet.Pods {
+			id := infoOf(w, out)[pod].BackupID
+			if r := w.record(id); r.Pod != pod || r.Prefix != "bucket/all/"+pod || !strings.Contains(out["BackupAllInfo"].(string), `"`+pod+`":{"PodName":"`+pod+`","BackupID":"`+id+`","BackupTag":"`+r.BackupTag+`"}`) {
+				w.Errorf("%s: record %+v of %s", pod, r, out["BackupAllInfo"])
+			}
+		}
+		if progress.Files != 12 || progress.UploadedBytes != 3<<20 || progress.EstimatedBytes != 3*10570 {
+			w.Errorf("progress %+v, want the sum of three pods", progress)
+		}
+		again, err := w.exec("BackupDataAll", "all-1", set, base)
+		if err != nil || !reflect.DeepEqual(again, out) {
+			w.Errorf("picked up again: %v, %v; want the same outputs", again, err)
+		}
+	})
+	w.run("pods", func(w *world) {
+		out, err := w.exec("BackupDataAll", "all-2", set, with(base, args{"pods": " all-2\n all-0 "}))
+		w.must(err)
+		if got := slices.Sorted(maps.Keys(infoOf(w, out))); !slices.Equal(got, []string{"all-0", "all-2"}) {
+			w.Errorf("pods %v", got)
+		}
+	})
+	w.run("a pod that fails does not hide the others", func(w *world) {
+		w.script("all-1", fails("the disk is on fire"))
+		_, err := w.exec("BackupDataAll", "all-3", set, base)
+		if err == nil || !strings.Contains(err.Error(), "back up 1 of 3 pods") || !strings.Contains(err.Error(), "pod all-1: back up /data of container app in pod shop/all-1") || !strings.Contains(err.Error(), "the disk is on fire") {
+			w.Fatalf("error %v", err)
+		}
+		_, info, _ := strings.Cut(err.Error(), "as BackupAllInfo: ")
+		backups := infoOf(w, map[string]any{"BackupAllInfo": info})
+		for _, pod := range []string{"all-0", "all-2"} {
+			w.record(backups[pod].BackupID)
+		}
+		if len(backups) != 2 {
+			w.Errorf("kept %v", backups)
+		}
+		w.script("all-1", saves(4, seen.add))
+	})
+	w.run("no running pod", func(w *world) {
+		w.refused("BackupDataAll", "all-4", param.TemplateParams{Deployment: &param.DeploymentParams{}}, base, "Failed to get pods")
+	})
+	w.run("encryptionKey", func(w *world) {
+		out, err := w.exec("BackupDataAll", "all-5", set, with(base, args{"encryptionKey": "k", "insecureTLS": true}))
+		w.must(err)
+		if r := w.record(infoOf(w, out)["all-0"].BackupID); r.KeyID == "default" {
+			w.Errorf("key %s", r.KeyID)
+		}
+	})
+}
+
+func testCopyVolumeData(w *world) {
+	w.claim("copy")
+	var seen seen
+	w.script("copy-vol-data-", func(req api.StartRequest) (*api.Result, *api.Problem) {
+		pods := w.movers()
+		if len(pods) != 1 || !pods[0].Spec.Containers[0].VolumeMounts[0].ReadOnly && !mountOf(&pods[0], "claim-0").ReadOnly {
+			w.Errorf("movers %+v, want one that reads", pods)
+		}
+		return saves(5, seen.add)(req)
+	})
+	base := args{"namespace": shop, "volume": "copy", "dataArtifactPrefix": "copies/x"}
+	w.run("outputs", func(w *world) {
+		out, err := w.exec("CopyVolumeData", "copy-1", param.TemplateParams{}, base)
+		w.must(err)
+		r := w.record(out["backupID"].(string))
+		if out["backupRoot"] != "/mnt/vol_data/copy" || out["backupArtifactLocation"] != "bucket/copies/x" || out["fileCount"] != "5" ||
+			out["phySize"] != "1.000 MiB" || out["version"] != "v0.0.0" || out["backupTag"] != r.BackupTag {
+			w.Errorf("outputs %v", out)
+		}
+		if r.AbsolutePath != "/mnt/vol_data/copy" || r.Claim != "copy" || seen.all[0].Credentials.Username != "pvc.copy" || seen.all[0].Snapshot.Path != "/" {
+			w.Errorf("record %+v of %+v", r, seen.all[0])
+		}
+		if left := w.movers(); len(left) > 0 {
+			w.Errorf("left behind: %s", left[0].Name)
+		}
+	})
+	w.run("mountPath", func(w *world) {
+		out, err := w.exec("CopyVolumeData", "copy-2", param.TemplateParams{}, with(base, args{"mountPath": "/mnt/data"}))
+		w.must(err)
+		if r := w.record(out["backupID"].(string)); out["backupRoot"] != "/mnt/data" || r.AbsolutePath != "/mnt/data" {
+			w.Errorf("outputs %v, record %+v", out, r)
+		}
+	})
+	w.run("volume", func(w *world) {
+		w.refused("CopyVolumeData", "copy-3", param.TemplateParams{}, with(base, args{"volume": "lost"}), "Failed to retrieve PVC.", "shop", "lost")
+	})
+	w.run("podOverride", func(w *world) {
+		w.script("copy-vol-data-", func(req api.StartRequest) (*api.Result, *api.Problem) {
+			p := w.movers()[0]
+			if *p.Spec.SecurityContext.RunAsUser != 7 || p.Labels["team"] != "blueprint" || p.Annotations["note"] != "actionset" || p.Spec.Containers[0].Resources.Limits.Cpu().String() != "2" {
+				w.Errorf("pod %+v", p)
+			}
+			return saves(5, seen.add)(req)
+		})
+		_, err := w.exec("CopyVolumeData", "copy-4", param.TemplateParams{
+			PodOverride: args{"securityContext": args{"runAsUser": 7}}, PodLabels: map[string]string{"team": "actionset"}, PodAnnotations: map[string]string{"note": "actionset"},
+		}, with(base, args{
+			"podOverride": args{
+				"securityContext": args{"runAsUser": 8},
+				"containers":      []any{args{"name": "container", "resources": args{"limits": args{"cpu": "2"}}}},
+			},
+			"podLabels": args{"team": "blueprint"}, "image": "ignored", "insecureTLS": false, "encryptionKey": "copies",
+		}))
+		w.must(err)
+		w.script("copy-vol-data-", saves(5, seen.add))
+	})
+	w.run("a claim in use is read where it is attached", func(w *world) {
+		w.claim("attached")
+		w.pod("user", "attached", func(p *corev1.Pod) { p.Spec.NodeName = "node-7" })
+		w.claim("shared", corev1.ReadWriteMany)
+		w.pod("user-of-shared", "shared", func(p *corev1.Pod) { p.Spec.NodeName = "node-7" })
+		for claim, pinned := range map[string]bool{"attached": true, "shared": false} {
+			w.script("copy-vol-data-", func(req api.StartRequest) (*api.Result, *api.Problem) {
+				if a := w.movers()[0].Spec.Affinity; (a != nil) != pinned {
+					w.Errorf("%s: affinity %+v", claim, a)
+				} else if a != nil && a.NodeAffinity.RequiredDuringSchedulingIgnoredDuringExecution.NodeSelectorTerms[0].MatchFields[0].Values[0] != "node-7" {
+					w.Errorf("affinity %+v, want the node of the pod that uses the claim", a)
+				}
+				return saves(5, seen.add)(req)
+			})
+			_, err := w.exec("CopyVolumeData", "copy-5-"+claim, param.TemplateParams{}, with(base, args{"volume": claim}))
+			w.must(err)
+		}
+	})
+	w.run("a claim of one pod is refused with the way out", func(w *world) {
+		w.claim("alone", corev1.ReadWriteOncePod)
+		w.pod("owner", "alone")
+		w.refused("CopyVolumeData", "copy-6", param.TemplateParams{}, with(base, args{"volume": "alone"}), "ReadWriteOncePod", "pod owner", "use BackupData")
+	})
+	w.run("a claim for reading is mounted so", func(w *world) {
+		w.claim("many", corev1.ReadOnlyMany)
+		for claim, readOnly := range map[string]bool{"many": true, "copy": false} {
+			w.script("copy-vol-data-", func(req api.StartRequest) (*api.Result, *api.Problem) {
+				for _, v := range w.movers()[0].Spec.Volumes {
+					if c := v.PersistentVolumeClaim; c != nil && c.ReadOnly != readOnly {
+						w.Errorf("%s: %+v", claim, c)
+					}
+				}
+				return saves(5, seen.add)(req)
+			})
+			_, err := w.exec("CopyVolumeData", "copy-7-"+claim, param.TemplateParams{}, with(base, args{"volume": claim}))
+			w.must(err)
+		}
+	})
+}
+
+func mountOf(pod *corev1.Pod, volume string) corev1.VolumeMount {
+	for _, m := range pod.Spec.Containers[0].VolumeMounts {
+		if m.Name == volume {
+			return m
+		}
+	}
+	return corev1.VolumeMount{}
+}
+
+// backup makes one of a claim, as if of a path.
+func (w *world) backup(operation, claim, mountPath, prefix string) map[string]any {
+	w.Helper()
+	w.script("copy-vol-data-", saves(5, func(api.StartRequest) {}))
+	out, err := w.exec("CopyVolumeData", operation, param.TemplateParams{}, args{"namespace": shop, "volume": claim, "mountPath": mountPath, "dataArtifactPrefix": prefix})
+	w.must(err)
+	return out
+}
+
+func testRestoreData(w *world) {
+	w.claim("rd")
+	w.claim("rd-other")
+	a, b := w.backup("rd-1", "rd", "/mnt/vol_data/rd", "rd"), w.backup("rd-2", "rd", "/mnt/a", "bucket/rd")
+	var seen seen
+	w.script("restore-data-", restores(seen.add))
+	base := args{"namespace": shop, "image": "ignored", "backupArtifactPrefix": "rd"}
+	last := func() *api.RestoreRequest { return seen.all[len(seen.all)-1].Restore }
+	w.run("volumes", func(w *world) { // CopyVolumeData's first documented form
+		out, err := w.exec("RestoreData", "rd-3", param.TemplateParams{}, with(base, args{"volumes": args{"rd": "/mnt/vol_data/rd"}, "backupIdentifier": a["backupID"], "insecureTLS": false}))
+		w.must(err)
+		if r := last(); r.Path != "/" || r.SubPath != "" || r.Volume != "claim-0" {
+			w.Errorf("asked for %+v, want the whole claim", r)
+		}
+		if want := (map[string]any{"restoredTo": "/ in claim rd", "fileCount": "3", "size": "2.000 KiB"}); !reflect.DeepEqual(out, want) {
+			w.Errorf("outputs %v", out)
+		}
+	})
+	w.run("backupPath", func(w *world) { // and its second
+		_, err := w.exec("RestoreData", "rd-4", param.TemplateParams{}, with(base, args{
+			"volumes": args{"rd-other": "/mnt/b"}, "restorePath": "/mnt/b", "backupPath": b["backupRoot"], "backupTag": b["backupTag"],
+		}))
+		w.must(err)
+		if r := last(); r.Path != "/" || r.SubPath != "" {
+			w.Errorf("asked for %+v", r)
+		}
+	})
+	w.run("restorePath", func(w *world) {
+		_, err := w.exec("RestoreData", "rd-5", param.TemplateParams{}, with(base, args{
+			"volumes": args{"rd-other": "/here"}, "restorePath": "/here", "backupIdentifier": b["backupID"],
+		}))
+		w.must(err)
+		if r := last(); r.Path != "/mnt/a" {
+			w.Errorf("asked for %+v, want the absolute path below restorePath", r)
+		}
+	})
+	w.run("pod", func(w *world) {
+		w.pod("rd-pod", "rd", func(p *corev1.Pod) { p.Spec.Containers[0].VolumeMounts[0].MountPath = "/mnt/a" })
+		_, err := w.exec("RestoreData", "rd-6", param.TemplateParams{}, with(base, args{"pod": "rd-pod", "backupIdentifier": b["backupID"]}))
+		w.must(err)
+		if r := last(); r.Path != "/" {
+			w.Errorf("asked for %+v, want the claim of the pod", r)
+		}
+		w.refused("RestoreData", "rd-7", param.TemplateParams{}, with(base, args{"pod": "lost", "backupIdentifier": b["backupID"]}), "Invalid Template Params")
+		w.pod("rd-bare", "rd", func(p *corev1.Pod) {
+			p.Spec.Volumes[0].VolumeSource = corev1.VolumeSource{NFS: &corev1.NFSVolumeSource{Server: "s", Path: "/"}}
+		})
+		w.refused("RestoreData", "rd-8", param.TemplateParams{}, with(base, args{"pod": "rd-bare", "restorePath": "/data", "backupIdentifier": b["backupID"]}), "Failed to find volumes for the Pod: rd-bare")
+	})
+	w.run("backupArtifactPrefix", func(w *world) {
+		w.refused("RestoreData", "rd-9", param.TemplateParams{}, with(base, args{"backupArtifactPrefix": "elsewhere", "volumes": args{"rd": "/"}, "backupIdentifier": b["backupID"]}), "under prefix bucket/elsewhere", "not found")
+	})
+	w.run("encryptionKey", func(w *world) {
+		w.refused("RestoreData", "rd-10", param.TemplateParams{}, with(base, args{"encryptionKey": "k", "volumes": args{"rd": "/"}, "backupIdentifier": b["backupID"]}), "not found with this encryptionKey")
+	})
+	w.run("the identity of a mover", func(w *world) {
+		check := func(name string, uid, gid, group int64) {
+			w.script("restore-data-", func(req api.StartRequest) (*api.Result, *api.Problem) {
+				p := w.movers()[0].Spec
+				if s := p.SecurityContext; *s.RunAsUser != uid || *s.RunAsGroup != gid || *s.FSGroup != group || !*s.RunAsNonRoot || *p.AutomountServiceAccountToken {
+					w.Errorf("%s: %d:%d, fsGroup %d; want %d:%d, %d", name, *s.RunAsUser, *s.RunAsGroup, *s.FSGroup, uid, gid, group)
+				}
+				return restores(seen.add)(req)
+			})
+		}
+		check("the owner of what was backed up", 70, 71, 71)
+		_, err := w.exec("RestoreData", "rd-11", param.TemplateParams{}, with(base, args{"volumes": args{"rd-other": "/mnt/a"}, "backupIdentifier": b["backupID"]}))
+		w.must(err)
+		w.must(w.Create(w.context(), &appsv1.Deployment{
+			ObjectMeta: metav1.ObjectMeta{Namespace: shop, Name: "rd"},
+			Spec: appsv1.DeploymentSpec{
+				Selector: &metav1.LabelSelector{MatchLabels: map[string]string{"app": "rd"}},
+				Template: corev1.PodTemplateSpec{
+					ObjectMeta: metav1.ObjectMeta{Labels: map[string]string{"app": "rd"}},
+					Spec: corev1.PodSpec{
+						SecurityContext: &corev1.PodSecurityContext{RunAsUser: new(int64(5)), RunAsGroup: new(int64(6)), FSGroup: new(int64(8))},
+						Containers:      []corev1.Container{{Name: "c", Image: "i", VolumeMounts: []corev1.VolumeMount{{Name: "v", MountPath: "/v"}}}},
+						Volumes: []corev1.Volume{{Name: "v", VolumeSource: corev1.VolumeSource{
+							PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: "rd-other"},
+						}}},
+					},
+				},
+			},
+		}))
+		check("the workload that mounts the claim", 5, 6, 8)
+		_, err = w.exec("RestoreData", "rd-12", param.TemplateParams{}, with(base, args{"volumes": args{"rd-other": "/mnt/a"}, "backupIdentifier": b["backupID"]}))
+		w.must(err)
+		check("podOverride", 9, 6, 8)
+		_, err = w.exec("RestoreData", "rd-13", param.TemplateParams{}, with(base, args{
+			"volumes": args{"rd-other": "/mnt/a"}, "backupIdentifier": b["backupID"],
+			"podOverride": args{"securityContext": args{"runAsUser": 9}, "containers": []any{args{"name": "container", "securityContext": args{"runAsUser": 9}}}},
+		}))
+		w.must(err)
+	})
+}
+
+func testRestoreDataAll(w *world) {
+	var saved seen
+	for _, pod := range []string{"ra-0", "ra-1"} {
+		w.claim(pod)
+		w.pod(pod, pod)
+		w.script(pod, saves(4, saved.add))
+	}
+	set := param.TemplateParams{StatefulSet: &param.StatefulSetParams{Namespace: shop, Name: "ra", Pods: []string{"ra-0", "ra-1"}}}
+	out, err := w.exec("BackupDataAll", "ra-1", set, args{"namespace": shop, "container": "app", "includePath": "/data", "backupArtifactPrefix": "ra"})
+	w.must(err)
+	info := out["BackupAllInfo"]
+	base := args{"namespace": shop, "image": "ignored", "backupArtifactPrefix": "bucket/ra", "backupInfo": info}
+	script := func() *seen {
+		s := &seen{}
+		w.script("restore-data-all-", restores(s.add))
+		return s
+	}
+	w.run("outputs", func(w *world) {
+		s := script()
+		out, err := w.exec("RestoreDataAll", "ra-2", set, base)
+		w.must(err)
+		if want := (map[string]any{"restoredTo": "ra-0: / in claim ra-0; ra-1: / in claim ra-1", "fileCount": "6", "size": "4.000 KiB"}); !reflect.DeepEqual(out, want) {
+			w.Errorf("outputs %v", out)
+		}
+		if len(s.all) != 2 || len(w.movers()) != 0 {
+			w.Errorf("%d restores, movers left: %d", len(s.all), len(w.movers()))
+		}
+	})
+	w.run("pods", func(w *world) {
+		s := script()
+		_, err := w.exec("RestoreDataAll", "ra-3", set, with(base, args{"pods": "ra-1"}))
+		w.must(err)
+		if len(s.all) != 1 || s.all[0].ID == "" {
+			w.Errorf("restores %+v", s.all)
+		}
+	})
+	w.run("restorePath", func(w *world) {
+		s := script()
+		_, err := w.exec("RestoreDataAll", "ra-4", set, with(base, args{"pods": "ra-1", "restorePath": "/data/back", "podLabels": args{"a": "b"}, "insecureTLS": false}))
+		w.must(err)
+		if s.all[0].Restore.Path != "/back/data" {
+			w.Errorf("asked for %+v", s.all[0].Restore)
+		}
+	})
+	w.run("encryptionKey", func(w *world) {
+		w.refused("RestoreDataAll", "ra-10", set, with(base, args{"encryptionKey": "another"}), "nothing was written", "pod ra-0", "not found with this encryptionKey")
+	})
+	w.run("backupInfo", func(w *world) {
+		s := script()
+		w.refused("RestoreDataAll", "ra-5", set, with(base, args{"backupInfo": strings.ReplaceAll(info.(string), "ra-1", "rx-1")}), "nothing was written", "pod rx-1", "not found")
+		if len(s.all) > 0 {
+			w.Error("something was written")
+		}
+	})
+	w.run("one pod fails", func(w *world) {
+		w.script("restore-data-all-", func(req api.StartRequest) (*api.Result, *api.Problem) {
+			if strings.Contains(claimIn(w, req), "ra-0") {
+				return fails("no space left on device")(req)
+			}
+			return restores(func(api.StartRequest) {})(req)
+		})
+		w.refused("RestoreDataAll", "ra-6", set, base, "restore data of 1 of 2 pods", "pod ra-0", "no space left", "restored: ra-1: / in claim ra-1")
+	})
+	w.run("a workload that is scaled down", func(w *world) {
+		s := script()
+		_, err := w.exec("RestoreDataAll", "ra-7", param.TemplateParams{StatefulSet: &param.StatefulSetParams{Namespace: shop, Name: "ra"}}, base)
+		w.must(err)
+		if len(s.all) != 2 {
+			w.Errorf("%d restores, want one for each pod of backupInfo", len(s.all))
+		}
+	})
+	w.run("a Deployment's pod with a new name", func(w *world) {
+		s := script()
+		w.pod("ra-new", "ra-0")
+		deployment := param.TemplateParams{Deployment: &param.DeploymentParams{Namespace: shop, Name: "ra", Pods: []string{"ra-new"}}}
+		out, err := w.exec("RestoreDataAll", "ra-8", deployment, base)
+		w.must(err)
+		if out["restoredTo"] != "ra-new: / in claim ra-0" || len(s.all) != 1 {
+			w.Errorf("outputs %v, %d restores", out, len(s.all))
+		}
+		w.pod("ra-newer", "ra-0")
+		deployment.Deployment.Pods = []string{"ra-new", "ra-newer"}
+		w.refused("RestoreDataAll", "ra-9", deployment, base, "nothing was written", "ra-new (claim ra-0), ra-newer (claim ra-0)", "ra-0 (claim ra-0), ra-1 (claim ra-1)")
+	})
+}
+
+// claimIn is the claim that the mover of an operation mounts.
+func claimIn(w *world, req api.StartRequest) string {
+	for _, p := range w.movers() {
+		if p.Annotations[names.OperationAnnotation] == req.ID {
+			for _, v := range p.Spec.Volumes {
+				if v.PersistentVolumeClaim != nil {
+					return v.PersistentVolumeClaim.ClaimName
+				}
+			}
+		}
+	}
+	return ""
+}
+
+func testDeleteData(w *world) {
+	w.claim("dd")
+	var out []map[string]any
+	for _, op := range []string{"dd-1", "dd-2", "dd-3", "dd-4"} {
+		out = append(out, w.backup(op, "dd", "/mnt/dd", "dd/"+op))
+	}
+	id := func(i int) string { return out[i]["backupID"].(string) }
+	known := func(i int) bool {
+		return slices.ContainsFunc(w.records.list(), func(r api.Record) bool { return r.BackupID == id(i) })
+	}
+	base := args{"namespace": shop, "backupArtifactPrefix": "dd/dd-1"}
+	w.run("backupArtifactPrefix", func(w *world) {
+		_, err := w.exec("DeleteData", "dd-5", param.TemplateParams{}, with(base, args{"backupArtifactPrefix": "other", "backupID": id(0)}))
+		w.must(err) // as with restic, an id that is not there is no error
+		if !known(0) {
+			w.Error("a backup was deleted under another prefix")
+		}
+	})
+	w.run("backupID", func(w *world) {
+		got, err := w.exec("DeleteData", "dd-6", param.TemplateParams{}, with(base, with(unused, args{"backupID": id(0), "reclaimSpace": "true", "image": "ignored", "insecureTLS": "true"})))
+		w.must(err)
+		if known(0) || !reflect.DeepEqual(got, map[string]any{"spaceFreed": "0 B"}) {
+			w.Errorf("outputs %v, still there: %v", got, known(0))
+		}
+	})
+	w.run("backupTag", func(w *world) {
+		tag := out[1]["backupTag"]
+		_, err := w.exec("DeleteData", "dd-7", param.TemplateParams{}, with(base, args{"backupArtifactPrefix": "dd/dd-2", "backupTag": tag}))
+		w.must(err)
+		w.refused("DeleteData", "dd-8", param.TemplateParams{}, with(base, args{"backupArtifactPrefix": "dd/dd-2", "backupTag": tag}), "Failed to forget data, could not get snapshotID from tag", "Snapshot not found")
+	})
+	w.run("lists", func(w *world) {
+		_, err := w.exec("DeleteData", "dd-9", param.TemplateParams{}, with(base, args{"backupArtifactPrefix": " dd/dd-3\tdd/dd-4", "backupID": id(2) + "\n" + id(3)}))
+		w.must(err)
+		if known(2) || known(3) {
+			w.Error("a backup of the list is still there")
+		}
+	})
+	w.run("encryptionKey", func(w *world) {
+		kept := w.backup("dd-10", "dd", "/mnt/dd", "dd")
+		_, err := w.exec("DeleteData", "dd-11", param.TemplateParams{}, with(base, args{"backupArtifactPrefix": "dd", "backupID": kept["backupID"], "encryptionKey": "k"}))
+		w.must(err)
+		w.record(kept["backupID"].(string))
+	})
+}
+
+func testDeleteDataAll(w *world) {
+	w.script("da-0", saves(1, func(api.StartRequest) {}))
+	w.script("da-1", saves(1, func(api.StartRequest) {}))
+	for _, pod := range []string{"da-0", "da-1"} {
+		w.claim(pod)
+		w.pod(pod, pod)
+	}
+	out, err := w.exec("BackupDataAll", "da-1", param.TemplateParams{}, args{"namespace": shop, "pods": "da-0 da-1", "container": "app", "includePath": "/data", "backupArtifactPrefix": "da"})
+	w.must(err)
+	base := args{"namespace": shop, "backupArtifactPrefix": "bucket/da", "backupInfo": out["BackupAllInfo"], "reclaimSpace": true}
+	_, err = w.exec("DeleteDataAll", "da-4", param.TemplateParams{}, with(base, args{"encryptionKey": "another"}))
+	w.must(err)
+	kept := 0
+	for _, r := range w.records.list() {
+		if strings.HasPrefix(r.Prefix, "bucket/da/") {
+			kept++
+		}
+	}
+	if kept != 2 {
+		w.Errorf("%d backups are left after a deletion with another key, want both", kept)
+	}
+	base = with(base, with(unused, args{"image": "ignored", "insecureTLS": true}))
+	for _, operation := range []string{"da-2", "da-3"} { // again is no error
+		got, err := w.exec("DeleteDataAll", operation, param.TemplateParams{}, base)
+		w.must(err)
+		if got["spaceFreed"] != "0 B" || len(got) != 1 {
+			w.Errorf("outputs %v", got)
+		}
+	}
+	for _, r := range w.records.list() {
+		if strings.HasPrefix(r.Prefix, "bucket/da/") {
+			w.Errorf("%s is still there", r.BackupID)
+		}
+	}
+}
+
+func testCheckRepository(w *world) {
+	object := param.TemplateParams{PVC: &param.PVCParams{Namespace: "checked", Name: "c"}}
+	w.must(w.Create(w.context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "checked"}}))
+	check := func(w *world, operation, prefix string, change args, wrong, missing string) {
+		w.Helper()
+		got, err := w.exec("CheckRepository", operation, object, with(args{"backupArtifactPrefix": prefix}, change))
+		w.must(err)
+		if want := (map[string]any{"passwordIncorrect": wrong, "repoUnavailable": missing, "version": "v0.0.0"}); !reflect.DeepEqual(got, want) {
+			w.Errorf("outputs %v, want %v", got, want)
+		}
+	}
+	w.run("no repository", func(w *world) {
+		before := len(w.servers())
+		check(w, "cr-1", "x", nil, "false", "true")
+		if len(w.servers()) != before {
+			w.Error("a check has made a repository")
+		}
+	})
+	object.PVC.Namespace = shop
+	w.claim("cr")
+	w.backup("cr-2", "cr", "/mnt/cr", "checked/x")
+	w.run("backupArtifactPrefix", func(w *world) {
+		check(w, "cr-3", "checked/x", nil, "false", "false")
+		check(w, "cr-4", "checked", with(unused, args{"image": "ignored", "insecureTLS": true}), "false", "false")
+		check(w, "cr-5", "checked/xx", nil, "false", "true")
+	})
+	w.run("encryptionKey", func(w *world) {
+		check(w, "cr-6", "checked/x", args{"encryptionKey": "never used"}, "true", "false")
+	})
+}
+
+func testLocationDelete(w *world) {
+	w.claim("ld")
+	one, two := w.backup("ld-1", "ld", "/mnt", "loc/a"), w.backup("ld-2", "ld", "/mnt", "loc/ab")
+	got, err := w.exec("LocationDelete", "ld-3", param.TemplateParams{}, args{"artifact": "bucket/loc/a"})
+	w.must(err)
+	if got["deletedBackups"] != "1" || slices.ContainsFunc(w.records.list(), func(r api.Record) bool { return r.BackupID == one["backupID"] }) {
+		w.Errorf("outputs %v", got)
+	}
+	w.record(two["backupID"].(string)) // a prefix ends at a slash
+	w.refused("LocationDelete", "ld-4", param.TemplateParams{}, args{"artifact": "loc/a"}, "no backup under prefix bucket/loc/a", "kando location delete")
+	for _, rs := range w.servers() {
+		w.refused("LocationDelete", "ld-5", param.TemplateParams{}, args{"artifact": rs.Spec.Storage.S3.Prefix}, "no backup under prefix")
+	}
+}
+
+func testBackupDataStats(w *world) {
+	w.claim("bs")
+	id := w.backup("bs-1", "bs", "/mnt", "bs")["backupID"]
+	base := args{"namespace": shop, "backupArtifactPrefix": "bucket/bs", "backupID": id}
+	w.run("outputs", func(w *world) {
+		got, err := w.exec("BackupDataStats", "bs-2", param.TemplateParams{}, with(base, with(unused, args{"image": "ignored"})))
+		w.must(err)
+		if want := (map[string]any{"mode": "restore-size", "fileCount": "5", "size": "10.322 KiB", "version": "v0.0.0"}); !reflect.DeepEqual(got, want) {
+			w.Errorf("outputs %v", got)
+		}
+	})
+	w.run("statsMode", func(w *world) {
+		got, err := w.exec("BackupDataStats", "bs-3", param.TemplateParams{}, with(base, args{"statsMode": "raw-data"}))
+		w.must(err)
+		if got["mode"] != "raw-data" {
+			w.Errorf("outputs %v", got)
+		}
+		w.refused("BackupDataStats", "bs-4", param.TemplateParams{}, with(base, args{"statsMode": "all"}), `statsMode "all"`, "files-by-contents")
+	})
+	w.run("backupArtifactPrefix", func(w *world) {
+		w.refused("BackupDataStats", "bs-5", param.TemplateParams{}, with(base, args{"backupArtifactPrefix": "other"}), "under prefix bucket/other", "not found")
+	})
+	w.run("encryptionKey", func(w *world) {
+		w.refused("BackupDataStats", "bs-6", param.TemplateParams{}, with(base, args{"encryptionKey": "k"}), "not found with this encryptionKey")
+	})
+}
+
+// Two movers of one claim take turns; a controller that goes away keeps its turn.
+func testTurns(w *world) {
+	w.claim("turns")
+	b := w.backup("turns-1", "turns", "/mnt/turns", "turns")
+	begun, release := make(chan string, 4), make(chan struct{})
+	w.script("restore-data-", func(req api.StartRequest) (*api.Result, *api.Problem) {
+		begun <- req.ID
+		<-release
+		return restores(func(api.StartRequest) {})(req)
+	})
+	base := args{"namespace": shop, "image": "i", "backupArtifactPrefix": "turns", "volumes": args{"turns": "/mnt/turns"}, "backupIdentifier": b["backupID"]}
+	ended := make(chan error, 2)
+	go func() { _, err := w.exec("RestoreData", "turns-2", param.TemplateParams{}, base); ended <- err }()
+	if first := <-begun; first != "turns-2" {
+		w.Fatalf("%s has begun", first)
+	}
+	go func() { _, err := w.exec("RestoreData", "turns-3", param.TemplateParams{}, base); ended <- err }()
+	// A third on a claim of its own shows that the second has had its chance.
+	w.claim("turns-free")
+	_, err := w.exec("CopyVolumeData", "turns-4", param.TemplateParams{}, args{"namespace": shop, "volume": "turns-free", "dataArtifactPrefix": "x"})
+	w.must(err)
+	if pods := w.movers(); len(pods) != 1 || pods[0].Annotations[names.OperationAnnotation] != "turns-2" {
+		w.Errorf("%d movers while one holds the claim", len(pods))
+	}
+	close(release)
+	for range 2 {
+		w.must(<-ended)
+	}
+	if second := <-begun; second != "turns-3" {
+		w.Errorf("then %s", second)
+	}
+	if left := w.movers(); len(left) > 0 {
+		w.Errorf("%d movers are left", len(left))
+	}
+}
+
+// A phase that is picked up again goes on with its operation, and makes one backup.
+func testResume(w *world) {
+	w.claim("resume")
+	begun, release := make(chan string, 4), make(chan struct{})
+	var first seen
+	w.script("copy-vol-data-", func(req api.StartRequest) (*api.Result, *api.Problem) {
+		first.add(req)
+		begun <- req.ID
+		<-release
+		return saves(1, func(api.StartRequest) {})(req)
+	})
+	f, err := w.functions.Get("CopyVolumeData")
+	w.must(err)
+	call := function.Call{
+		Params: param.TemplateParams{Profile: w.profile}, OperationID: "resume-1", ActionSet: "as", Progress: func(api.Progress) {},
+		Args: args{"namespace": shop, "volume": "resume", "dataArtifactPrefix": "resume"},
+	}
+	ctx, detach := context.WithCancelCause(w.context())
+	ended := make(chan error, 1)
+	go func() { _, err := f.Exec(ctx, call); ended <- err }()
+	<-begun
+	detach(agentclient.ErrDetached)
+	if err := <-ended; !errors.Is(err, agentclient.ErrDetached) {
+		w.Errorf("error %v, want that the controller goes away", err)
+	}
+	if len(w.movers()) != 1 {
+		w.Fatalf("%d movers, want the one that works on", len(w.movers()))
+	}
+	close(release)
+	out, err := f.Exec(w.context(), call)
+	w.must(err)
+	if len(first.all) != 1 {
+		w.Errorf("%d snapshots were taken", len(first.all))
+	}
+	// Its end was not written down, and its pod is gone: the backup is what was recorded.
+	w.script("copy-vol-data-", func(req api.StartRequest) (*api.Result, *api.Problem) {
+		r, p := saves(9, func(api.StartRequest) {})(req)
+		r.Snapshot.ID += "-again"
+		return r, p
+	})
+	again, err := f.Exec(w.context(), call)
+	w.must(err)
+	if !reflect.DeepEqual(again, out) {
+		w.Errorf("outputs %v, then %v", out, again)
+	}
+	testenv.Eventually(w, 10*time.Second, "no mover is left", func() bool { return len(w.movers()) == 0 })
+}
+
+func infoOf(w *world, out map[string]any) map[string]struct{ PodName, BackupID, BackupTag string } {
+	w.Helper()
+	var info map[string]struct{ PodName, BackupID, BackupTag string }
+	w.must(jsonUnmarshal(out["BackupAllInfo"], &info))
+	return info
+}

@@ -1,0 +1,173 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package function
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/yaml"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	crv1alpha1 "github.com/kanister-kopia/kanister-kopia/pkg/apis/cr/v1alpha1"
+)
+
+// kubeOps creates, deletes or patches an object of any kind.
+type kubeOps struct{ *Companion }
+
+func (*kubeOps) Name() string { return "KubeOps" }
+
+func (*kubeOps) RequiredArgs() []string { return []string{"operation"} }
+
+func (f *kubeOps) Arguments() []string {
+	return append(f.RequiredArgs(), "spec", "namespace", "objectReference")
+}
+
+// A second create would fail, a second patch may mean something else.
+func (*kubeOps) Resumable() bool { return false }
+
+func (f *kubeOps) Exec(ctx context.Context, call Call) (map[string]any, error) {
+	var operation, spec, namespace string
+	var ref crv1alpha1.ObjectReference
+	if err := decodeAll(call.Args, map[string]any{
+		"operation": &operation, "spec": &spec, "namespace": &namespace, "objectReference": &ref,
+	}); err != nil {
+		return nil, err
+	}
+	named := ref.Name != "" && ref.APIVersion != "" && ref.Resource != ""
+	switch {
+	case operation != "create" && operation != "delete" && operation != "patch":
+		return nil, fmt.Errorf("invalid operation '%s'", operation) // Kanister's text
+	case operation != "delete" && spec == "":
+		return nil, fmt.Errorf("spec cannot be empty for %s operation", operation) // Kanister's text
+	case operation != "create" && !named:
+		return nil, fmt.Errorf("missing one or more required fields name/namespace/group/apiVersion/resource in objectReference for %s operation", operation) // Kanister's text
+	}
+	var object *unstructured.Unstructured
+	var err error
+	if operation == "create" {
+		object, err = f.create(ctx, spec, namespace)
+	} else {
+		// The reference's own namespace says more than the argument's default.
+		namespace = cmp.Or(ref.Namespace, namespace, metav1.NamespaceDefault)
+		if object, err = f.named(ref, namespace); err == nil {
+			err = f.change(ctx, operation, object, spec)
+		}
+	}
+	if err != nil {
+		err = fmt.Errorf("%s object: %w", operation, err)
+		if apierrors.IsForbidden(err) {
+			err = fmt.Errorf("%w (give the controller's ServiceAccount this right with a role of yours)", err)
+		}
+		return nil, err
+	}
+	return f.reference(object)
+}
+
+// create makes the object of a YAML or JSON text.
+func (f *kubeOps) create(ctx context.Context, spec, namespace string) (*unstructured.Unstructured, error) {
+	object, err := one(spec)
+	if err != nil {
+		return nil, err
+	}
+	mapping, err := f.mapping(object.GroupVersionKind())
+	switch {
+	case err != nil:
+		return nil, err
+	case mapping.Scope.Name() == meta.RESTScopeNameRoot:
+		object.SetNamespace("")
+	case object.GetNamespace() == "":
+		object.SetNamespace(cmp.Or(namespace, metav1.NamespaceDefault))
+	case namespace != "" && namespace != object.GetNamespace():
+		return nil, fmt.Errorf("the spec's namespace is %s and the argument's %s: give one", object.GetNamespace(), namespace)
+	}
+	return object, f.Client.Create(ctx, object)
+}
+
+// one reads the only object of a text.
+func one(spec string) (*unstructured.Unstructured, error) {
+	decoder := yaml.NewYAMLOrJSONDecoder(strings.NewReader(spec), 4096)
+	object := &unstructured.Unstructured{}
+	if err := decoder.Decode(object); err != nil {
+		return nil, fmt.Errorf("read spec: %w", err)
+	}
+	var more map[string]any
+	if err := decoder.Decode(&more); !errors.Is(err, io.EOF) {
+		return nil, errors.New("read spec: it holds more than one object: use a phase for each")
+	}
+	return object, nil
+}
+
+// change deletes or patches an object. One that is gone has been deleted.
+func (f *kubeOps) change(ctx context.Context, operation string, object *unstructured.Unstructured, spec string) error {
+	if operation == "delete" {
+		return client.IgnoreNotFound(f.Client.Delete(ctx, object))
+	}
+	var change map[string]any
+	if err := yaml.NewYAMLOrJSONDecoder(bytes.NewBufferString(spec), 4096).Decode(&change); err != nil {
+		return fmt.Errorf("read spec: %w", err)
+	}
+	patch, err := json.Marshal(change)
+	if err != nil {
+		return fmt.Errorf("read spec: %w", err)
+	}
+	return f.Client.Patch(ctx, object, client.RawPatch(types.MergePatchType, patch))
+}
+
+// named is an object by its reference; nothing is read.
+func (f *kubeOps) named(ref crv1alpha1.ObjectReference, namespace string) (*unstructured.Unstructured, error) {
+	kind, err := kindOf(f.Client, ref)
+	if err != nil {
+		return nil, err
+	}
+	mapping, err := f.mapping(kind)
+	if err != nil {
+		return nil, err
+	}
+	object := &unstructured.Unstructured{}
+	object.SetGroupVersionKind(kind)
+	object.SetName(ref.Name)
+	if mapping.Scope.Name() == meta.RESTScopeNameNamespace {
+		object.SetNamespace(namespace)
+	}
+	return object, nil
+}
+
+func (f *kubeOps) mapping(kind schema.GroupVersionKind) (*meta.RESTMapping, error) {
+	return f.Client.RESTMapper().RESTMapping(kind.GroupKind(), kind.Version)
+}
+
+// kindOf finds the kind of a reference that names a resource.
+func kindOf(c client.Client, ref crv1alpha1.ObjectReference) (schema.GroupVersionKind, error) {
+	// kanctl sends "apps/" for the group, and people write "apps/v1" for the version.
+	group, version := strings.Trim(ref.Group, "/"), ref.APIVersion
+	if g, v, ok := strings.Cut(ref.APIVersion, "/"); ok {
+		group, version = g, v
+	}
+	return c.RESTMapper().KindFor(schema.GroupVersionResource{Group: group, Version: version, Resource: ref.Resource})
+}
+
+// reference is the output: where the object is.
+func (f *kubeOps) reference(object *unstructured.Unstructured) (map[string]any, error) {
+	kind := object.GroupVersionKind()
+	mapping, err := f.mapping(kind)
+	if err != nil {
+		return nil, err
+	}
+	return map[string]any{
+		"apiVersion": kind.Version, "group": kind.Group, "kind": kind.Kind, "resource": mapping.Resource.Resource,
+		"name": object.GetName(), "namespace": object.GetNamespace(),
+	}, nil
+}

@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package function
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path"
+	"strconv"
+	"strings"
+
+	"github.com/kanister-kopia/kanister-kopia/agent/api"
+	"github.com/kanister-kopia/kanister-kopia/pkg/repository"
+)
+
+// locationDelete deletes the backups at and below a prefix. In Kanister it deletes
+// every object there, which would be the repository of whoever shares the bucket:
+// here no object is ever deleted by its name. The keys to do so are not the
+// controller's to use either; who pushes plain objects with kando deletes them
+// with kando.
+type locationDelete struct{ *Data }
+
+func (*locationDelete) Name() string { return "LocationDelete" }
+
+func (*locationDelete) RequiredArgs() []string { return []string{"artifact"} }
+
+func (f *locationDelete) Arguments() []string { return f.RequiredArgs() }
+
+func (*locationDelete) Resumable() bool { return true }
+
+func (f *locationDelete) Exec(ctx context.Context, call Call) (map[string]any, error) {
+	var artifact string
+	if err := decode(call.Args, "artifact", &artifact); err != nil {
+		return nil, err
+	}
+	profile := call.Params.Profile
+	if err := validateProfile(profile); err != nil {
+		return nil, err
+	}
+	prefix := path.Clean(resolvePrefix(profile, strings.TrimLeft(artifact, "/")))
+	if prefix == profile.Location.Bucket || strings.HasPrefix(prefix, "..") {
+		return nil, fmt.Errorf("delete location: artifact %q is the whole bucket: give the prefix of the backups to delete", artifact)
+	}
+	ids, err := f.Repositories.At(ctx, profile)
+	if err != nil {
+		return nil, err
+	}
+	deleted := 0
+	var errs []error
+	for _, id := range ids {
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+		n, err := f.under(ctx, call, id, prefix)
+		deleted += n
+		if err != nil {
+			errs = append(errs, err)
+		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		return nil, fmt.Errorf("delete location %s: %d backups deleted: %w", artifact, deleted, err)
+	}
+	if deleted == 0 {
+		return nil, fmt.Errorf("delete location %s: there is no backup under prefix %s; plain objects are not deleted here: "+
+			"use kando location delete in a KubeTask for what kando location push has written", artifact, prefix)
+	}
+	return map[string]any{"deletedBackups": strconv.Itoa(deleted)}, nil
+}
+
+// under deletes what one repository has under the prefix. One with an
+// encryptionKey is left alone: the function has no argument to open it with.
+func (f *locationDelete) under(ctx context.Context, call Call, id, prefix string) (int, error) {
+	repo, err := f.Repositories.OpenID(ctx, id, repository.Ref{Profile: call.Params.Profile})
+	if errors.Is(err, repository.ErrWrongKey) {
+		f.Log.Warn("repository has an encryptionKey: its backups are left: use DeleteData", "actionset", call.ActionSet, "repository", id)
+		return 0, nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	defer repo.Close()
+	var found []api.Record
+	for record, err := range repo.List(ctx, part(call.OperationID, id)+"-list", "") {
+		if err != nil {
+			return 0, err
+		}
+		if isUnder(record.Prefix, prefix) {
+			found = append(found, record)
+		}
+	}
+	for i, record := range found {
+		if _, err := repo.Delete(ctx, part(call.OperationID, record.BackupID), api.DeleteRequest{
+			BackupID: record.BackupID, Prefix: record.Prefix,
+		}); err != nil {
+			return i, err
+		}
+	}
+	return len(found), nil
+}

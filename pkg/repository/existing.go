@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package repository
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	kopiav1alpha1 "github.com/kanister-kopia/kanister-kopia/pkg/apis/kopia/v1alpha1"
+	"github.com/kanister-kopia/kanister-kopia/pkg/names"
+	"github.com/kanister-kopia/kanister-kopia/pkg/param"
+)
+
+// ErrWrongKey is a repository that is there, but with another encryptionKey.
+var ErrWrongKey = errors.New("the repository has another encryptionKey")
+
+// OpenExisting is Open for a repository that must be there: ErrNotFound if the
+// namespace has none at the Profile's location, ErrWrongKey if it has one with
+// another key.
+func (m *Manager) OpenExisting(ctx context.Context, ref Ref) (*Repository, error) {
+	ns, tenant, err := m.tenant(ctx, ref.Namespace)
+	if err != nil {
+		return nil, err
+	}
+	if name := ns.Annotations[names.RepositoryAnnotation]; name != "" && ref.EncryptionKey == nil {
+		return m.openShared(ctx, name, tenant, ref)
+	}
+	k, err := deriveKey(ref.EncryptionKey, tenant)
+	if err != nil {
+		return nil, err
+	}
+	storage, err := storageOf(ref.Profile, tenant, k.id)
+	if err != nil {
+		return nil, err
+	}
+	id := repositoryID(storage, tenant, k.id)
+	var servers kopiav1alpha1.RepositoryServerList
+	if err := m.Client.List(ctx, &servers, client.InNamespace(m.Namespace)); err != nil {
+		return nil, fmt.Errorf("list RepositoryServers: %w", err)
+	}
+	other := false
+	for i := range servers.Items {
+		rs := &servers.Items[i]
+		if rs.Name == id {
+			return m.start(ctx, id, tenant, ref, k)
+		}
+		if rs.Spec.Tenant == nil || *rs.Spec.Tenant != tenant {
+			continue
+		}
+		// The same place but for the key.
+		at, err := storageOf(ref.Profile, tenant, rs.Spec.KeyID)
+		other = other || err == nil && repositoryID(at, tenant, rs.Spec.KeyID) == rs.Name
+	}
+	if other {
+		return nil, fmt.Errorf("repository of namespace %s: %w", ref.Namespace, ErrWrongKey)
+	}
+	return nil, fmt.Errorf("repository of namespace %s: %w", ref.Namespace, ErrNotFound)
+}
+
+// tenantOf is whose repository it is; nobody's, if it is shared.
+func tenantOf(rs *kopiav1alpha1.RepositoryServer) kopiav1alpha1.Tenant {
+	if rs.Spec.Tenant == nil {
+		return kopiav1alpha1.Tenant{}
+	}
+	return *rs.Spec.Tenant
+}
+
+// OpenID opens a repository by its id. ErrWrongKey if ref's key is not its.
+func (m *Manager) OpenID(ctx context.Context, id string, ref Ref) (*Repository, error) {
+	var rs kopiav1alpha1.RepositoryServer
+	if err := m.Client.Get(ctx, client.ObjectKey{Namespace: m.Namespace, Name: id}, &rs); apierrors.IsNotFound(err) {
+		return nil, fmt.Errorf("repository %s: %w", id, ErrNotFound)
+	} else if err != nil {
+		return nil, fmt.Errorf("read RepositoryServer %s: %w", id, err)
+	}
+	tenant := tenantOf(&rs)
+	k, err := deriveKey(ref.EncryptionKey, tenant)
+	if err != nil {
+		return nil, err
+	}
+	if k.id != rs.Spec.KeyID {
+		return nil, fmt.Errorf("repository %s: %w", id, ErrWrongKey)
+	}
+	return m.start(ctx, id, tenant, ref, k)
+}
+
+// At lists the ids of the repositories at a Profile's location: in its bucket, and
+// below its prefix.
+func (m *Manager) At(ctx context.Context, profile *param.Profile) ([]string, error) {
+	var servers kopiav1alpha1.RepositoryServerList
+	if err := m.Client.List(ctx, &servers, client.InNamespace(m.Namespace)); err != nil {
+		return nil, fmt.Errorf("list RepositoryServers: %w", err)
+	}
+	var ids []string
+	for i := range servers.Items {
+		rs := &servers.Items[i]
+		if rs.Spec.Tenant == nil {
+			continue // a shared one is nobody's to delete from by its place
+		}
+		at, err := storageOf(profile, *rs.Spec.Tenant, rs.Spec.KeyID)
+		if err != nil {
+			return nil, err
+		}
+		have, want := locationOf(rs.Spec.Storage), locationOf(at)
+		if have.samePlace(want) && have.prefix == want.prefix {
+			ids = append(ids, rs.Name)
+		}
+	}
+	return ids, nil
+}
