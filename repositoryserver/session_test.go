@@ -128,7 +128,7 @@ func FuzzSession(f *testing.F) {
 			}
 			return
 		}
-		open := newSessions()
+		open := newSessions(mostSessions, time.Now)
 		s, err := open.start(req)
 		if err != nil {
 			if codeOf(err) != api.CodeBadRequest || len(open.by) > 0 {

@@ -42,9 +42,9 @@ type backup struct {
 // take takes the snapshot and records it.
 func (d *Data) take(ctx context.Context, repo *repository.Repository, agent *agentclient.Client, actionSet string, b backup, progress func(api.Progress)) (api.Record, error) {
 	hostname := repo.Tenant().NamespaceUID
+	sourcePath := repo.SourcePath(b.username, b.path)
 	record := b.record
 	record.NamespaceUID, record.KeyID = hostname, repo.KeyID()
-	sourcePath := repo.SourcePath(b.username, b.path)
 	record.BackupID = repository.Token(repo.ID(), b.operation+"/id")
 	record.BackupTag = repository.Token(repo.ID(), b.operation+"/tag")
 	err := d.session(ctx, repo, b.operation, b.username, hostname, func(credentials *api.Credentials) error {

@@ -91,7 +91,7 @@ func newWorld(t *testing.T) *world {
 	movers := &mover.Movers{Client: c, Agents: w, CA: w, Image: "agent", PullPolicy: corev1.PullNever, Log: log}
 	w.data = &function.Data{
 		Client: c, Movers: movers, Agents: w, Clock: clock.RealClock{}, Log: log,
-		Repositories: &repository.Manager{Client: c, Namespace: control, Agents: w, CA: func() ([]byte, error) { return []byte("CA"), nil }},
+		Repositories: &repository.Manager{Client: c, Namespace: control, Agents: w, Clock: clock.RealClock{}, CA: func() ([]byte, error) { return []byte("CA"), nil }},
 	}
 	companion := &function.Companion{Client: c, Movers: movers, Namespace: control}
 	w.functions = function.NewRegistry(append(w.data.Functions(), companion.Functions()...)...)

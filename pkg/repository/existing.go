@@ -26,8 +26,8 @@ func (m *Manager) OpenExisting(ctx context.Context, ref Ref) (*Repository, error
 	if err != nil {
 		return nil, err
 	}
-	if ns.Annotations[names.RepositoryAnnotation] != "" && ref.EncryptionKey == nil {
-		return m.Open(ctx, ref) // a shared one is never made on demand
+	if name := ns.Annotations[names.RepositoryAnnotation]; name != "" && ref.EncryptionKey == nil {
+		return m.openShared(ctx, name, tenant, ref)
 	}
 	k, err := deriveKey(ref.EncryptionKey, tenant)
 	if err != nil {
@@ -61,6 +61,14 @@ func (m *Manager) OpenExisting(ctx context.Context, ref Ref) (*Repository, error
 	return nil, fmt.Errorf("repository of namespace %s: %w", ref.Namespace, ErrNotFound)
 }
 
+// tenantOf is whose repository it is; nobody's, if it is shared.
+func tenantOf(rs *kopiav1alpha1.RepositoryServer) kopiav1alpha1.Tenant {
+	if rs.Spec.Tenant == nil {
+		return kopiav1alpha1.Tenant{}
+	}
+	return *rs.Spec.Tenant
+}
+
 // OpenID opens a repository by its id. ErrWrongKey if ref's key is not its.
 func (m *Manager) OpenID(ctx context.Context, id string, ref Ref) (*Repository, error) {
 	var rs kopiav1alpha1.RepositoryServer
@@ -69,10 +77,7 @@ func (m *Manager) OpenID(ctx context.Context, id string, ref Ref) (*Repository, 
 	} else if err != nil {
 		return nil, fmt.Errorf("read RepositoryServer %s: %w", id, err)
 	}
-	var tenant kopiav1alpha1.Tenant // a shared one has none, and no key but its own
-	if rs.Spec.Tenant != nil {
-		tenant = *rs.Spec.Tenant
-	}
+	tenant := tenantOf(&rs)
 	k, err := deriveKey(ref.EncryptionKey, tenant)
 	if err != nil {
 		return nil, err
@@ -94,13 +99,14 @@ func (m *Manager) At(ctx context.Context, profile *param.Profile) ([]string, err
 	for i := range servers.Items {
 		rs := &servers.Items[i]
 		if rs.Spec.Tenant == nil {
-			continue // made by hand: no Profile's prefix is its
+			continue // a shared one is nobody's to delete from by its place
 		}
 		at, err := storageOf(profile, *rs.Spec.Tenant, rs.Spec.KeyID)
 		if err != nil {
 			return nil, err
 		}
-		if have, want := locationOf(rs.Spec.Storage), locationOf(at); have.samePlace(want) && have.prefix == want.prefix {
+		have, want := locationOf(rs.Spec.Storage), locationOf(at)
+		if have.samePlace(want) && have.prefix == want.prefix {
 			ids = append(ids, rs.Name)
 		}
 	}

@@ -85,10 +85,7 @@ func (m *Manager) Open(ctx context.Context, ref Ref) (*Repository, error) {
 		return nil, err
 	}
 	if name := ns.Annotations[names.RepositoryAnnotation]; name != "" && ref.EncryptionKey == nil {
-		if err := m.mayShare(ctx, name, ref); err != nil {
-			return nil, fmt.Errorf("use RepositoryServer %s, which namespace %s asks for: %w", name, ref.Namespace, err)
-		}
-		return m.start(ctx, name, tenant, ref, key{id: DefaultKeyID})
+		return m.openShared(ctx, name, tenant, ref)
 	}
 	k, err := deriveKey(ref.EncryptionKey, tenant)
 	if err != nil {
@@ -115,6 +112,14 @@ func (m *Manager) Open(ctx context.Context, ref Ref) (*Repository, error) {
 		return nil, fmt.Errorf("make RepositoryServer %s: %w", id, err)
 	}
 	return m.start(ctx, id, tenant, ref, k)
+}
+
+// openShared opens the repository that a namespace asks for with its annotation.
+func (m *Manager) openShared(ctx context.Context, name string, tenant kopiav1alpha1.Tenant, ref Ref) (*Repository, error) {
+	if err := m.mayShare(ctx, name, ref); err != nil {
+		return nil, fmt.Errorf("use RepositoryServer %s, which namespace %s asks for: %w", name, ref.Namespace, err)
+	}
+	return m.start(ctx, name, tenant, ref, key{id: DefaultKeyID})
 }
 
 // mayShare checks the other side's consent: the namespace asked with its annotation,
