@@ -144,7 +144,8 @@ func (e *Engine) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result, 
 
 // start validates an ActionSet and starts its run.
 func (e *Engine) start(ctx context.Context, as *crv1alpha1.ActionSet) error {
-	if as.Status != nil && !unfinished(as.Status) {
+	// A status without a state is none: others may write one.
+	if as.Status != nil && as.Status.State != "" && !unfinished(as.Status) {
 		return nil
 	}
 	blueprints, err := e.blueprints(ctx, as)
