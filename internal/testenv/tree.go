@@ -126,6 +126,15 @@ func ACL(owner, group, mask, other uint16, user uint32, permissions uint16) []by
 	return value
 }
 
+// capability renders the file capability net_bind_service, permitted and effective, as
+// the kernel keeps it.
+func capability() []byte {
+	const version2, effective, netBindService = 0x02000000, 1, 1 << 10
+	value := binary.LittleEndian.AppendUint32(nil, version2|effective)
+	value = binary.LittleEndian.AppendUint32(value, netBindService)
+	return append(value, make([]byte, 12)...)
+}
+
 // MakeTree fills a folder with what backups find hard: odd names, links, modes,
 // owners, times, sparse and empty files.
 func MakeTree(t testing.TB, root string) {
@@ -189,12 +198,20 @@ func MakeTree(t testing.TB, root string) {
 			must(t, unix.Lsetxattr(filepath.Join(root, name), attribute, []byte(value), 0))
 		}
 	}
+	write("before 1970", "old", 0o644)
+	old := time.Date(1931, 7, 1, 0, 0, 0, 987654321, time.UTC)
+	must(t, os.Chtimes(filepath.Join(root, "before 1970"), old, old))
+	must(t, os.Mkdir(filepath.Join(root, "sticky"), 0o755))
+	must(t, os.Chmod(filepath.Join(root, "sticky"), fs.ModeSticky|0o777))
 	if os.Getuid() == 0 {
+		write("capable", "may bind to low ports", 0o755)
+		must(t, unix.Lsetxattr(filepath.Join(root, "capable"), "security.capability", capability(), 0))
+		must(t, os.Chtimes(filepath.Join(root, "capable"), at, at))
 		must(t, os.Lchown(filepath.Join(root, "plain.txt"), 1234, 4321))
 		must(t, os.Lchown(filepath.Join(root, "link"), 1234, 4321))
 		must(t, os.Lchown(filepath.Join(root, "dir"), 77, 88))
 	}
-	for _, dir := range []string{"many", "dir/deep/er", "dir/deep", "dir", "empty-dir", "private", "."} {
+	for _, dir := range []string{"sticky", "many", "dir/deep/er", "dir/deep", "dir", "empty-dir", "private", "."} {
 		must(t, os.Chtimes(filepath.Join(root, dir), at, at.Add(time.Second)))
 	}
 }

@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build integration
+
+package repositoryserver_test
+
+import (
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kanister-kopia/kanister-kopia/agent/api"
+	"github.com/kanister-kopia/kanister-kopia/internal/testenv"
+)
+
+// ext4 mounts a new file system of its own, with its lost+found, as a volume.
+func (w *world) ext4() string {
+	w.Helper()
+	image := filepath.Join(w.TempDir(), "image")
+	w.must(os.WriteFile(image, nil, 0o600))
+	w.must(os.Truncate(image, 64<<20))
+	if out, err := exec.Command("mkfs.ext4", "-q", image).CombinedOutput(); err != nil {
+		w.Skipf("no ext4 file system can be made here: %v: %s", err, out)
+	}
+	volume := w.volume()
+	if out, err := exec.Command("mount", "-o", "loop", image, volume).CombinedOutput(); err != nil {
+		w.Skipf("no file system can be mounted here: %v: %s", err, out)
+	}
+	w.Cleanup(func() { _ = unix.Unmount(volume, unix.MNT_DETACH) })
+	return volume
+}
+
+// The tree of all that is hard, on a file system as a claim has it, comes back on
+// another one: as root all of it, as the files' owner all but what is root's to
+// make, as another user all but the owner too, and what is missing is told.
+func TestIntegrationLadder(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("mounting, and making other users' files, is root's")
+	}
+	const owner, stranger = 65532, 65533
+	w := newWorld(t)
+	s := w.serve()
+	as := func(uid, gid uint32) func(*exec.Cmd) {
+		return func(c *exec.Cmd) { c.SysProcAttr.Credential = &syscall.Credential{Uid: uid, Gid: gid} }
+	}
+	// trial backs a volume up as one user and restores it as the same one.
+	trial := func(name, source string, setup func(*exec.Cmd), uid, gid int) (map[string]testenv.Entry, *api.RestoreResult) {
+		t.Helper()
+		w.reachable(filepath.Dir(source))
+		agent, _ := w.sidecar(source, setup)
+		record := w.backup(s, agent, name, "/")
+		if got := record.Snapshot.Excluded; !slices.Equal(got, []string{"/lost+found"}) {
+			t.Errorf("%s: left out %q, want the file system's own lost+found alone", name, got)
+		}
+		target := w.ext4()
+		w.must(os.Lchown(target, uid, gid))
+		w.reachable(filepath.Dir(target))
+		to, _ := w.sidecar(target, setup)
+		result, err := to.Run(w.context(), api.StartRequest{
+			ID: name + "-restore", Kind: api.KindRestore, Credentials: w.session(s, name+"-restore", "restore"), Restore: &api.RestoreRequest{
+				RootObject: record.Snapshot.RootObject, Root: record.Snapshot.Root, Volume: "data", Path: "/", Verify: api.VerifyAfter,
+			},
+		}, func(api.Progress) {})
+		w.must(err)
+		return withoutLost(testenv.Tree(t, target)), result.Restore
+	}
+
+	source := w.ext4()
+	testenv.MakeTree(t, source)
+	for name, mode := range map[string]uint32{"null": unix.S_IFCHR | 0o666, "disk": unix.S_IFBLK | 0o660} {
+		if err := unix.Mknod(filepath.Join(source, name), mode, int(unix.Mkdev(1, 3))); err != nil {
+			t.Skipf("no device can be made here: %v", err)
+		}
+	}
+	want := withoutLost(testenv.Tree(t, source))
+	got, result := trial("as-root", source, nil, 0, 0)
+	w.same(want, got)
+	if len(result.NotKept) > 0 {
+		t.Errorf("as root: not kept: %q, want nothing", result.NotKept)
+	}
+
+	// The same tree as an application has it: nothing of it is another user's. It may
+	// read all of its files.
+	handOver(t, source, owner)
+	w.must(os.Chmod(filepath.Join(source, "locked"), 0o440))
+	w.must(os.Chmod(filepath.Join(source, "private", "secret"), 0o440))
+	w.must(os.Chmod(filepath.Join(source, "private"), 0o550))
+	want = withoutLost(testenv.Tree(t, source))
+	got, result = trial("as-owner", source, as(owner, owner), owner, owner)
+	for name, e := range want {
+		if e.Mode&fs.ModeDevice != 0 {
+			delete(want, name) // what no restricted pod can make
+		}
+	}
+	w.same(want, got)
+	if !toldOf(result, "special file of 2 entries") || len(result.NotKept) != 1 {
+		t.Errorf("as the owner: not kept: %q, want the two devices alone", result.NotKept)
+	}
+
+	// Another user of the group, as an fsGroup makes it.
+	for name := range want {
+		info, err := os.Lstat(filepath.Join(source, name))
+		w.must(err)
+		if info.Mode().IsRegular() || info.IsDir() {
+			more := fs.FileMode(0o040)
+			if info.IsDir() {
+				more = 0o050
+			}
+			w.must(os.Chmod(filepath.Join(source, name), info.Mode()|more))
+		}
+	}
+	want = withoutLost(testenv.Tree(t, source))
+	got, result = trial("as-group", source, as(stranger, owner), stranger, owner)
+	for name, e := range want {
+		if e.Mode&fs.ModeDevice != 0 {
+			delete(want, name)
+			continue
+		}
+		e.UID = stranger
+		if e.Mode&fs.ModeSetuid != 0 {
+			e.Mode &^= fs.ModeSetuid // nobody's rights are lent
+		}
+		if e.Mode&fs.ModeSetgid != 0 && got[name].Mode&fs.ModeSetgid == 0 {
+			e.Mode &^= fs.ModeSetgid
+		}
+		want[name] = e
+	}
+	w.same(want, got)
+	if !toldOf(result, "special file of 2 entries") || !toldOf(result, "owner of ") || !toldOf(result, "mode of ") {
+		t.Errorf("as another user: not kept: %q, want owners, the modes that lend them, and devices", result.NotKept)
+	}
+}
+
+// withoutLost is a volume's tree without the file system's own lost+found.
+func withoutLost(tree map[string]testenv.Entry) map[string]testenv.Entry {
+	delete(tree, "lost+found")
+	return tree
+}
+
+func toldOf(r *api.RestoreResult, what string) bool {
+	return slices.ContainsFunc(r.NotKept, func(line string) bool { return strings.HasPrefix(line, what) })
+}
+
+// handOver gives all but lost+found to one user, with modes and times as they were. What
+// lends root's rights goes with the change of owner.
+func handOver(t *testing.T, root string, uid int) {
+	t.Helper()
+	var times []func() error
+	err := filepath.WalkDir(root, func(path string, _ fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if path == filepath.Join(root, "lost+found") {
+			return filepath.SkipDir
+		}
+		info, err := os.Lstat(path)
+		if err != nil {
+			return err
+		}
+		if err := os.Lchown(path, uid, uid); err != nil {
+			return err
+		}
+		if info.Mode()&fs.ModeSymlink == 0 {
+			if err := os.Chmod(path, info.Mode()); err != nil {
+				return err
+			}
+			times = append(times, func() error { return os.Chtimes(path, info.ModTime(), info.ModTime()) })
+		}
+		return nil
+	})
+	for _, set := range slices.Backward(times) {
+		if err == nil {
+			err = set()
+		}
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
