@@ -185,10 +185,11 @@ type FilesystemStorage struct {
 	//
 	// +kubebuilder:validation:MinLength=1
 	Claim string `json:"claim"`
-	// Path inside the volume, without "..".
+	// Path inside the volume; no part of it begins with a dot.
 	//
 	// +optional
-	// +kubebuilder:validation:XValidation:rule="!self.split('/').exists(p, p == '..')",message="the path must not contain .."
+	// +kubebuilder:validation:MaxLength=1024
+	// +kubebuilder:validation:Pattern=`^/?([A-Za-z0-9_-][A-Za-z0-9._-]*/?)*$`
 	Path string `json:"path,omitempty"`
 }
 
@@ -213,7 +214,7 @@ type External struct {
 // Format of a new repository. Hash and encryption are always BLAKE3-256-128 and
 // AES256-GCM.
 //
-// +kubebuilder:validation:XValidation:rule="(has(self.splitter) ? self.splitter : ”) == (has(oldSelf.splitter) ? oldSelf.splitter : ”)",message="the splitter of a repository cannot change"
+// +kubebuilder:validation:XValidation:rule="has(self.splitter) == has(oldSelf.splitter) && (!has(self.splitter) || self.splitter == oldSelf.splitter)",message="the splitter of a repository cannot change"
 // +kubebuilder:validation:XValidation:rule="has(self.objectLock) == has(oldSelf.objectLock) && (!has(self.objectLock) || self.objectLock == oldSelf.objectLock)",message="the object lock of a repository cannot change"
 type Format struct {
 	// Splitter cuts files into contents: the default finds what is common also
