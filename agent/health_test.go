@@ -16,9 +16,9 @@ import (
 )
 
 // oneRunner moves something and fails if it was told to.
-type oneRunner struct{ problem *api.Problem }
+type oneRunner struct{}
 
-func (r *oneRunner) Run(_ context.Context, req api.StartRequest, _ <-chan int64, report func(api.Progress)) (*api.Result, *api.Problem) {
+func (*oneRunner) Run(_ context.Context, req api.StartRequest, _ <-chan int64, report func(api.Progress)) (*api.Result, *api.Problem) {
 	report(api.Progress{Files: 3, Bytes: 4 << 20, UploadedBytes: 1 << 20, DownloadedBytes: 7})
 	if req.ID == "bad" {
 		return nil, &api.Problem{Code: api.CodeStorage, Title: "no"}

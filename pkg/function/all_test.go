@@ -38,7 +38,8 @@ func TestPodNames(t *testing.T) {
 }
 
 func TestPart(t *testing.T) {
-	if part("op", "db-0") != part("op", "db-0") || part("op", "db-0") == part("op", "db-1") || part("op", "db-0") == part("op2", "db-0") {
+	again := part("op", "db-0")
+	if part("op", "db-0") != again || part("op", "db-0") == part("op", "db-1") || part("op", "db-0") == part("op2", "db-0") {
 		t.Error("a part of an operation is not named by it and its name")
 	}
 	if id := part(strings.Repeat("x", 100), strings.Repeat("p", 253)) + "-recorded"; len(id) > 128 || strings.Trim(id, "abcdefghijklmnopqrstuvwxyz0123456789-") != "" {
