@@ -679,7 +679,6 @@ func BenchmarkIntegrationPhase(b *testing.B) {
 // customResource makes a kind known to the API server.
 func (w *world) customResource(group, kind, plural string) {
 	w.Helper()
-	w.must(apiextensionsv1.AddToScheme(w.scheme))
 	crd := &apiextensionsv1.CustomResourceDefinition{
 		ObjectMeta: metav1.ObjectMeta{Name: plural + "." + group},
 		Spec: apiextensionsv1.CustomResourceDefinitionSpec{

@@ -19,6 +19,7 @@ import (
 	"github.com/go-logr/logr"
 	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
+	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
@@ -109,6 +110,7 @@ func newWorld(t testing.TB) *world {
 	w.config.QPS, w.config.Burst = 500, 1000 // as the controller
 	w.must(clientgoscheme.AddToScheme(w.scheme))
 	w.must(crv1alpha1.AddToScheme(w.scheme))
+	w.must(apiextensionsv1.AddToScheme(w.scheme))
 	var err error
 	w.WithWatch, err = client.NewWithWatch(w.config, client.Options{Scheme: w.scheme})
 	w.must(err)
