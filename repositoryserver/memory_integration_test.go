@@ -82,7 +82,8 @@ func TestIntegrationOutOfMemory(t *testing.T) {
 	if _, err := agent.Info(w.context()); err != nil {
 		t.Fatal(err)
 	}
-	group.bound(8 << 20)
+	// Enough to begin with, not for the work.
+	group.bound(24 << 20)
 	_, err := agent.Run(w.context(), snapshotRequest("small", w.session(s, "small", "pvc.data"), "/"), func(api.Progress) {})
 	if code(err) != api.CodeOutOfMemory || !strings.Contains(err.Error(), "the kernel killed the operation") || !strings.Contains(err.Error(), "kopia.kanister.io/memory-limit") {
 		t.Errorf("%v (%s), want %s and the annotation", err, code(err), api.CodeOutOfMemory)

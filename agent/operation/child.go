@@ -107,6 +107,7 @@ func (c Child) Run(ctx context.Context, req api.StartRequest, limits <-chan int6
 	if err := p.Start(); err != nil {
 		return nil, internal("start child", err)
 	}
+	killFirst(p.Process.Pid)
 	ended := make(chan struct{})
 	var asking sync.WaitGroup
 	asking.Go(func() { ask(stdin, req, limits, ended) })
@@ -284,4 +285,11 @@ func Serve(ctx context.Context, in io.Reader, out io.Writer,
 	result, problem := run(ctx, req, limits, func(p api.Progress) { say(message{Progress: &p}) })
 	say(message{Result: result, Problem: problem})
 	return nil
+}
+
+// killFirst lets the kernel take this process before any other when memory is short:
+// before the agent, which tells what happened, and on a full node before the
+// application. Anybody may raise his own; where he may not, nothing is worse than before.
+func killFirst(pid int) {
+	_ = os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid), []byte("1000"), 0)
 }
