@@ -45,7 +45,7 @@ unit: need-cc ## Tests beside the code; nothing else is needed.
 # -count 1: Go's test cache does not know the programs that these tests build and run.
 .PHONY: integration
 integration: need-cc tools ## Against a real API server, Kopia server and S3 gateway, as plain processes.
-	@$(GO_TEST) -timeout 20m -count 1 -tags integration -run Integration $$(go list -tags integration ./... | grep -v /test/)
+	@$(GO_TEST) -timeout 45m -count 1 -tags integration -run Integration $$(go list -tags integration ./... | grep -v /test/)
 
 # The long trials and the fuzz targets are found by their names: TestIntegrationSoak…
 # behind the build tag soak, and Fuzz….
