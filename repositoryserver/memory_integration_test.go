@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/kanister-kopia/kanister-kopia/agent/api"
+	"github.com/kanister-kopia/kanister-kopia/internal/testenv"
 )
 
 // memoryGroup is a control group that bounds memory, as a container has one.
@@ -79,9 +80,10 @@ func TestIntegrationOutOfMemory(t *testing.T) {
 	w.must(os.WriteFile(filepath.Join(source, "f"), make([]byte, 1<<20), 0o600))
 	s := w.serve()
 	agent, process := w.sidecar(source, group.enter)
-	if _, err := agent.Info(w.context()); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Eventually(t, time.Minute, "the agent answers", func() bool {
+		_, err := agent.Info(w.context())
+		return err == nil
+	})
 	// Enough to begin with, not for the work.
 	group.bound(24 << 20)
 	_, err := agent.Run(w.context(), snapshotRequest("small", w.session(s, "small", "pvc.data"), "/"), func(api.Progress) {})

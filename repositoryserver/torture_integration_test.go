@@ -26,7 +26,7 @@ func (w *world) ext4() string {
 	image := filepath.Join(w.TempDir(), "image")
 	w.must(os.WriteFile(image, nil, 0o600))
 	w.must(os.Truncate(image, 64<<20))
-	if out, err := exec.Command("mkfs.ext4", "-q", image).CombinedOutput(); err != nil {
+	if out, err := exec.Command("mkfs.ext4", "-q", "-b", "4096", image).CombinedOutput(); err != nil {
 		w.Skipf("no ext4 file system can be made here: %v: %s", err, out)
 	}
 	volume := w.volume()

@@ -151,10 +151,11 @@ func (c *connection) close() {
 // write runs one write session: fn, then a flush, which is where Kopia tells of
 // remote write errors, then close.
 func (c *connection) write(ctx context.Context, purpose string, onUpload func(int64), fn func(context.Context, repo.RepositoryWriter) error) error {
-	ctx, w, err := c.rep.NewWriter(ctx, repo.WriteSessionOptions{Purpose: purpose, OnUpload: onUpload})
+	ctx, session, err := c.rep.NewWriter(ctx, repo.WriteSessionOptions{Purpose: purpose, OnUpload: onUpload})
 	if err != nil {
 		return fmt.Errorf("begin write session: %w", err)
 	}
+	w := &calmWriter{RepositoryWriter: session}
 	defer func() { _ = w.Close(ctx) }() // a second close after success; the only one after failure
 	if err := fn(ctx, w); err != nil {
 		return err

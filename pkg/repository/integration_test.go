@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -47,6 +48,8 @@ type world struct {
 	plane     *testenv.ControlPlane
 	namespace string
 	manager   *repository.Manager
+
+	mu sync.Mutex // protects the following from who connects meanwhile
 	// The pod that runs, its process and its agent's port.
 	pod     *corev1.Pod
 	process *testenv.Process
@@ -91,6 +94,8 @@ func (w *world) must(err error) {
 
 // Connect reaches the agent of the process.
 func (w *world) Connect(_ context.Context, _, pod, _ string) (*agentclient.Client, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	if w.pod == nil || w.pod.Name != pod {
 		return nil, errors.New("no such pod")
 	}
@@ -144,6 +149,8 @@ func (w *world) reconciler() *repository.Reconciler {
 // node runs what the Deployment wants.
 func (w *world) node() {
 	w.Helper()
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	ctx := w.Context()
 	var d appsv1.Deployment
 	if err := w.Get(ctx, client.ObjectKey{Namespace: w.namespace, Name: shared}, &d); apierrors.IsNotFound(err) {
