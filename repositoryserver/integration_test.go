@@ -103,7 +103,7 @@ func (w *world) serve() *server {
 // ready waits until a server is ready and connects to its agent.
 func (w *world) ready(s *server) {
 	w.Helper()
-	testenv.Eventually(w, time.Minute, "the repository server is ready", func() bool {
+	testenv.Eventually(w, 3*time.Minute, "the repository server is ready", func() bool {
 		select {
 		case <-s.Done:
 			w.Fatalf("it ended: %s", testenv.LastLine(s.Log()))
