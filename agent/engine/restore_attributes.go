@@ -145,6 +145,19 @@ func (n *notKept) add(kind, path string) {
 	}
 }
 
+// alike says that another name of a file lacks what its first one lacks. It is counted
+// once: it is one file.
+func (n *notKept) alike(first, other string) {
+	for _, kind := range kinds {
+		if n.has(kind, first) {
+			n.all.add(kind + " " + other)
+		}
+	}
+}
+
+// kinds of what may not be kept.
+var kinds = []string{"owner", "mode", "time", "extended attribute", "hard link", "special file", "content"}
+
 func (n *notKept) has(kind, path string) bool { return n.all != nil && n.all.has(kind+" "+path) }
 
 func (n *notKept) lines() []string { return n.told("set") }
@@ -152,7 +165,7 @@ func (n *notKept) lines() []string { return n.told("set") }
 // told says what could not be done to the entries.
 func (n *notKept) told(done string) []string {
 	var out []string
-	for _, kind := range []string{"owner", "mode", "time", "extended attribute", "hard link", "special file", "content"} {
+	for _, kind := range kinds {
 		if n.count[kind] == 0 {
 			continue
 		}

@@ -69,6 +69,7 @@ func (w *restorer) file(ctx context.Context, f *folder, name string, e *snapshot
 			return err
 		}
 	}
+	w.notKept.alike(l.path, where)
 	w.hardLinks.Add(1)
 	w.files.Add(1)
 	w.progress.files.Add(1)
