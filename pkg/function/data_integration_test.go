@@ -741,7 +741,11 @@ func testResume(w *world) {
 	ctx, detach := context.WithCancelCause(w.context())
 	ended := make(chan error, 1)
 	go func() { _, err := f.Exec(ctx, call); ended <- err }()
-	<-begun
+	select {
+	case <-begun:
+	case err := <-ended:
+		w.Fatalf("it ended before it began: %v", err)
+	}
 	detach(agentclient.ErrDetached)
 	if err := <-ended; !errors.Is(err, agentclient.ErrDetached) {
 		w.Errorf("error %v, want that the controller goes away", err)
