@@ -273,7 +273,9 @@ type operation struct {
 func newAgent(t testing.TB, s script) *agent {
 	a := &agent{script: s, known: map[string]*operation{}}
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /v1/info", func(w http.ResponseWriter, _ *http.Request) { answer(w, api.Info{Protocol: api.ProtocolVersion, OldestProtocol: api.OldestProtocol}) })
+	mux.HandleFunc("GET /v1/info", func(w http.ResponseWriter, _ *http.Request) {
+		answer(w, api.Info{Protocol: api.ProtocolVersion, OldestProtocol: api.OldestProtocol})
+	})
 	mux.HandleFunc("POST /v1/operations", func(w http.ResponseWriter, r *http.Request) {
 		var req api.StartRequest
 		if err := json.NewDecoder(r.Body).Decode(&req); err != nil {
