@@ -330,7 +330,8 @@ func TestIntegrationBackupRestore(t *testing.T) {
 func (w *world) noSecrets(where string, text []byte) {
 	w.Helper()
 	for _, secret := range append(w.passwords, w.config.Password, w.s3.SecretKey) {
-		if bytes.Contains(text, []byte(secret)) {
+		// An external server's repository has no password of ours.
+		if secret != "" && bytes.Contains(text, []byte(secret)) {
 			w.Errorf("%s holds a secret", where)
 		}
 	}
