@@ -84,7 +84,7 @@ func (w *world) launch(config repositoryserver.Config) (p *testenv.Process, list
 	loopback := func(port int) string { return fmt.Sprintf("127.0.0.1:%d", port) }
 	return testenv.Start(w, nil, testenv.Program(w, "repository-server"), "serve", "--config", file,
 		"--tls-dir", filepath.Join(dir, "tls"), "--ca-dir", w.plane.CADir,
-		"--state-dir", filepath.Join(dir, "state"), "--cache-dir", filepath.Join(dir, "cache"),
+		"--state-dir", filepath.Join(dir, "state"),
 		"--listen", loopback(listen), "--agent-listen", loopback(agent),
 		"--kopia-listen", loopback(testenv.Port(w)), "--health-listen", loopback(health)), listen, agent, health
 }

@@ -85,7 +85,7 @@ func startKopia(ctx context.Context, configFile, password, dir, address string, 
 		_, err := kp.Parse([]string{
 			"--config-file=" + configFile, "server", "start", "--no-ui", "--address=https://" + address,
 			"--tls-cert-file=" + certFile, "--tls-key-file=" + keyFile, "--htpasswd-file=" + k.htpasswd,
-			"--server-control-username=" + controlUser, "--refresh-interval=1h", "--no-persistent-logs",
+			"--server-control-username=" + controlUser, "--refresh-interval=1h", "--no-persistent-logs", "--max-concurrency=16",
 		})
 		if err == nil {
 			err = errors.New("it ended")

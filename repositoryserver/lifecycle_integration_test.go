@@ -80,7 +80,7 @@ func (w *world) maintain(args ...string) (repositoryserver.MaintenanceResult, st
 	config, result := filepath.Join(dir, "config.json"), filepath.Join(dir, "result")
 	w.must(os.WriteFile(config, raw, 0o600))
 	out, err := exec.CommandContext(w.context(), testenv.Program(w, "repository-server"), append([]string{
-		"maintain", "--config", config, "--state-dir", filepath.Join(dir, "state"), "--cache-dir", filepath.Join(dir, "cache"), "--result", result,
+		"maintain", "--config", config, "--state-dir", filepath.Join(dir, "state"), "--result", result,
 	}, args...)...).CombinedOutput()
 	w.noSecrets("the maintenance's log", out)
 	var done repositoryserver.MaintenanceResult

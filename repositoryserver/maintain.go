@@ -25,8 +25,8 @@ import (
 
 // MaintainOptions of Maintain.
 type MaintainOptions struct {
-	Config             Config
-	StateDir, CacheDir string
+	Config   Config
+	StateDir string
 	// Full collects the space of deleted backups; else indexes are compacted.
 	Full bool
 	// VerifyPercent of the files of each source's latest snapshot are read.
@@ -63,7 +63,7 @@ func Maintain(ctx context.Context, o MaintainOptions) (result MaintenanceResult,
 	start := o.Now()
 	ctx = logging.WithLogger(ctx, kopiaLogs(o.Log, o.Config.secrets()))
 	o.Config.AllowCreate = false
-	configFile, err := prepare(ctx, o.Config, maintenanceUser, o.StateDir, o.CacheDir)
+	configFile, err := prepare(ctx, o.Config, maintenanceUser, o.StateDir)
 	if err != nil {
 		return result, err
 	}

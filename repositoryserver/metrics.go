@@ -3,17 +3,15 @@
 package repositoryserver
 
 import (
-	"io/fs"
 	"net/http"
-	"path/filepath"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
-// newMetrics serves what uses the server, and Kopia's own counters (caches, storage
+// newMetrics serves what uses the server, and Kopia's own counters (storage
 // calls). Nothing in it is secret: no user, no path, no snapshot is named.
-func newMetrics(open *sessions, watch *storageWatch, cacheDir string) http.Handler {
+func newMetrics(open *sessions, watch *storageWatch) http.Handler {
 	own := prometheus.NewRegistry()
 	gauge := func(name, help string, value func() float64) {
 		own.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Namespace: "kanister_kopia", Subsystem: "repository", Name: name, Help: help}, value))
@@ -28,7 +26,7 @@ func newMetrics(open *sessions, watch *storageWatch, cacheDir string) http.Handl
 		}
 		return 1
 	})
-	gauge("cache_bytes", "Size of Kopia's cache on disk.", func() float64 { return folderBytes(cacheDir) })
+	own.MustRegister(packReads)
 	own.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
 		Namespace: "kanister_kopia", Subsystem: "repository", Name: "denied_streams_total",
 		Help: "Streams refused because no operation is going on with their user and password.",
@@ -40,16 +38,8 @@ func newMetrics(open *sessions, watch *storageWatch, cacheDir string) http.Handl
 	return promhttp.HandlerFor(prometheus.Gatherers{own, prometheus.DefaultGatherer}, promhttp.HandlerOpts{ErrorHandling: promhttp.ContinueOnError})
 }
 
-// folderBytes adds up what is there; files that go meanwhile do not count.
-func folderBytes(dir string) (bytes float64) {
-	_ = filepath.WalkDir(dir, func(_ string, d fs.DirEntry, err error) error {
-		if err != nil || d.IsDir() {
-			return nil
-		}
-		if info, err := d.Info(); err == nil {
-			bytes += float64(info.Size())
-		}
-		return nil
-	})
-	return bytes
-}
+// packReads are counted where they are answered: readahead.go.
+var packReads = prometheus.NewCounterVec(prometheus.CounterOpts{
+	Namespace: "kanister_kopia", Subsystem: "repository", Name: "pack_reads_total",
+	Help: "Reads of packs, by where their bytes came from: memory, because what is beside them was read before, or the storage.",
+}, []string{"from"})

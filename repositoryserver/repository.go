@@ -18,7 +18,6 @@ import (
 	"github.com/kopia/kopia/repo/blob/filesystem"
 	"github.com/kopia/kopia/repo/blob/gcs"
 	"github.com/kopia/kopia/repo/blob/s3"
-	"github.com/kopia/kopia/repo/content"
 	"github.com/kopia/kopia/repo/format"
 	"github.com/kopia/kopia/repo/object"
 
@@ -94,7 +93,7 @@ const awsEndpoint = "s3.amazonaws.com"
 
 // prepare makes the repository if it may be made, connects to it and returns the
 // path of Kopia's connection file, which holds the storage keys: dir is memory.
-func prepare(ctx context.Context, c Config, username, dir, cacheDir string) (configFile string, err error) {
+func prepare(ctx context.Context, c Config, username, dir string) (configFile string, err error) {
 	defer func() {
 		if err != nil {
 			err = fmt.Errorf("%s: %w", c.Storage.where(), err)
@@ -104,6 +103,7 @@ func prepare(ctx context.Context, c Config, username, dir, cacheDir string) (con
 	if err != nil {
 		return "", fmt.Errorf("open storage: %w: %w", ErrStorage, err)
 	}
+	st = newReadAhead(st)
 	defer st.Close(ctx)
 	if err := initialize(ctx, c, st); err != nil {
 		return "", err
@@ -111,13 +111,6 @@ func prepare(ctx context.Context, c Config, username, dir, cacheDir string) (con
 	configFile = filepath.Join(dir, "repository.config")
 	err = repo.Connect(ctx, configFile, st, c.Password, &repo.ConnectOptions{
 		ClientOptions: repo.ClientOptions{Hostname: serverHost, Username: username},
-		CachingOptions: content.CachingOptions{
-			CacheDirectory:              cacheDir,
-			ContentCacheSizeBytes:       256 << 20,
-			ContentCacheSizeLimitBytes:  384 << 20,
-			MetadataCacheSizeBytes:      256 << 20,
-			MetadataCacheSizeLimitBytes: 384 << 20,
-		},
 	})
 	switch {
 	case errors.Is(err, repo.ErrInvalidPassword), errors.Is(err, format.ErrInvalidPassword):

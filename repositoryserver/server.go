@@ -36,7 +36,6 @@ type Options struct {
 	CADir string
 	// StateDir should be memory: Kopia's connection file holds the storage keys.
 	StateDir string
-	CacheDir string
 	// Listen is the repository's address, AgentListen that of the agent API on
 	// loopback, KopiaListen that of Kopia itself on loopback, HealthListen that of
 	// /healthz and /readyz.
@@ -67,9 +66,9 @@ func Run(ctx context.Context, o Options) error {
 	ended := make(chan error, 5)
 	open := newSessions(mostSessions, o.Now)
 	watch := &storageWatch{now: o.Now}
-	go func() { ended <- serveHealth(ctx, o.HealthListen, &ready, newMetrics(open, watch, o.CacheDir)) }()
+	go func() { ended <- serveHealth(ctx, o.HealthListen, &ready, newMetrics(open, watch)) }()
 
-	configFile, err := prepare(kctx, o.Config, serverUser, o.StateDir, o.CacheDir)
+	configFile, err := prepare(kctx, o.Config, serverUser, o.StateDir)
 	if err != nil {
 		return o.scrubbed(err)
 	}

@@ -31,8 +31,13 @@ import (
 // pathMax is the longest a link may be on Linux, with its end.
 const pathMax = 4096
 
-// defaultParallel files are written at once: small files wait for the server, not for the disk.
-const defaultParallel = 8
+const (
+	// defaultParallel files are written at once: small files wait for the server, not for the disk.
+	defaultParallel = 32
+	// Of large ones fewer: each has pieces of Kopia's, of some MiB, in memory.
+	largeFile     = 1 << 20
+	parallelLarge = 4
+)
 
 // restoreVolume writes the tree below a root object. It walks the tree itself
 // instead of with Kopia's walker: a name from a snapshot is hostile until checked,
@@ -68,7 +73,10 @@ func restoreVolume(ctx context.Context, conn *connection, req api.StartRequest, 
 		return nil, &api.Problem{Code: api.CodePathRefused, Title: fmt.Sprintf("restore: target %q is not absolute and clean", r.Path)}
 	}
 	target := path.Join(".", r.Path)
-	w := &restorer{rep: conn.rep, volume: volume, progress: p, limit: limit, deleteExtra: r.DeleteExtra, token: rand.Text(), links: map[string]*link{}}
+	w := &restorer{
+		rep: conn.rep, volume: volume, progress: p, limit: limit, deleteExtra: r.DeleteExtra,
+		token: rand.Text(), large: make(chan struct{}, parallelLarge), links: map[string]*link{},
+	}
 	if w.parallel = r.Parallel; w.parallel <= 0 {
 		w.parallel = defaultParallel
 	}
@@ -231,10 +239,10 @@ type restorer struct {
 	progress    *progress
 	limit       *throttle
 	parallel    int
+	large       chan struct{} // of the large files that are read
 	deleteExtra bool
 	token       string // in the names of this restore's files under way
 	resume      resume
-	batch       batch // of the walk alone
 
 	files, dirs, symlinks, deleted atomic.Int64
 	hardLinks, special, resumed    atomic.Int64
@@ -339,9 +347,6 @@ func (w *restorer) run(ctx context.Context, target string, r api.RestoreRequest,
 		walkErr = w.fill(walkCtx, group, top)
 	} else {
 		walkErr = w.entry(walkCtx, group, top, entry, x)
-	}
-	if walkErr == nil {
-		walkErr = w.batch.start(walkCtx, w.rep, group)
 	}
 	top.refs.Add(1) // completed below, when all is on disk
 	walkErr = w.release(top, walkErr)
@@ -469,14 +474,7 @@ func (w *restorer) entry(ctx context.Context, group *errgroup.Group, f *folder, 
 		return w.release(below, w.fill(ctx, group, below))
 	case snapshot.EntryTypeFile:
 		f.refs.Add(1)
-		write := func() error { return w.release(f, w.file(ctx, f, name, e, x)) }
-		if e.FileSize > smallFile {
-			group.Go(write)
-			return nil
-		}
-		if w.batch.add(f, e, write) {
-			return w.batch.start(ctx, w.rep, group)
-		}
+		group.Go(func() error { return w.release(f, w.file(ctx, f, name, e, x)) })
 		return nil
 	case snapshot.EntryTypeSymlink:
 		return w.symlink(ctx, f, name, e)

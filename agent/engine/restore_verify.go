@@ -85,9 +85,6 @@ func (c *comparer) run(ctx context.Context, target string, entry *snapshot.DirEn
 	} else {
 		err = c.found(walkCtx, group, top, entry, x)
 	}
-	if err == nil {
-		err = c.batch.start(walkCtx, c.rep, group)
-	}
 	err = c.done(top, err)
 	return cmp.Or(group.Wait(), err)
 }
@@ -219,14 +216,7 @@ func (c *comparer) found(ctx context.Context, group *errgroup.Group, f *folder, 
 		return nil
 	}
 	f.refs.Add(1)
-	read := func() error { return c.done(f, c.content(ctx, f, name, where, e)) }
-	if e.FileSize > smallFile {
-		group.Go(read)
-		return nil
-	}
-	if c.batch.add(f, e, read) {
-		return c.batch.start(ctx, c.rep, group)
-	}
+	group.Go(func() error { return c.done(f, c.content(ctx, f, name, where, e)) })
 	return nil
 }
 
@@ -330,6 +320,7 @@ func (c *comparer) content(ctx context.Context, f *folder, name, where string, e
 	defer file.Close()
 	// What is only in memory is no proof.
 	_ = unix.Fadvise(int(file.Fd()), 0, 0, unix.FADV_DONTNEED)
+	defer c.bound(e.FileSize)()
 	reader, err := c.rep.OpenObject(ctx, e.ObjectID)
 	if err != nil {
 		return fmt.Errorf("read %s from the backup: %w", where, err)

@@ -87,6 +87,7 @@ func (w *restorer) writeFile(ctx context.Context, f *folder, name string, e *sna
 		w.progress.bytes.Add(e.FileSize)
 		return nil
 	}
+	defer w.bound(e.FileSize)()
 	reader, err := w.rep.OpenObject(ctx, e.ObjectID)
 	if err != nil {
 		return fmt.Errorf("read %s from the backup: %w", where, err)
@@ -120,6 +121,15 @@ func (w *restorer) writeFile(ctx context.Context, f *folder, name string, e *sna
 	w.files.Add(1)
 	w.progress.files.Add(1)
 	return nil
+}
+
+// bound waits until a file may be read. The others end whatever happens, so it does too.
+func (w *restorer) bound(size int64) (done func()) {
+	if size <= largeFile {
+		return func() {}
+	}
+	w.large <- struct{}{}
+	return func() { <-w.large }
 }
 
 // buffers are of the size in which content is copied.

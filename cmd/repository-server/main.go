@@ -57,7 +57,6 @@ func serve(ctx context.Context, args []string) error {
 	tlsDir := flags.String("tls-dir", "/etc/repository-tls", "folder with tls.crt and tls.key")
 	caDir := flags.String("ca-dir", names.CADir, "folder with the ca.crt that client certificates must come from")
 	stateDir := flags.String("state-dir", names.StateDir, "private folder, in memory")
-	cacheDir := flags.String("cache-dir", "/var/cache/repository", "folder for Kopia's cache")
 	listen := flags.String("listen", fmt.Sprintf(":%d", names.RepositoryPort), "address for agents")
 	agentListen := flags.String("agent-listen", fmt.Sprintf("127.0.0.1:%d", names.AgentPort), "address of the agent API")
 	kopiaListen := flags.String("kopia-listen", "127.0.0.1:51516", "address of Kopia's own server, on loopback")
@@ -69,7 +68,7 @@ func serve(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	if err := repositoryserver.StateFolders(*stateDir, *cacheDir); err != nil {
+	if err := repositoryserver.StateFolders(*stateDir); err != nil {
 		return err
 	}
 	self, err := os.Executable()
@@ -77,7 +76,7 @@ func serve(ctx context.Context, args []string) error {
 		return fmt.Errorf("find own program: %w", err)
 	}
 	return repositoryserver.Run(ctx, repositoryserver.Options{
-		Config: c, TLSDir: *tlsDir, CADir: *caDir, StateDir: *stateDir, CacheDir: *cacheDir,
+		Config: c, TLSDir: *tlsDir, CADir: *caDir, StateDir: *stateDir,
 		Listen: *listen, AgentListen: *agentListen, KopiaListen: *kopiaListen, HealthListen: *health,
 		Child: []string{self, "run-operation", "-scratch-dir", *stateDir},
 		Log:   slog.New(slog.NewJSONHandler(os.Stdout, nil)), Now: time.Now,
@@ -89,7 +88,6 @@ func maintain(ctx context.Context, args []string) error {
 	flags := flag.NewFlagSet("maintain", flag.ExitOnError)
 	config := flags.String("config", "/etc/repository/config.json", "configuration file, all of it secret")
 	stateDir := flags.String("state-dir", names.StateDir, "private folder, in memory")
-	cacheDir := flags.String("cache-dir", "/var/cache/repository", "folder for Kopia's cache")
 	mode := flags.String("mode", "", "quick or full")
 	percent := flags.Float64("verify-percent", 0, "share of the files of each source's latest snapshot that is read")
 	result := flags.String("result", "/dev/termination-log", "file for the result, as JSON")
@@ -103,11 +101,11 @@ func maintain(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	if err := repositoryserver.StateFolders(*stateDir, *cacheDir); err != nil {
+	if err := repositoryserver.StateFolders(*stateDir); err != nil {
 		return err
 	}
 	done, err := repositoryserver.Maintain(ctx, repositoryserver.MaintainOptions{
-		Config: c, StateDir: *stateDir, CacheDir: *cacheDir, Full: *mode == "full", VerifyPercent: *percent,
+		Config: c, StateDir: *stateDir, Full: *mode == "full", VerifyPercent: *percent,
 		Log: slog.New(slog.NewJSONHandler(os.Stdout, nil)), Now: time.Now,
 	})
 	if err != nil {

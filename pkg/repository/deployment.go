@@ -28,7 +28,6 @@ const Container = "repository-server"
 const (
 	configDir = "/etc/repository"
 	tlsDir    = "/etc/repository-tls"
-	cacheDir  = "/var/cache/repository"
 )
 
 // nonRoot is the user that our images run as.
@@ -62,7 +61,7 @@ func podSpec(rs *kopiav1alpha1.RepositoryServer, image Image, resources corev1.R
 	no, yes := false, true
 	user, mode := nonRoot, int32(0o440)
 	grace := int64(10)
-	stateSize, cacheSize := resource.MustParse("64Mi"), resource.MustParse("1Gi")
+	stateSize := resource.MustParse("64Mi")
 	spec := corev1.PodSpec{
 		AutomountServiceAccountToken:  &no,
 		EnableServiceLinks:            &no,
@@ -92,7 +91,6 @@ func podSpec(rs *kopiav1alpha1.RepositoryServer, image Image, resources corev1.R
 			VolumeMounts: []corev1.VolumeMount{
 				{Name: "config", MountPath: configDir, ReadOnly: true},
 				{Name: names.StateVolume, MountPath: names.StateDir},
-				{Name: "cache", MountPath: cacheDir},
 			},
 		}},
 		Volumes: []corev1.Volume{
@@ -102,9 +100,6 @@ func podSpec(rs *kopiav1alpha1.RepositoryServer, image Image, resources corev1.R
 			// In memory: Kopia writes the storage keys into its configuration file.
 			{Name: names.StateVolume, VolumeSource: corev1.VolumeSource{
 				EmptyDir: &corev1.EmptyDirVolumeSource{Medium: corev1.StorageMediumMemory, SizeLimit: &stateSize},
-			}},
-			{Name: "cache", VolumeSource: corev1.VolumeSource{
-				EmptyDir: &corev1.EmptyDirVolumeSource{SizeLimit: &cacheSize},
 			}},
 		},
 	}

@@ -197,7 +197,7 @@ func (w *world) launch(d *appsv1.Deployment) {
 	loopback := func(port int) string { return fmt.Sprintf("127.0.0.1:%d", port) }
 	w.process = testenv.Start(w, nil, testenv.Program(w, "repository-server"), "serve", "--config", filepath.Join(dir, "config.json"),
 		"--tls-dir", filepath.Join(dir, "tls"), "--ca-dir", w.plane.CADir,
-		"--state-dir", filepath.Join(dir, "state"), "--cache-dir", filepath.Join(dir, "cache"),
+		"--state-dir", filepath.Join(dir, "state"),
 		"--listen", loopback(testenv.Port(w)), "--agent-listen", loopback(w.port),
 		"--kopia-listen", loopback(testenv.Port(w)), "--health-listen", loopback(w.health))
 	w.pod = &corev1.Pod{

@@ -74,7 +74,7 @@ func (o *ours) serve(s *scope, plane *testenv.ControlPlane) error {
 	listen, agent, health := loopback(testenv.Port(s)), testenv.Port(s), loopback(testenv.Port(s))
 	p := testenv.Start(s, func(c *exec.Cmd) { c.Env = append(os.Environ(), serverMemory) }, o.bench.programs.server, "serve",
 		"--config", config, "--tls-dir", tls, "--ca-dir", plane.CADir,
-		"--state-dir", filepath.Join(dir, "state"), "--cache-dir", filepath.Join(dir, "cache"),
+		"--state-dir", filepath.Join(dir, "state"),
 		"--listen", listen, "--agent-listen", loopback(agent), "--kopia-listen", loopback(testenv.Port(s)), "--health-listen", health)
 	testenv.Eventually(s, time.Minute, "the repository server is ready", func() bool {
 		if ended(p) {
