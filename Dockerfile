@@ -21,7 +21,7 @@ ENTRYPOINT ["/webhook"]
 
 FROM scratch AS repository-server-prebuilt
 COPY ca-certificates.crt /etc/ssl/certs/ca-certificates.crt
-COPY repository-server /repository-server
+COPY agent repository-server /
 USER 65532
 ENTRYPOINT ["/repository-server"]
 
@@ -51,6 +51,6 @@ ENTRYPOINT ["/webhook"]
 
 FROM scratch AS repository-server
 COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/ca-certificates.crt
-COPY --from=build /out/repository-server /repository-server
+COPY --from=build /out/agent /out/repository-server /
 USER 65532
 ENTRYPOINT ["/repository-server"]

@@ -35,7 +35,7 @@ const (
 	// segmentBytes take a few times the latency of a storage to be read.
 	segmentBytes = 4 << 20
 	// mostSegments bounds the memory; restores under way need one each.
-	mostSegments = 12
+	mostSegments = 8
 	mostPacks    = 1024
 	// smallRead is below what is worth a request of its own.
 	smallRead = 512 << 10

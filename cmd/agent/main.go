@@ -3,7 +3,7 @@
 // Agent moves the bytes of the volumes it sees: as a sidecar, or in a mover pod.
 //
 //	agent serve           the API on loopback, and health on the pod network
-//	agent run-operation   one operation, from standard input; started by serve
+//	agent run-operation   one operation, from standard input; started by serve, and by a repository server
 package main
 
 import (
@@ -75,7 +75,7 @@ func serve(ctx context.Context, args []string) error {
 		Kinds: []api.Kind{api.KindSnapshot, api.KindRestore}, StateDir: *stateDir, Now: time.Now, Log: log,
 		Runner: operation.Child{
 			Command: []string{self, "run-operation", "-volumes-dir", *volumesDir, "-devices-dir", *devicesDir,
-				"-scratch-dir", *stateDir, "-checkpoint-interval", checkpoint.String()},
+				"-scratch-dir", *stateDir, "-checkpoint-interval", checkpoint.String(), "-give-way"},
 			StateDir: *stateDir, Env: agent.ChildEnv(), Stall: *stall,
 		},
 	})
@@ -116,14 +116,20 @@ func runOperation(ctx context.Context, args []string) error {
 	devicesDir := flags.String("devices-dir", names.DevicesDir, "")
 	checkpoint := flags.Duration("checkpoint-interval", engine.DefaultCheckpointInterval, "")
 	scratchDir := flags.String("scratch-dir", names.StateDir, "")
+	giveWay := flags.Bool("give-way", false, "")
+	foreign := flags.Bool("foreign", false, "")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
-	engine.LowerPriority()
+	var pressure engine.Pressure
+	if *giveWay {
+		engine.LowerPriority()
+		pressure = engine.DefaultPressure
+	}
 	return operation.Serve(ctx, os.Stdin, os.Stdout, func(ctx context.Context, req api.StartRequest, limits <-chan int64, report func(api.Progress)) (*api.Result, *api.Problem) {
 		return engine.Run(ctx, req, engine.Env{
 			VolumesDir: *volumesDir, DevicesDir: *devicesDir, ScratchDir: *scratchDir, CheckpointInterval: *checkpoint, Now: time.Now, Limits: limits,
-			Pressure: engine.DefaultPressure,
+			Pressure: pressure, Foreign: *foreign,
 		}, report)
 	})
 }

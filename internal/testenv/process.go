@@ -71,6 +71,9 @@ func Main(m *testing.M) {
 // Program builds a program of ours, once a test binary, with the race detector.
 func Program(t testing.TB, name string) string {
 	t.Helper()
+	if name == "repository-server" {
+		build(t, "agent", "./cmd/agent") // beside it: its operations run in it
+	}
 	return build(t, name, "./cmd/"+name)
 }
 

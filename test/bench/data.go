@@ -23,6 +23,10 @@ type dataSet struct {
 	// size of one file, from and to.
 	from, to int64
 	text     bool
+	// repeat is after how many bytes the content of a file begins anew; 0: never.
+	repeat int64
+	// extra sets are for memory, and take long: only their names choose them.
+	extra bool
 }
 
 const mib = 1 << 20
@@ -35,6 +39,8 @@ func dataSets(scale float64) []dataSet {
 		{name: "small", about: "files of 1 to 16 KiB, incompressible", files: small, dirs: max(2, small/100), from: 1 << 10, to: 16 << 10},
 		{name: "random", about: "large files, incompressible", files: 4, dirs: 1, from: large, to: large},
 		{name: "text", about: "large files, lines of a log", files: 4, dirs: 1, from: large, to: large, text: true},
+		{name: "many", about: "files of 1 KiB at most", files: 10 * small, dirs: max(2, small/50), from: 1, to: 1 << 10, extra: true},
+		{name: "huge", about: "file whose content repeats every 64 MiB", files: 1, dirs: 1, from: 32 * large, to: 32 * large, repeat: 64 * mib, extra: true},
 	}
 }
 
@@ -93,6 +99,13 @@ func (d dataSet) fill(w io.Writer, size int64, source io.Reader, random *rand.Ra
 	if d.text {
 		source = &logLines{random: random}
 	}
+	if d.repeat > 0 {
+		content := make([]byte, min(size, d.repeat))
+		if _, err := io.ReadFull(source, content); err != nil {
+			return err
+		}
+		source = &again{content: content}
+	}
 	_, err := io.CopyBuffer(struct{ io.Writer }{w}, io.LimitReader(source, size), make([]byte, mib))
 	return err
 }
@@ -133,6 +146,18 @@ func (d dataSet) changePieces(path string, i int) (err error) {
 		}
 	}
 	return nil
+}
+
+// again reads the same again and again.
+type again struct {
+	content []byte
+	at      int
+}
+
+func (a *again) Read(p []byte) (int, error) {
+	n := copy(p, a.content[a.at:])
+	a.at = (a.at + n) % len(a.content)
+	return n, nil
 }
 
 // logLines are endless lines as a web service writes them.

@@ -183,7 +183,7 @@ func (r Report) budgets() (all []Budget) {
 	below("server: memory with one agent", 256, float64(server)/mib, "MiB")
 	for _, d := range r.Data {
 		limit := 128.0
-		if d.Name == "small" {
+		if d.Name == "small" || d.Name == "many" {
 			limit = 64
 		}
 		below(d.Name+": memory of one operation", limit, float64(d.peak())/mib, "MiB")

@@ -228,7 +228,7 @@ func (e *env) productImages(ctx context.Context) error {
 			files: map[string]string{p: filepath.Join(out, p)},
 		}
 		if p == "repository-server" {
-			spec.files["ca-certificates.crt"] = roots
+			spec.files["ca-certificates.crt"], spec.files["agent"] = roots, filepath.Join(out, "agent")
 		}
 		if err := e.image(ctx, spec); err != nil {
 			return err
