@@ -55,7 +55,17 @@ func TestIntegrationRestoreOver(t *testing.T) {
 	w.must(os.Symlink(filepath.Join(outside, "many"), inTarget("many"))) // the same, absolute
 	w.must(os.Symlink("../../outside/victim", inTarget("plain.txt")))    // a file's place
 	w.must(os.Symlink("stale", inTarget("link")))                        // a link's place
-	w.must(os.WriteFile(inTarget("locked"), []byte("right, not its mode"), 0o666))
+	// What looks right, with its size and time, but for its mode and owner.
+	right, err := os.Stat(filepath.Join(tree, "locked"))
+	w.must(err)
+	content, err := os.ReadFile(filepath.Join(tree, "locked"))
+	w.must(err)
+	w.must(os.WriteFile(inTarget("locked"), content, 0o666))
+	w.must(os.Chmod(inTarget("locked"), 0o666))
+	if os.Getuid() == 0 {
+		w.must(os.Chown(inTarget("locked"), 4711, 4711))
+	}
+	w.must(os.Chtimes(inTarget("locked"), right.ModTime(), right.ModTime()))
 	w.must(os.MkdirAll(inTarget("extra/below"), 0o755))
 	w.must(os.WriteFile(inTarget("extra/below/f"), nil, 0o644))
 	w.must(os.WriteFile(inTarget(".kopia-restore-of-before-1"), nil, 0o644))
