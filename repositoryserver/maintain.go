@@ -43,6 +43,8 @@ type MaintenanceResult struct {
 	IndexBlobs  int64 `json:"indexBlobs"`
 	Contents    int64 `json:"contents"`
 	StoredBytes int64 `json:"storedBytes"`
+	// Sources that have backups: each volume, or path of one, that is backed up by itself.
+	Sources int64 `json:"sources"`
 	// FreedBytes is by how much the storage shrank.
 	FreedBytes int64 `json:"freedBytes"`
 	// IncompleteCollected are unfinished snapshots that were removed.
@@ -113,6 +115,11 @@ func Maintain(ctx context.Context, o MaintainOptions) (result MaintenanceResult,
 	}); err != nil {
 		return result, fmt.Errorf("count contents: %w", err)
 	}
+	sources, err := userSources(ctx, rep)
+	if err != nil {
+		return result, err
+	}
+	result.Sources = int64(len(sources))
 	result.Seconds = int64(o.Now().Sub(start).Seconds())
 	o.Log.Info("maintenance is done", "mode", mode, "result", result)
 	return result, nil
@@ -200,18 +207,15 @@ const mostVerifyErrors = 3
 // verify reads a share of the files of each source's latest snapshot, and all
 // directories of it.
 func verify(ctx context.Context, rep repo.Repository, percent float64, result *MaintenanceResult) error {
-	sources, err := snapshot.ListSources(ctx, rep)
+	sources, err := userSources(ctx, rep)
 	if err != nil {
-		return fmt.Errorf("verify: list sources: %w", err)
+		return fmt.Errorf("verify: %w", err)
 	}
 	v := snapshotfs.NewVerifier(ctx, rep, snapshotfs.VerifierOptions{
 		VerifyFilesPercent: percent, Parallelism: 2, FileQueueLength: 1000, MaxErrors: mostVerifyErrors,
 	})
 	res, err := v.InParallel(ctx, func(tw *snapshotfs.TreeWalker) error {
 		for _, source := range sources {
-			if source.Host == systemHost {
-				continue
-			}
 			man, err := latest(ctx, rep, source)
 			if err != nil {
 				return err
@@ -236,6 +240,15 @@ func verify(ctx context.Context, rep repo.Repository, percent float64, result *M
 			strings.Join(res.ErrorStrings, "; "), cmp.Or(err, errors.New("see the log")))
 	}
 	return nil
+}
+
+// userSources are the sources of all users, but for the server's own.
+func userSources(ctx context.Context, rep repo.Repository) ([]snapshot.SourceInfo, error) {
+	sources, err := snapshot.ListSources(ctx, rep)
+	if err != nil {
+		return nil, fmt.Errorf("list sources: %w", err)
+	}
+	return slices.DeleteFunc(sources, func(s snapshot.SourceInfo) bool { return s.Host == systemHost }), nil
 }
 
 // latest is the newest complete snapshot of a source, nil if there is none.

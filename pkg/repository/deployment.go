@@ -3,6 +3,9 @@
 package repository
 
 import (
+	"crypto/sha256"
+	"encoding/json"
+	"fmt"
 	"strconv"
 
 	appsv1 "k8s.io/api/apps/v1"
@@ -167,8 +170,10 @@ func buildDeployment(rs *kopiav1alpha1.RepositoryServer, image Image, revision s
 			Key: key, Operator: corev1.TolerationOpExists, Effect: corev1.TaintEffectNoExecute, TolerationSeconds: &lost,
 		})
 	}
+	meta := ownedMeta(rs, rs.Name)
+	meta.Annotations = map[string]string{templateAnnotation: templateOf(spec)}
 	return &appsv1.Deployment{
-		ObjectMeta: ownedMeta(rs, rs.Name),
+		ObjectMeta: meta,
 		Spec: appsv1.DeploymentSpec{
 			Replicas: &replicas,
 			Strategy: appsv1.DeploymentStrategy{Type: appsv1.RecreateDeploymentStrategyType},
@@ -188,3 +193,17 @@ func buildDeployment(rs *kopiav1alpha1.RepositoryServer, image Image, revision s
 }
 
 const healthPortName = "health"
+
+// templateAnnotation on a Deployment says what its pods were made from: another image,
+// other resources or another version of this file give another value. The API server
+// fills in what a pod's spec leaves out, so the specs themselves cannot be compared.
+const templateAnnotation = names.Group + "/template"
+
+func templateOf(spec corev1.PodSpec) string {
+	raw, err := json.Marshal(spec)
+	if err != nil {
+		panic(fmt.Sprintf("marshalling a pod's spec: %v", err))
+	}
+	sum := sha256.Sum256(raw)
+	return text(sum[:], 16)
+}

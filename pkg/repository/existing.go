@@ -11,7 +11,6 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	kopiav1alpha1 "github.com/kanister-kopia/kanister-kopia/pkg/apis/kopia/v1alpha1"
-	"github.com/kanister-kopia/kanister-kopia/pkg/names"
 	"github.com/kanister-kopia/kanister-kopia/pkg/param"
 )
 
@@ -22,22 +21,13 @@ var ErrWrongKey = errors.New("the repository has another encryptionKey")
 // namespace has none at the Profile's location, ErrWrongKey if it has one with
 // another key.
 func (m *Manager) OpenExisting(ctx context.Context, ref Ref) (*Repository, error) {
-	ns, tenant, err := m.tenant(ctx, ref.Namespace)
+	r, err := m.resolve(ctx, ref)
 	if err != nil {
 		return nil, err
 	}
-	if name := ns.Annotations[names.RepositoryAnnotation]; name != "" && ref.EncryptionKey == nil {
-		return m.openShared(ctx, name, tenant, ref)
+	if r.shared {
+		return m.start(ctx, r.id, r.tenant, ref, r.key)
 	}
-	k, err := deriveKey(ref.EncryptionKey, tenant)
-	if err != nil {
-		return nil, err
-	}
-	storage, err := storageOf(ref.Profile, tenant, k.id)
-	if err != nil {
-		return nil, err
-	}
-	id := repositoryID(storage, tenant, k.id)
 	var servers kopiav1alpha1.RepositoryServerList
 	if err := m.Client.List(ctx, &servers, client.InNamespace(m.Namespace)); err != nil {
 		return nil, fmt.Errorf("list RepositoryServers: %w", err)
@@ -45,15 +35,15 @@ func (m *Manager) OpenExisting(ctx context.Context, ref Ref) (*Repository, error
 	other := false
 	for i := range servers.Items {
 		rs := &servers.Items[i]
-		if rs.Name == id {
-			return m.start(ctx, id, tenant, ref, k)
+		if rs.Name == r.id {
+			return m.start(ctx, r.id, r.tenant, ref, r.key)
 		}
-		if rs.Spec.Tenant == nil || *rs.Spec.Tenant != tenant {
+		if rs.Spec.Tenant == nil || *rs.Spec.Tenant != r.tenant {
 			continue
 		}
 		// The same place but for the key.
-		at, err := storageOf(ref.Profile, tenant, rs.Spec.KeyID)
-		other = other || err == nil && repositoryID(at, tenant, rs.Spec.KeyID) == rs.Name
+		at, err := storageOf(ref.Profile, r.tenant, rs.Spec.KeyID)
+		other = other || err == nil && repositoryID(at, r.tenant, rs.Spec.KeyID) == rs.Name
 	}
 	if other {
 		return nil, fmt.Errorf("repository of namespace %s: %w", ref.Namespace, ErrWrongKey)

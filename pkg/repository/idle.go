@@ -4,14 +4,18 @@ package repository
 
 import (
 	"context"
+	"crypto/rand"
 	"fmt"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/kanister-kopia/kanister-kopia/agent/api"
 	kopiav1alpha1 "github.com/kanister-kopia/kanister-kopia/pkg/apis/kopia/v1alpha1"
+	"github.com/kanister-kopia/kanister-kopia/pkg/kube"
 )
 
 // DefaultIdleTimeout is how long a server stays up when nothing uses it.
@@ -44,8 +48,8 @@ func nextLook(a api.Activity, timeout time.Duration) time.Duration {
 	return max(leastPause, min(lookPeriod, left))
 }
 
-// look asks a ready server what uses it, and stops it if that has been nothing for
-// timeout (0: never).
+// look asks a ready server what uses it, and ends it (stop or renew) if that has been
+// nothing for timeout (0: never).
 //
 // The server decides, under the lock that lets operations in: what began before
 // keeps it up, and nothing begins after. What it counts are its own open sessions
@@ -53,7 +57,7 @@ func nextLook(a api.Activity, timeout time.Duration) time.Duration {
 // second one beside it, and while an agent works on without any. A controller that
 // dies between the two steps leaves a server that refuses work: the next one that
 // looks stops it, and the next phase that asks starts another.
-func (m *Manager) look(ctx context.Context, rs *kopiav1alpha1.RepositoryServer, timeout time.Duration) (a api.Activity, stopped bool, err error) {
+func (m *Manager) look(ctx context.Context, rs *kopiav1alpha1.RepositoryServer, timeout time.Duration, end ending) (a api.Activity, stopped bool, err error) {
 	u := m.hold(rs.Name, 0)
 	defer m.release(rs.Name, 0)
 	u.deciding.Lock()
@@ -77,8 +81,11 @@ func (m *Manager) look(ctx context.Context, rs *kopiav1alpha1.RepositoryServer, 
 	if !a.Draining || m.InUse(rs.Name) > 0 {
 		return a, false, nil
 	}
-	return a, true, m.stop(ctx, rs)
+	return a, true, end(ctx, rs)
 }
+
+// ending is stop or renew.
+type ending func(context.Context, *kopiav1alpha1.RepositoryServer) error
 
 // stopUnused stops a server that cannot be asked, if nobody here has it open.
 func (m *Manager) stopUnused(ctx context.Context, rs *kopiav1alpha1.RepositoryServer) (bool, error) {
@@ -100,6 +107,34 @@ func (m *Manager) stop(ctx context.Context, rs *kopiav1alpha1.RepositoryServer) 
 	err := m.Client.Patch(ctx, changed, client.MergeFromWithOptions(rs, client.MergeFromWithOptimisticLock{}))
 	if err != nil && !apierrors.IsConflict(err) {
 		return fmt.Errorf("stop repository server %s: %w", rs.Name, err)
+	}
+	return nil
+}
+
+// renew has a server that lets nobody in any more replaced by one of another revision,
+// which is made as it would be today.
+func (m *Manager) renew(ctx context.Context, rs *kopiav1alpha1.RepositoryServer) error {
+	var secret corev1.Secret
+	if err := m.Client.Get(ctx, client.ObjectKey{Namespace: m.Namespace, Name: rs.Name + "-config"}, &secret); err != nil {
+		return fmt.Errorf("read the server's configuration: %w", err)
+	}
+	have, _, err := parseConfigSecret(&secret)
+	if err != nil {
+		return err
+	}
+	revision := rand.Text()
+	next, err := buildConfigSecret(rs, have, revision)
+	if err != nil {
+		return err
+	}
+	if err := kube.Apply(ctx, m.Client, next); err != nil {
+		return err
+	}
+	changed := rs.DeepCopy()
+	metav1.SetMetaDataAnnotation(&changed.ObjectMeta, revisionAnnotation, revision)
+	err = m.Client.Patch(ctx, changed, client.MergeFromWithOptions(rs, client.MergeFromWithOptimisticLock{}))
+	if err != nil && !apierrors.IsConflict(err) {
+		return fmt.Errorf("replace repository server %s: %w", rs.Name, err)
 	}
 	return nil
 }

@@ -25,8 +25,11 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/utils/clock"
+	clocktesting "k8s.io/utils/clock/testing"
+	"k8s.io/utils/ptr"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 
 	"github.com/kanister-kopia/kanister-kopia/agent/api"
 	agentclient "github.com/kanister-kopia/kanister-kopia/agent/client"
@@ -209,6 +212,14 @@ func (w *world) launch(d *appsv1.Deployment) {
 	w.must(w.Create(w.Context(), w.pod))
 }
 
+// looks lets the controller look a few times.
+func (w *world) looks(r *repository.Reconciler) {
+	w.Helper()
+	for range 3 {
+		w.turn(r, "the controller has looked", func() bool { return true })
+	}
+}
+
 // open opens the repository while the controller and the node work.
 func (w *world) open(r *repository.Reconciler, how func() (*repository.Repository, error)) *repository.Repository {
 	w.Helper()
@@ -383,35 +394,77 @@ func TestIntegrationOneMaintenance(t *testing.T) {
 		}
 		return &p
 	}
-	holder := func() string {
+	lease := func() *coordinationv1.Lease {
 		var l coordinationv1.Lease
 		w.must(w.Get(ctx, key, &l))
-		if l.Spec.HolderIdentity == nil {
-			return ""
-		}
-		return *l.Spec.HolderIdentity
+		return &l
 	}
-	w.turn(r, "a maintenance starts", func() bool { return pod() != nil })
+	holder := func() string { return ptr.Deref(lease().Spec.HolderIdentity, "") }
+	term := func() time.Duration { return time.Duration(*lease().Spec.LeaseDurationSeconds) * time.Second }
+	// The controller dies between the Lease and the pod: its successor waits for some
+	// minutes, not for as long as a maintenance may take.
+	now := time.Now()
+	at := clocktesting.NewFakePassiveClock(now)
+	r.Clock = at
+	died := errors.New("died")
+	r.Client = interceptor.NewClient(w, interceptor.Funcs{
+		Create: func(ctx context.Context, c client.WithWatch, o client.Object, opts ...client.CreateOption) error {
+			if _, ok := o.(*corev1.Pod); ok {
+				return died
+			}
+			return c.Create(ctx, o, opts...)
+		},
+	})
+	if _, err := r.Reconcile(ctx, ctrl.Request{NamespacedName: client.ObjectKeyFromObject(rs)}); !errors.Is(err, died) {
+		t.Fatalf("nobody died: %v", err)
+	}
+	lost := holder()
+	r.Client = w
+	w.looks(r)
+	if pod() != nil || holder() != lost || lost == "" {
+		t.Fatal("the Lease that was just taken is another's at once")
+	}
+	at.SetTime(now.Add(6 * time.Minute))
+
+	// It may start when its Lease is as long as it may take, and not before.
+	w.turn(r, "a maintenance is made", func() bool { return pod() != nil })
+	if holder() == lost {
+		t.Error("the Lease is the dead controller's")
+	}
 	if args := pod().Spec.Containers[0].Args; args[0] != "maintain" || args[2] != "full" {
 		t.Errorf("it runs %v", args)
+	}
+	if len(pod().Spec.SchedulingGates) != 1 || term() > time.Hour {
+		t.Errorf("it may start before its Lease is prolonged: gates %v, Lease for %s", pod().Spec.SchedulingGates, term())
+	}
+	late := pod()
+	taken := lease()
+	other := "another"
+	taken.Spec.HolderIdentity = &other
+	w.must(w.Update(ctx, taken))
+	w.turn(r, "one that lost its Lease never starts", func() bool { return pod() == nil })
+	if len(late.Spec.SchedulingGates) != 1 || holder() != other {
+		t.Errorf("it held gates %v, and the Lease is of %q", late.Spec.SchedulingGates, holder())
+	}
+	at.SetTime(now.Add(20 * time.Minute))
+	w.turn(r, "a maintenance starts", func() bool { return pod() != nil && len(pod().Spec.SchedulingGates) == 0 })
+	if term() < 12*time.Hour {
+		t.Errorf("it runs with a Lease for %s", term())
 	}
 	first := holder()
 
 	// Somebody removes the object by force: the container may live on.
 	w.must(w.Delete(ctx, pod(), client.GracePeriodSeconds(0)))
-	for range 3 {
-		w.turn(r, "the controller has looked", func() bool { return true })
-	}
-	if pod() != nil || holder() != first {
-		t.Fatal("a second maintenance was started while the first may still run")
+	for _, later := range []time.Duration{0, time.Hour, 12 * time.Hour} {
+		at.SetTime(now.Add(20*time.Minute + later))
+		w.looks(r)
+		if pod() != nil || holder() != first {
+			t.Fatalf("a second maintenance was started after %s while the first may still run", later)
+		}
 	}
 
 	// The Lease has run out.
-	var lease coordinationv1.Lease
-	w.must(w.Get(ctx, key, &lease))
-	past := metav1.NewMicroTime(time.Now().Add(-24 * time.Hour))
-	lease.Spec.RenewTime = &past
-	w.must(w.Update(ctx, &lease))
+	at.SetTime(now.Add(14 * time.Hour))
 	w.turn(r, "the next maintenance starts", func() bool { return pod() != nil })
 	if holder() == first {
 		t.Error("the second run has the first one's Lease")
@@ -428,14 +481,56 @@ func TestIntegrationOneMaintenance(t *testing.T) {
 	}
 
 	// A second object at the same place is refused, and its maintenance too.
-	other := w.get()
-	other.ObjectMeta = metav1.ObjectMeta{Namespace: "control", Name: "other"}
-	other.Spec.Storage.S3.Prefix = "team/within/"
-	w.must(w.Create(ctx, other))
-	_, err := r.Reconcile(ctx, ctrl.Request{NamespacedName: client.ObjectKeyFromObject(other)})
+	within := w.get()
+	within.ObjectMeta = metav1.ObjectMeta{Namespace: "control", Name: "other"}
+	within.Spec.Storage.S3.Prefix = "team/within/"
+	w.must(w.Create(ctx, within))
+	_, err := r.Reconcile(ctx, ctrl.Request{NamespacedName: client.ObjectKeyFromObject(within)})
 	w.must(err)
-	w.must(w.Get(ctx, client.ObjectKeyFromObject(other), other))
-	if other.Status.Phase != kopiav1alpha1.PhaseFailed || !strings.Contains(other.Status.Conditions[len(other.Status.Conditions)-1].Message+other.Status.Conditions[0].Message, shared) {
-		t.Errorf("a second repository within the first: %+v", other.Status)
+	w.must(w.Get(ctx, client.ObjectKeyFromObject(within), within))
+	if within.Status.Phase != kopiav1alpha1.PhaseFailed || !strings.Contains(within.Status.Conditions[len(within.Status.Conditions)-1].Message+within.Status.Conditions[0].Message, shared) {
+		t.Errorf("a second repository within the first: %+v", within.Status)
 	}
+}
+
+// A server that runs takes another image when nothing uses it, and no sooner.
+func TestIntegrationNewImage(t *testing.T) {
+	w := newWorld(t)
+	w.make("shop")
+	ctx := t.Context()
+	r := w.reconciler()
+	r.IdleTimeout = 0 // it never stops
+	image := func() string {
+		var d appsv1.Deployment
+		w.must(w.Get(ctx, client.ObjectKeyFromObject(w.get()), &d))
+		return d.Spec.Template.Spec.Containers[0].Image
+	}
+	repo := w.open(r, func() (*repository.Repository, error) { return w.manager.Open(ctx, w.ref("shop")) })
+	credentials, err := repo.Session(ctx, "op-1", "pvc.data", "ns-uid")
+	w.must(err)
+	repo.Close()
+	old := w.pod.Name
+
+	// The controller begins anew, with another image, while an operation goes on.
+	w.use("control")
+	r = w.reconciler()
+	r.IdleTimeout, r.Image.Name = 0, "server:next"
+	end := time.Now().Add(12 * time.Second)
+	w.turn(r, "two looks are over", func() bool {
+		if w.pod.Name != old || image() != "server:test" {
+			t.Fatal("the server was replaced under an operation")
+		}
+		return time.Now().After(end)
+	})
+	repo = w.open(r, func() (*repository.Repository, error) { return w.manager.Open(ctx, w.ref("shop")) })
+	if again, err := repo.Session(ctx, "op-1", "pvc.data", "ns-uid"); err != nil || again.Password != credentials.Password {
+		t.Errorf("the operation that goes on: %v, or another password", err)
+	}
+	w.must(repo.EndSession(ctx, "op-1"))
+	repo.Close()
+	w.turn(r, "the idle server is replaced", func() bool {
+		return w.pod != nil && w.pod.Name != old && image() == "server:next" && w.get().Status.Phase == kopiav1alpha1.PhaseReady
+	})
+	repo = w.open(r, func() (*repository.Repository, error) { return w.manager.Open(ctx, w.ref("shop")) })
+	repo.Close()
 }

@@ -30,6 +30,11 @@ import (
 // container ended; if nobody said so (the pod was removed by force from a node that
 // is out of reach) the Lease runs out only when the kubelet, wherever it is, has
 // ended the container by its deadline. And Kopia refuses whoever is not the owner.
+//
+// A controller may die between any two of these steps. So the Lease is taken for
+// minutes, and the pod is made with a gate that keeps it from every node. Then the
+// Lease is prolonged to as long as the run may take, and only then the gate is opened.
+// A Lease that was not prolonged is one whose run never started, and runs out soon.
 
 // maintenanceComponent is the value of names.ComponentLabel of maintenance pods.
 const maintenanceComponent = "repository-maintenance"
@@ -39,6 +44,8 @@ const (
 	runDeadline = 12 * time.Hour
 	// leaseDuration is longer: by then no container of the run is left.
 	leaseDuration = runDeadline + 30*time.Minute
+	// takeDuration is for making the pod: until it is over, or the Lease prolonged.
+	takeDuration = 5 * time.Minute
 	// mostRuns is how many repositories are maintained at once.
 	mostRuns = 2
 	// runPause is when a run that found no room, or met a Lease, is tried again.
@@ -139,6 +146,8 @@ func (r *Reconciler) maintain(ctx context.Context, before, rs *kopiav1alpha1.Rep
 		return 0, fmt.Errorf("read the maintenance pod of repository %s: %w", rs.Name, err)
 	case pod.DeletionTimestamp != nil:
 		return 0, nil
+	case len(pod.Spec.SchedulingGates) > 0:
+		return r.admitMaintenance(ctx, rs, &pod)
 	case pod.Status.Phase != corev1.PodSucceeded && pod.Status.Phase != corev1.PodFailed:
 		if f := kube.Failure(&pod, Container); f == nil || f.Reason != "ImageUnavailable" && f.Reason != "ContainerRefused" {
 			return 0, nil
@@ -181,11 +190,39 @@ func maintenanceStatus(rs *kopiav1alpha1.RepositoryServer) *kopiav1alpha1.Mainte
 	return rs.Status.Maintenance
 }
 
-// takeLease takes the repository's Lease for a run, or says how long another run may
-// have it. The Lease is read without a cache.
+// maintenanceGate keeps a maintenance pod from every node.
+const maintenanceGate = names.Group + "/lease"
+
+// admitMaintenance lets a pod start for which the Lease is held as long as it may
+// take. If another run has the Lease, the pod's controller was too late: no container
+// of it was ever started, and it goes.
+func (r *Reconciler) admitMaintenance(ctx context.Context, rs *kopiav1alpha1.RepositoryServer, pod *corev1.Pod) (time.Duration, error) {
+	held, err := r.prolongLease(ctx, rs, pod.Annotations[runAnnotation])
+	if err != nil {
+		return 0, err
+	}
+	if !held {
+		err := r.Client.Delete(ctx, pod, client.Preconditions{UID: &pod.UID, ResourceVersion: &pod.ResourceVersion})
+		if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) {
+			return 0, fmt.Errorf("remove the maintenance pod of repository %s, which has lost its Lease: %w", rs.Name, err)
+		}
+		return runPause, nil
+	}
+	open := pod.DeepCopy()
+	open.Spec.SchedulingGates = nil
+	// The lock: it may be another run's pod by now.
+	err = r.Client.Patch(ctx, open, client.MergeFromWithOptions(pod, client.MergeFromWithOptimisticLock{}))
+	if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) {
+		return 0, fmt.Errorf("let the maintenance of repository %s start: %w", rs.Name, err)
+	}
+	return 0, nil
+}
+
+// takeLease takes the repository's Lease for a run, for as long as it takes to make its
+// pod, or says how long another run may have it. The Lease is read without a cache.
 func (r *Reconciler) takeLease(ctx context.Context, rs *kopiav1alpha1.RepositoryServer, run string) (time.Duration, error) {
 	now := metav1.NewMicroTime(r.Clock.Now())
-	seconds := int32(leaseDuration / time.Second)
+	seconds := int32(takeDuration / time.Second)
 	var lease coordinationv1.Lease
 	err := r.Manager.Client.Get(ctx, client.ObjectKey{Namespace: rs.Namespace, Name: maintenanceName(rs)}, &lease)
 	exists := err == nil
@@ -217,21 +254,42 @@ func (r *Reconciler) takeLease(ctx context.Context, rs *kopiav1alpha1.Repository
 	return 0, nil
 }
 
+// prolongLease holds the Lease of a run for as long as the run may take; false: it is
+// not the run's any more.
+func (r *Reconciler) prolongLease(ctx context.Context, rs *kopiav1alpha1.RepositoryServer, run string) (bool, error) {
+	now := metav1.NewMicroTime(r.Clock.Now())
+	seconds := int32(leaseDuration / time.Second)
+	held, err := r.changeLease(ctx, rs, run, func(l *coordinationv1.LeaseSpec) {
+		l.RenewTime, l.LeaseDurationSeconds = &now, &seconds
+	})
+	if err != nil {
+		return false, fmt.Errorf("prolong the maintenance Lease of repository %s: %w", rs.Name, err)
+	}
+	return held, nil
+}
+
 // giveLease gives the Lease of a run back.
 func (r *Reconciler) giveLease(ctx context.Context, rs *kopiav1alpha1.RepositoryServer, run string) error {
-	var lease coordinationv1.Lease
-	err := r.Manager.Client.Get(ctx, client.ObjectKey{Namespace: rs.Namespace, Name: maintenanceName(rs)}, &lease)
-	if apierrors.IsNotFound(err) {
-		return nil
-	}
-	if err == nil && lease.Spec.HolderIdentity != nil && *lease.Spec.HolderIdentity == run {
-		lease.Spec.HolderIdentity = nil
-		err = r.Manager.Client.Update(ctx, &lease)
-	}
+	_, err := r.changeLease(ctx, rs, run, func(l *coordinationv1.LeaseSpec) { l.HolderIdentity = nil })
 	if err != nil {
 		return fmt.Errorf("give back the maintenance Lease of repository %s: %w", rs.Name, err)
 	}
 	return nil
+}
+
+// changeLease changes the Lease if it is a run's; else it returns false. It fails if
+// anybody changes it meanwhile.
+func (r *Reconciler) changeLease(ctx context.Context, rs *kopiav1alpha1.RepositoryServer, run string, change func(*coordinationv1.LeaseSpec)) (bool, error) {
+	var lease coordinationv1.Lease
+	err := r.Manager.Client.Get(ctx, client.ObjectKey{Namespace: rs.Namespace, Name: maintenanceName(rs)}, &lease)
+	if apierrors.IsNotFound(err) {
+		return false, nil
+	}
+	if err != nil || lease.Spec.HolderIdentity == nil || *lease.Spec.HolderIdentity != run {
+		return false, err
+	}
+	change(&lease.Spec)
+	return true, r.Manager.Client.Update(ctx, &lease)
 }
 
 // endMaintenance takes the outcome of a run that has ended and removes its pod. The
@@ -275,6 +333,7 @@ type maintenanceResult struct {
 	IndexBlobs          int64 `json:"indexBlobs"`
 	Contents            int64 `json:"contents"`
 	StoredBytes         int64 `json:"storedBytes"`
+	Sources             int64 `json:"sources"`
 	FreedBytes          int64 `json:"freedBytes"`
 	IncompleteCollected int64 `json:"incompleteCollected"`
 	VerifiedSnapshots   int64 `json:"verifiedSnapshots"`
@@ -295,13 +354,31 @@ func (r *Reconciler) outcome(rs *kopiav1alpha1.RepositoryServer, pod *corev1.Pod
 	s.Failures = 0
 	s.LastSuccess, s.LastQuick = &began, &began
 	s.Duration = &metav1.Duration{Duration: time.Duration(result.Seconds) * time.Second}
-	s.IndexBlobs, s.Contents, s.StoredBytes = result.IndexBlobs, result.Contents, result.StoredBytes
+	s.IndexBlobs, s.Contents, s.StoredBytes, s.Sources = result.IndexBlobs, result.Contents, result.StoredBytes, result.Sources
+	r.crowded(rs)
 	if pod.Annotations[modeAnnotation] == modeFull {
 		s.LastFull = &began
 		s.FreedBytes, s.IncompleteCollected = result.FreedBytes, result.IncompleteCollected
 		s.VerifiedSnapshots, s.VerifiedFiles = result.VerifiedSnapshots, result.VerifiedFiles
 	}
 	r.condition(rs, kopiav1alpha1.ConditionMaintained, true, "Succeeded", pod.Annotations[modeAnnotation]+" maintenance succeeded")
+}
+
+// mostSources of a repository are known to be fine. A server's start looks through all
+// snapshots once for each source: with 1,000 sources of 20 snapshots it takes a quarter
+// of a minute, with twice as many sources four times as long.
+const mostSources = 500
+
+// crowded warns of a repository whose server starts slowly.
+func (r *Reconciler) crowded(rs *kopiav1alpha1.RepositoryServer) {
+	n := rs.Status.Maintenance.Sources
+	if n <= mostSources {
+		r.condition(rs, kopiav1alpha1.ConditionCrowded, false, "WithinLimit", "")
+		return
+	}
+	r.condition(rs, kopiav1alpha1.ConditionCrowded, true, "TooManySources", fmt.Sprintf(
+		"it holds backups of %d sources (volumes, or paths of them), and its server starts more slowly with each beyond %d: "+
+			"delete the backups of what is gone, let fewer namespaces share it, or give some Blueprints a Profile with another prefix", n, mostSources))
 }
 
 // resultOf reads what a pod that has ended says.
@@ -360,6 +437,7 @@ func buildMaintenancePod(rs *kopiav1alpha1.RepositoryServer, image Image, mode, 
 	}
 	deadline := int64(runDeadline / time.Second)
 	spec := podSpec(rs, image, resources)
+	spec.SchedulingGates = []corev1.PodSchedulingGate{{Name: maintenanceGate}}
 	spec.RestartPolicy = corev1.RestartPolicyNever
 	spec.ActiveDeadlineSeconds = &deadline
 	spec.Containers[0].Args = []string{"maintain", "--mode", mode, "--verify-percent", strconv.Itoa(int(verify))}

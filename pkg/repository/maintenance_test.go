@@ -8,6 +8,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	kopiav1alpha1 "github.com/kanister-kopia/kanister-kopia/pkg/apis/kopia/v1alpha1"
@@ -81,7 +82,9 @@ func TestMaintenanceOutcome(t *testing.T) {
 		return p
 	}
 	rs := &kopiav1alpha1.RepositoryServer{}
-	message := func() string { return rs.Status.Conditions[0].Message }
+	message := func() string {
+		return meta.FindStatusCondition(rs.Status.Conditions, kopiav1alpha1.ConditionMaintained).Message
+	}
 
 	r.outcome(rs, pod(modeFull, corev1.PodFailed, "Error", `{"level":"ERROR","msg":"full maintenance: clock skew detected"}`))
 	if s := rs.Status.Maintenance; s.Failures != 1 || s.LastSuccess != nil || !strings.Contains(message(), "clock skew detected") {
@@ -98,6 +101,18 @@ func TestMaintenanceOutcome(t *testing.T) {
 	r.outcome(rs, pod(modeQuick, corev1.PodSucceeded, "Completed", `{"indexBlobs":1,"contents":41}`))
 	if s := rs.Status.Maintenance; s.IndexBlobs != 1 || s.FreedBytes != 60 {
 		t.Errorf("what a quick one does not look at is lost: %+v", s)
+	}
+	// So many sources that its server starts slowly are told, with what to do.
+	crowded := func() *metav1.Condition {
+		return meta.FindStatusCondition(rs.Status.Conditions, kopiav1alpha1.ConditionCrowded)
+	}
+	r.outcome(rs, pod(modeQuick, corev1.PodSucceeded, "Completed", `{"sources":500}`))
+	if c := crowded(); c.Status != metav1.ConditionFalse {
+		t.Errorf("500 sources: %+v", c)
+	}
+	r.outcome(rs, pod(modeQuick, corev1.PodSucceeded, "Completed", `{"sources":501}`))
+	if c := crowded(); c.Status != metav1.ConditionTrue || !strings.Contains(c.Message, "501 sources") || !strings.Contains(c.Message, "delete the backups") {
+		t.Errorf("501 sources: %+v", c)
 	}
 	r.outcome(rs, pod(modeQuick, corev1.PodSucceeded, "Completed", "what?"))
 	if s := rs.Status.Maintenance; s.Failures != 1 {

@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
-	"slices"
 	"sync"
 	"time"
 
@@ -24,7 +23,6 @@ import (
 	kopiav1alpha1 "github.com/kanister-kopia/kanister-kopia/pkg/apis/kopia/v1alpha1"
 	"github.com/kanister-kopia/kanister-kopia/pkg/kube"
 	"github.com/kanister-kopia/kanister-kopia/pkg/names"
-	"github.com/kanister-kopia/kanister-kopia/pkg/param"
 )
 
 // StartTimeout bounds how long Open waits for a server that neither becomes ready
@@ -62,79 +60,34 @@ type use struct {
 	deciding sync.Mutex
 }
 
-// Ref says which repository a function means.
-type Ref struct {
-	Profile *param.Profile
-	// Namespace is the application's.
-	Namespace string
-	// EncryptionKey of the function; nil if the argument is absent.
-	EncryptionKey *string
-	// InsecureTLS accepts any certificate of the object store, as does the
-	// Profile's skipSSLVerify.
-	InsecureTLS bool
-}
-
 // Open returns the repository of ref's namespace and key at the Profile's
 // location, its server ready; what does not exist yet is made. Close it.
 //
 // A namespace that shares a repository gets that one, but for calls with an
 // encryptionKey: another key is another repository.
 func (m *Manager) Open(ctx context.Context, ref Ref) (*Repository, error) {
-	ns, tenant, err := m.tenant(ctx, ref.Namespace)
+	r, err := m.resolve(ctx, ref)
 	if err != nil {
 		return nil, err
 	}
-	if name := ns.Annotations[names.RepositoryAnnotation]; name != "" && ref.EncryptionKey == nil {
-		return m.openShared(ctx, name, tenant, ref)
-	}
-	k, err := deriveKey(ref.EncryptionKey, tenant)
-	if err != nil {
-		return nil, err
-	}
-	storage, err := storageOf(ref.Profile, tenant, k.id)
-	if err != nil {
-		return nil, err
-	}
-	id := repositoryID(storage, tenant, k.id)
-	rs := &kopiav1alpha1.RepositoryServer{
-		ObjectMeta: metav1.ObjectMeta{
-			Namespace: m.Namespace,
-			Name:      id,
-			Labels: map[string]string{
-				names.ManagedByLabel:  names.ManagedByValue,
-				names.RepositoryLabel: id,
+	if !r.shared {
+		err := m.Client.Create(ctx, &kopiav1alpha1.RepositoryServer{
+			ObjectMeta: metav1.ObjectMeta{
+				Namespace: m.Namespace,
+				Name:      r.id,
+				Labels: map[string]string{
+					names.ManagedByLabel:  names.ManagedByValue,
+					names.RepositoryLabel: r.id,
+				},
 			},
-		},
-		Spec: kopiav1alpha1.RepositoryServerSpec{Storage: storage, Tenant: &tenant, KeyID: k.id},
+			Spec: kopiav1alpha1.RepositoryServerSpec{Storage: r.storage, Tenant: &r.tenant, KeyID: r.key.id},
+		})
+		// Somebody else may have made it, a moment or a year ago.
+		if err != nil && !apierrors.IsAlreadyExists(err) {
+			return nil, fmt.Errorf("make RepositoryServer %s: %w", r.id, err)
+		}
 	}
-	// Somebody else may have made it, a moment or a year ago.
-	if err := m.Client.Create(ctx, rs); err != nil && !apierrors.IsAlreadyExists(err) {
-		return nil, fmt.Errorf("make RepositoryServer %s: %w", id, err)
-	}
-	return m.start(ctx, id, tenant, ref, k)
-}
-
-// openShared opens the repository that a namespace asks for with its annotation.
-func (m *Manager) openShared(ctx context.Context, name string, tenant kopiav1alpha1.Tenant, ref Ref) (*Repository, error) {
-	if err := m.mayShare(ctx, name, ref); err != nil {
-		return nil, fmt.Errorf("use RepositoryServer %s, which namespace %s asks for: %w", name, ref.Namespace, err)
-	}
-	return m.start(ctx, name, tenant, ref, key{id: DefaultKeyID})
-}
-
-// mayShare checks the other side's consent: the namespace asked with its annotation,
-// the RepositoryServer must list it.
-func (m *Manager) mayShare(ctx context.Context, name string, ref Ref) error {
-	var rs kopiav1alpha1.RepositoryServer
-	if err := m.Client.Get(ctx, client.ObjectKey{Namespace: m.Namespace, Name: name}, &rs); apierrors.IsNotFound(err) {
-		return fmt.Errorf("namespace %s has no such RepositoryServer: make it, or remove the annotation %s", m.Namespace, names.RepositoryAnnotation)
-	} else if err != nil {
-		return err
-	}
-	if !slices.Contains(rs.Spec.Namespaces, ref.Namespace) {
-		return fmt.Errorf("its spec.namespaces does not list the namespace: whoever runs the control plane may add it, or remove the annotation %s", names.RepositoryAnnotation)
-	}
-	return checkPlace(&rs, ref.Profile)
+	return m.start(ctx, r.id, r.tenant, ref, r.key)
 }
 
 // OpenBackup returns the repository that a backupID or backupTag names, from
@@ -168,44 +121,6 @@ func (m *Manager) OpenBackup(ctx context.Context, token string, ref Ref) (*Repos
 		return nil, fmt.Errorf("backup %s: %w", token, err)
 	}
 	return m.start(ctx, id, tenant, ref, k)
-}
-
-// tenant reads who a namespace is.
-func (m *Manager) tenant(ctx context.Context, namespace string) (*corev1.Namespace, kopiav1alpha1.Tenant, error) {
-	cluster, err := m.clusterID(ctx)
-	if err != nil {
-		return nil, kopiav1alpha1.Tenant{}, err
-	}
-	ns, err := m.namespace(ctx, namespace)
-	if err != nil {
-		return nil, kopiav1alpha1.Tenant{}, err
-	}
-	return ns, kopiav1alpha1.Tenant{ClusterID: cluster, Namespace: namespace, NamespaceUID: string(ns.UID)}, nil
-}
-
-func (m *Manager) clusterID(ctx context.Context) (string, error) {
-	m.mu.Lock()
-	id := m.cluster
-	m.mu.Unlock()
-	if id != "" {
-		return id, nil
-	}
-	ns, err := m.namespace(ctx, metav1.NamespaceSystem)
-	if err != nil {
-		return "", err
-	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.cluster = string(ns.UID)
-	return m.cluster, nil
-}
-
-func (m *Manager) namespace(ctx context.Context, name string) (*corev1.Namespace, error) {
-	var ns corev1.Namespace
-	if err := m.Client.Get(ctx, client.ObjectKey{Name: name}, &ns); err != nil {
-		return nil, fmt.Errorf("read namespace %s: %w", name, err)
-	}
-	return &ns, nil
 }
 
 // hold returns what is known of a repository; open counts a user of it. Give it back

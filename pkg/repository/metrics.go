@@ -30,6 +30,7 @@ var (
 	fullDesc        = desc("repository_full_maintenance_last_success_timestamp_seconds", "When the last full maintenance that succeeded began.")
 	failuresDesc    = desc("repository_maintenance_failures", "Failures of maintenance in a row.")
 	indexBlobsDesc  = desc("repository_index_blobs", "Index blobs after the last maintenance; some hundred make a repository slow to open.")
+	sourcesDesc     = desc("repository_sources", "Sources with backups after the last maintenance; more than 500 make the server slow to start.")
 	contentsDesc    = desc("repository_contents", "Contents after the last maintenance.")
 	storedBytesDesc = desc("repository_stored_bytes", "Bytes in the storage after the last maintenance.")
 	freedBytesDesc  = desc("repository_freed_bytes", "Bytes that the last full maintenance gave back.")
@@ -42,7 +43,7 @@ func desc(name, help string) *prometheus.Desc {
 // Describe is for prometheus.Collector.
 func (*Collector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
-		upDesc, degradedDesc, lastUsedDesc, maintainedDesc, fullDesc, failuresDesc, indexBlobsDesc, contentsDesc, storedBytesDesc, freedBytesDesc,
+		upDesc, degradedDesc, lastUsedDesc, maintainedDesc, fullDesc, failuresDesc, indexBlobsDesc, sourcesDesc, contentsDesc, storedBytesDesc, freedBytesDesc,
 	} {
 		ch <- d
 	}
@@ -87,6 +88,7 @@ func (c *Collector) Collect(ch chan<- prometheus.Metric) {
 			gauge(failuresDesc, float64(m.Failures))
 			if m.LastSuccess != nil {
 				gauge(indexBlobsDesc, float64(m.IndexBlobs))
+				gauge(sourcesDesc, float64(m.Sources))
 				gauge(contentsDesc, float64(m.Contents))
 				gauge(storedBytesDesc, float64(m.StoredBytes))
 				gauge(freedBytesDesc, float64(m.FreedBytes))

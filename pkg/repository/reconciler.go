@@ -145,7 +145,15 @@ func (r *Reconciler) lookAt(ctx context.Context, rs *kopiav1alpha1.RepositorySer
 		return left, false, nil
 	}
 	timeout := r.idleTimeout(rs)
-	a, stopped, err := r.Manager.look(ctx, rs, timeout)
+	var have appsv1.Deployment
+	if err := r.Client.Get(ctx, client.ObjectKeyFromObject(rs), &have); err != nil {
+		return r.nextLook(rs.Name, lookPeriod), false, fmt.Errorf("read the server of repository %s: %w", rs.Name, err)
+	}
+	end := r.Manager.stop
+	if outdated(&have, buildDeployment(rs, r.Image, "", 1)) {
+		timeout, end = leastPause, r.Manager.renew
+	}
+	a, stopped, err := r.Manager.look(ctx, rs, timeout, end)
 	if err != nil {
 		return r.nextLook(rs.Name, lookPeriod), false, err
 	}
@@ -225,18 +233,27 @@ func (r *Reconciler) ensure(ctx context.Context, rs *kopiav1alpha1.RepositorySer
 	if client.IgnoreNotFound(err) != nil {
 		return verdict{}, fmt.Errorf("read the server of repository %s: %w", rs.Name, err)
 	}
-	// What runs is left as it is, whatever image or resources it would get today: a
-	// new pod would cut its operations. The next start takes them.
-	if err != nil || have.Spec.Template.Annotations[revisionAnnotation] != revision || have.Spec.Replicas == nil || *have.Spec.Replicas != 1 {
-		if err := kube.Apply(ctx, r.Client, buildDeployment(rs, r.Image, revision, 1)); err != nil {
-			return verdict{}, err
-		}
-	}
 	var pods corev1.PodList
 	if err := r.Client.List(ctx, &pods, client.InNamespace(rs.Namespace), client.MatchingLabels(labels(rs))); err != nil {
 		return verdict{}, fmt.Errorf("list the pods of repository %s: %w", rs.Name, err)
 	}
-	return judge(pods.Items, revision), nil
+	v := judge(pods.Items, revision)
+	want := buildDeployment(rs, r.Image, revision, 1)
+	// What runs is left as it is, whatever image or resources it would get today: a
+	// new pod would cut its operations. Manager.look replaces it when it is idle.
+	runs := v.phase != kopiav1alpha1.PhaseFailed && v.reason != reasonUnschedulable
+	if have.Spec.Template.Annotations[revisionAnnotation] != revision || have.Spec.Replicas == nil || *have.Spec.Replicas != 1 ||
+		!runs && outdated(&have, want) {
+		if err := kube.Apply(ctx, r.Client, want); err != nil {
+			return verdict{}, err
+		}
+	}
+	return v, nil
+}
+
+// outdated says that a Deployment's pods are not what would be made today.
+func outdated(have, want *appsv1.Deployment) bool {
+	return have.Annotations[templateAnnotation] != want.Annotations[templateAnnotation]
 }
 
 // scaleToZero stops the server; false if there has never been one.

@@ -83,7 +83,7 @@ type RepositoryServerSpec struct {
 	// +optional
 	IdleTimeout *metav1.Duration `json:"idleTimeout,omitempty"`
 	// Resources of the server's container; empty: the controller's defaults. A
-	// change holds from the server's next start on.
+	// change holds when the server is idle, or with its next start.
 	//
 	// +optional
 	Resources corev1.ResourceRequirements `json:"resources,omitempty"`
@@ -329,6 +329,9 @@ const (
 	ConditionMaintained = "Maintained"
 	// ConditionDeletionsHeld is true while deletions wait for an acknowledgement.
 	ConditionDeletionsHeld = "DeletionsHeld"
+	// ConditionCrowded is true if the repository holds backups of so many sources that
+	// its server starts slowly.
+	ConditionCrowded = "Crowded"
 )
 
 // RepositoryServerStatus is what the controller observed.
@@ -415,6 +418,11 @@ type MaintenanceStatus struct {
 	Contents int64 `json:"contents,omitempty"`
 	// +optional
 	StoredBytes int64 `json:"storedBytes,omitempty"`
+	// Sources have backups: volumes, or paths of them. More than 500 make the server
+	// slow to start.
+	//
+	// +optional
+	Sources int64 `json:"sources,omitempty"`
 	// FreedBytes were given back by the last full one.
 	//
 	// +optional
