@@ -301,9 +301,12 @@ func TestIntegrationTold(t *testing.T) {
 	w.wait(client.ObjectKeyFromObject(labelled), "complete", finished)
 	failed := w.wait(w.start("broken", "bad"), "failed", finished)
 
-	testenv.Eventually(t, 10*time.Second, "the last event", func() bool {
-		return slices.ContainsFunc(w.told("fine"), func(e string) bool { return strings.Contains(e, "Update Complete") })
-	})
+	// An event comes after the status that it tells of.
+	for name, last := range map[string]string{"fine": "Update Complete", "broken": "ActionSetFailed", "bad": "ActionSetFailed"} {
+		testenv.Eventually(t, 10*time.Second, "the last event", func() bool {
+			return slices.ContainsFunc(w.told(name), func(e string) bool { return strings.Contains(e, last) })
+		})
+	}
 	is := "*v1alpha1.ActionSet fine Normal "
 	want := []string{
 		is + "Started Action: Executing action act",

@@ -238,10 +238,12 @@ func TestIntegrationEngine(t *testing.T) {
 		w.blueprint("flow", &crv1alpha1.BlueprintAction{
 			OutputArtifacts: map[string]crv1alpha1.Artifact{"a": {KeyValue: map[string]string{
 				"second": "{{ .Phases.second.Output.value }}", "last": "{{ .DeferPhase.Output.value }}",
+				"name": "{{ .Phases.current.Output.value }}",
 			}}},
 			Phases: []crv1alpha1.BlueprintPhase{
 				phase("first", "Echo", crv1alpha1.JSONMap{"value": "{{ .Options.option }}1"}),
 				phase("second", "Echo", crv1alpha1.JSONMap{"value": "{{ .Phases.first.Output.value }}2"}),
+				phase("current", "Echo", crv1alpha1.JSONMap{"value": "{{ .CurrentPhase }}"}),
 			},
 			DeferPhase: &crv1alpha1.BlueprintPhase{Name: "third", Func: "Echo", Args: crv1alpha1.JSONMap{"value": "{{ .Phases.second.Output.value }}3"}},
 		})
@@ -250,14 +252,14 @@ func TestIntegrationEngine(t *testing.T) {
 			t.Fatalf("state %s: %s", s.State, s.Error.Message)
 		}
 		a := s.Actions[0]
-		if got := a.Artifacts["a"].KeyValue; got["second"] != "o12" || got["last"] != "o123" {
+		if got := a.Artifacts["a"].KeyValue; got["second"] != "o12" || got["last"] != "o123" || got["name"] != "current" {
 			t.Errorf("artifacts %v", got)
 		}
 		if a.Phases[0].Output["value"] != "o1" || a.Phases[1].State != crv1alpha1.StateComplete || a.DeferPhase.State != crv1alpha1.StateComplete {
 			t.Errorf("phases %+v, deferPhase %+v", a.Phases, a.DeferPhase)
 		}
-		if p := s.Progress; p.PercentCompleted != "100" || p.SizeUploadedB != 15 || p.RunningPhase != "" {
-			t.Errorf("progress %+v, want 100%% and 3 times 5 bytes", p)
+		if p := s.Progress; p.PercentCompleted != "100" || p.SizeUploadedB != 20 || p.RunningPhase != "" {
+			t.Errorf("progress %+v, want 100%% and 4 times 5 bytes", p)
 		}
 	})
 
@@ -304,6 +306,45 @@ func TestIntegrationEngine(t *testing.T) {
 			s := w.wait(w.start("refused-"+blueprint, blueprint), "failed", finished)
 			if s.State != crv1alpha1.StateFailed || !strings.Contains(s.Error.Message, want) {
 				t.Errorf("%s: state %s, error %q, want %q in it", blueprint, s.State, s.Error.Message, want)
+			}
+		}
+	})
+
+	t.Run("a Profile that cannot be read fails it with the reason", func(t *testing.T) {
+		w := &world{API: w.In(t)}
+		w.blueprint("profiled", &crv1alpha1.BlueprintAction{Phases: []crv1alpha1.BlueprintPhase{phase("p", "Echo", crv1alpha1.JSONMap{"value": "x"})}})
+		keys := crv1alpha1.ObjectReference{Namespace: namespace, Name: "profile-keys"}
+		w.Must(w.Create(w.Context(), &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: keys.Name}, StringData: map[string]string{"id": "AK"}}))
+		lost := crv1alpha1.ObjectReference{Namespace: namespace, Name: "lost"}
+		pair := crv1alpha1.CredentialTypeKeyPair
+		for name, c := range map[string]struct {
+			credential *crv1alpha1.Credential
+			want       string
+		}{
+			"profile-no-key":    {&crv1alpha1.Credential{Type: pair, KeyPair: &crv1alpha1.KeyPair{IDField: "id", SecretField: "lost", Secret: keys}}, "Key 'lost' not found in secret 'control:profile-keys'"},
+			"profile-no-secret": {&crv1alpha1.Credential{Type: pair, KeyPair: &crv1alpha1.KeyPair{IDField: "id", SecretField: "key", Secret: lost}}, "read Secret control/lost"},
+			"profile-no-pair":   {&crv1alpha1.Credential{Type: pair}, "KeyPair cannot be empty"},
+			"profile-of-secret": {&crv1alpha1.Credential{Type: crv1alpha1.CredentialTypeSecret}, "Secret cannot be empty"},
+			"profile-card":      {&crv1alpha1.Credential{Type: "card"}, "Unsupported type 'card' for credentials"},
+			"profile-lost":      {nil, "read Profile control/profile-lost"},
+		} {
+			if c.credential != nil {
+				w.Must(w.Create(w.Context(), &crv1alpha1.Profile{
+					ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name}, Credential: *c.credential,
+					Location: crv1alpha1.Location{Type: crv1alpha1.LocationTypeS3Compliant, Bucket: "b"},
+				}))
+			}
+			as := &crv1alpha1.ActionSet{
+				ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name},
+				Spec: &crv1alpha1.ActionSetSpec{Actions: []crv1alpha1.ActionSpec{{
+					Name: "act", Blueprint: "profiled", Object: crv1alpha1.ObjectReference{Kind: "Namespace", Name: namespace, Namespace: namespace},
+					Profile: &crv1alpha1.ObjectReference{Namespace: namespace, Name: name},
+				}}},
+			}
+			w.Must(w.Create(w.Context(), as))
+			s := w.wait(client.ObjectKeyFromObject(as), "failed", finished)
+			if s.State != crv1alpha1.StateFailed || !strings.Contains(s.Error.Message, c.want) {
+				t.Errorf("%s: %s, %q; want %q in it", name, s.State, s.Error.Message, c.want)
 			}
 		}
 	})

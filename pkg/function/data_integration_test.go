@@ -145,6 +145,11 @@ func testBackupData(w *world) {
 	w.run("insecureTLS", func(w *world) {
 		_, err := w.exec("BackupData", "bd-6", param.TemplateParams{}, with(base, args{"insecureTLS": "true", "encryptionKey": "insecure"}))
 		w.Must(err)
+		// The Profile's wish counts as well.
+		profile := *w.profile
+		profile.SkipSSLVerify = true
+		_, err = w.exec("BackupData", "bd-7", param.TemplateParams{Profile: &profile}, with(base, args{"encryptionKey": "skips"}))
+		w.Must(err)
 		insecure := 0
 		for name := range w.servers() {
 			var s corev1.Secret
@@ -153,8 +158,8 @@ func testBackupData(w *world) {
 				insecure++
 			}
 		}
-		if insecure != 1 {
-			w.Errorf("%d servers take any certificate, want the one that was asked to", insecure)
+		if insecure != 2 {
+			w.Errorf("%d servers take any certificate, want the two that were asked to", insecure)
 		}
 	})
 }
