@@ -54,7 +54,7 @@ func (w *world) on(name, blueprint string, object crv1alpha1.ObjectReference) *c
 		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name},
 		Spec:       &crv1alpha1.ActionSetSpec{Actions: []crv1alpha1.ActionSpec{{Name: "act", Blueprint: blueprint, Object: object}}},
 	}
-	w.must(w.Create(w.context(), as))
+	w.Must(w.Create(w.Context(), as))
 	return w.wait(client.ObjectKeyFromObject(as), "the end", finished)
 }
 
@@ -78,11 +78,11 @@ func (w *world) pod(name string, owner client.Object, kind schema.GroupVersionKi
 			}}},
 		},
 	}
-	w.must(w.Create(w.context(), pod))
+	w.Must(w.Create(w.Context(), pod))
 	pod.Status.Phase = corev1.PodRunning
 	pod.Status.InitContainerStatuses = []corev1.ContainerStatus{{Name: "kopia-agent"}}
 	pod.Status.ContainerStatuses = []corev1.ContainerStatus{{Name: "one"}, {Name: "two"}}
-	w.must(w.Status().Update(w.context(), pod))
+	w.Must(w.Status().Update(w.Context(), pod))
 }
 
 func template() corev1.PodTemplateSpec {
@@ -103,39 +103,39 @@ func TestIntegrationParams(t *testing.T) {
 	w := newWorld(t)
 	w.controller(w.functions())
 	shop := "shop"
-	w.must(w.Create(w.context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: shop, Labels: map[string]string{"team": "a"}}}))
+	w.Must(w.Create(w.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: shop, Labels: map[string]string{"team": "a"}}}))
 	meta := func(name string) metav1.ObjectMeta { return metav1.ObjectMeta{Namespace: shop, Name: name} }
 
 	set := &appsv1.StatefulSet{ObjectMeta: meta("db"), Spec: appsv1.StatefulSetSpec{Replicas: new(int32(11)), Selector: selector, Template: template()}}
-	w.must(w.Create(w.context(), set))
+	w.Must(w.Create(w.Context(), set))
 	for _, n := range []string{"db-10", "db-2", "db-0"} {
 		w.pod(n, set, appsv1.SchemeGroupVersion.WithKind("StatefulSet"))
 	}
 	deployment := &appsv1.Deployment{ObjectMeta: meta("web"), Spec: appsv1.DeploymentSpec{Selector: selector, Template: template()}}
 	deployment.Annotations = map[string]string{"deployment.kubernetes.io/revision": "2"}
-	w.must(w.Create(w.context(), deployment))
+	w.Must(w.Create(w.Context(), deployment))
 	for revision, name := range map[string]string{"1": "web-old", "2": "web-new"} {
 		rs := &appsv1.ReplicaSet{ObjectMeta: meta(name), Spec: appsv1.ReplicaSetSpec{Selector: selector, Template: template()}}
 		rs.Annotations = map[string]string{"deployment.kubernetes.io/revision": revision}
 		rs.OwnerReferences = []metav1.OwnerReference{*metav1.NewControllerRef(deployment, appsv1.SchemeGroupVersion.WithKind("Deployment"))}
-		w.must(w.Create(w.context(), rs))
+		w.Must(w.Create(w.Context(), rs))
 		w.pod(name+"-x", rs, appsv1.SchemeGroupVersion.WithKind("ReplicaSet"))
 	}
 	w.customResource("apps.openshift.io", "DeploymentConfig", "deploymentconfigs")
 	dc := object("apps.openshift.io/v1", "DeploymentConfig", shop, "dc")
 	dc.Object["status"] = map[string]any{"latestVersion": int64(3)}
-	w.must(w.Create(w.context(), dc))
+	w.Must(w.Create(w.Context(), dc))
 	rc := &corev1.ReplicationController{ObjectMeta: meta("dc-3"), Spec: corev1.ReplicationControllerSpec{Selector: selector.MatchLabels, Template: new(template())}}
 	rc.Annotations = map[string]string{"openshift.io/deployment-config.latest-version": "3"}
 	rc.OwnerReferences = []metav1.OwnerReference{*metav1.NewControllerRef(dc, dc.GroupVersionKind())}
-	w.must(w.Create(w.context(), rc))
+	w.Must(w.Create(w.Context(), rc))
 	w.pod("dc-3-x", rc, corev1.SchemeGroupVersion.WithKind("ReplicationController"))
-	w.must(w.Create(w.context(), &corev1.PersistentVolumeClaim{ObjectMeta: meta("claim"), Spec: corev1.PersistentVolumeClaimSpec{
+	w.Must(w.Create(w.Context(), &corev1.PersistentVolumeClaim{ObjectMeta: meta("claim"), Spec: corev1.PersistentVolumeClaimSpec{
 		AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce},
 		Resources:   corev1.VolumeResourceRequirements{Requests: corev1.ResourceList{corev1.ResourceStorage: resource.MustParse("1Gi")}},
 	}}))
 	w.customResource("postgres.example.org", "Cluster", "clusters")
-	w.must(w.Create(w.context(), object("postgres.example.org/v1", "Cluster", shop, "pg")))
+	w.Must(w.Create(w.Context(), object("postgres.example.org/v1", "Cluster", shop, "pg")))
 
 	for name, c := range map[string]struct {
 		template string
@@ -186,9 +186,9 @@ func TestIntegrationParams(t *testing.T) {
 // when the action started, and the replicas, though the workload was scaled down.
 func TestIntegrationSnapshot(t *testing.T) {
 	w := newWorld(t)
-	w.must(w.Create(w.context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "shop"}}))
+	w.Must(w.Create(w.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "shop"}}))
 	set := &appsv1.StatefulSet{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "db"}, Spec: appsv1.StatefulSetSpec{Replicas: new(int32(2)), Selector: selector, Template: template()}}
-	w.must(w.Create(w.context(), set))
+	w.Must(w.Create(w.Context(), set))
 	for _, n := range []string{"db-0", "db-1"} {
 		w.pod(n, set, appsv1.SchemeGroupVersion.WithKind("StatefulSet"))
 	}
@@ -202,7 +202,7 @@ func TestIntegrationSnapshot(t *testing.T) {
 			return nil, nil
 		}
 	}})
-	w.must(w.Create(w.context(), &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "used"}}))
+	w.Must(w.Create(w.Context(), &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "used"}}))
 	w.blueprint("scale", &crv1alpha1.BlueprintAction{
 		OutputArtifacts: map[string]crv1alpha1.Artifact{"seen": {KeyValue: map[string]string{
 			"text": `{{ join "," .StatefulSet.Pods }} {{ index .StatefulSet.Containers 1 1 }} {{ index (index .StatefulSet.PersistentVolumeClaims "db-0") "data-db-0" }} {{ .Object.spec.replicas }} {{ .Time }}`,
@@ -217,7 +217,7 @@ func TestIntegrationSnapshot(t *testing.T) {
 	})
 	stop := w.controller(functions)
 	key := client.ObjectKey{Namespace: namespace, Name: "scale"}
-	w.must(w.Create(w.context(), &crv1alpha1.ActionSet{
+	w.Must(w.Create(w.Context(), &crv1alpha1.ActionSet{
 		ObjectMeta: metav1.ObjectMeta{Namespace: key.Namespace, Name: key.Name},
 		Spec: &crv1alpha1.ActionSetSpec{Actions: []crv1alpha1.ActionSpec{{Name: "act", Blueprint: "scale",
 			Object: crv1alpha1.ObjectReference{Kind: "StatefulSet", Namespace: "shop", Name: "db"}}}},
@@ -225,11 +225,11 @@ func TestIntegrationSnapshot(t *testing.T) {
 	testenv.Eventually(t, 20*time.Second, "the phase runs", func() bool { return slices.Contains(w.done(), "begins") })
 	stop()
 	for _, n := range []string{"db-0", "db-1"} {
-		w.must(w.Delete(w.context(), &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: n}}, client.GracePeriodSeconds(0)))
+		w.Must(w.Delete(w.Context(), &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: n}}, client.GracePeriodSeconds(0)))
 	}
-	w.must(w.Delete(w.context(), &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "used"}}))
+	w.Must(w.Delete(w.Context(), &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "used"}}))
 	set.Spec.Replicas = new(int32(0))
-	w.must(w.Update(w.context(), set))
+	w.Must(w.Update(w.Context(), set))
 	w.controller(functions)
 	close(release)
 	s := w.wait(key, "the end", finished)
@@ -239,29 +239,30 @@ func TestIntegrationSnapshot(t *testing.T) {
 	}
 }
 
-// TestIntegrationKanctl runs ActionSets of the shapes that kanctl sends.
+// TestIntegrationKanctl runs ActionSets of the shapes that kanctl sends. They are
+// written by hand from what is known of it; no kanctl ran.
 func TestIntegrationKanctl(t *testing.T) {
 	w := newWorld(t)
 	w.controller(w.functions())
-	w.must(w.Create(w.context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "shop"}}))
-	w.must(w.Create(w.context(), &appsv1.StatefulSet{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "db"}, Spec: appsv1.StatefulSetSpec{Selector: selector, Template: template()}}))
-	w.must(w.Create(w.context(), &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "keys"}, StringData: map[string]string{"aws_access_key_id": "AK", "aws_secret_access_key": "planted-secret"}}))
-	w.must(w.Create(w.context(), &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "settings"}, Data: map[string]string{"k": "from-config"}}))
+	w.Must(w.Create(w.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "shop"}}))
+	w.Must(w.Create(w.Context(), &appsv1.StatefulSet{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "db"}, Spec: appsv1.StatefulSetSpec{Selector: selector, Template: template()}}))
+	w.Must(w.Create(w.Context(), &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "keys"}, StringData: map[string]string{"aws_access_key_id": "AK", "aws_secret_access_key": "planted-secret"}}))
+	w.Must(w.Create(w.Context(), &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "settings"}, Data: map[string]string{"k": "from-config"}}))
 	w.show("backup", map[string]string{
 		"text": `{{ .Profile.Location.Bucket }} {{ .Profile.Credential.KeyPair.ID }} {{ .ConfigMaps.settings.Data.k }} {{ index .Secrets.keys.Data "aws_access_key_id" | toString }} {{ .Options.keep }}`,
 	})
 	w.show("restore", map[string]string{"text": "{{ .ArtifactsIn.seen.KeyValue.text }}"})
 	files, err := filepath.Glob("testdata/kanctl-*.yaml")
-	w.must(err)
+	w.Must(err)
 	if len(files) < 4 {
 		t.Fatalf("fixtures: %v", files)
 	}
 	for _, file := range files { // in their order: profile, backup, -O, restore
 		content, err := os.ReadFile(file)
-		w.must(err)
+		w.Must(err)
 		u := &unstructured.Unstructured{}
-		w.must(yaml.Unmarshal(content, &u.Object))
-		w.must(w.Create(w.context(), u))
+		w.Must(yaml.Unmarshal(content, &u.Object))
+		w.Must(w.Create(w.Context(), u))
 		if u.GetKind() != "ActionSet" {
 			continue
 		}
@@ -281,14 +282,14 @@ func TestIntegrationTold(t *testing.T) {
 		w.did("job %s", call.Params.PodLabels["kanister.io/JobID"])
 		return nil, nil
 	}}))
-	w.must(w.Create(w.context(), &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "db"}, StringData: map[string]string{"password": "planted-secret"}}))
+	w.Must(w.Create(w.Context(), &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "db"}, StringData: map[string]string{"password": "planted-secret"}}))
 	w.blueprint("good", &crv1alpha1.BlueprintAction{
 		Phases:     []crv1alpha1.BlueprintPhase{phase("one", "Echo", crv1alpha1.JSONMap{"value": "x"}), phase("two", "Command", crv1alpha1.JSONMap{"value": nil})},
 		DeferPhase: &crv1alpha1.BlueprintPhase{Name: "last", Func: "Echo", Args: crv1alpha1.JSONMap{"value": "x"}},
 	})
 	ref := map[string]crv1alpha1.ObjectReference{"db": {Kind: "secret", Namespace: namespace, Name: "db"}}
 	w.blueprint("bad", &crv1alpha1.BlueprintAction{Phases: []crv1alpha1.BlueprintPhase{{Name: "breaks", Func: "Fail", ObjectRefs: ref, Args: crv1alpha1.JSONMap{"value": `{{ index .Phases.breaks.Secrets.db.Data "password" | toString }}`}}}})
-	w.must(w.Create(w.context(), &crv1alpha1.Blueprint{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "invalid"},
+	w.Must(w.Create(w.Context(), &crv1alpha1.Blueprint{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "invalid"},
 		Actions: map[string]*crv1alpha1.BlueprintAction{"act": {Phases: []crv1alpha1.BlueprintPhase{phase("p", "NoSuch", nil)}}}}))
 
 	labelled := &crv1alpha1.ActionSet{
@@ -296,13 +297,16 @@ func TestIntegrationTold(t *testing.T) {
 		Spec: &crv1alpha1.ActionSetSpec{Actions: []crv1alpha1.ActionSpec{{Name: "act", Blueprint: "good", PreferredVersion: "v2.0.0",
 			Object: crv1alpha1.ObjectReference{Kind: "namespace", Name: namespace, Namespace: namespace}}}},
 	}
-	w.must(w.Create(w.context(), labelled))
+	w.Must(w.Create(w.Context(), labelled))
 	w.wait(client.ObjectKeyFromObject(labelled), "complete", finished)
 	failed := w.wait(w.start("broken", "bad"), "failed", finished)
 
-	testenv.Eventually(t, 10*time.Second, "the last event", func() bool {
-		return slices.ContainsFunc(w.told("fine"), func(e string) bool { return strings.Contains(e, "Update Complete") })
-	})
+	// An event comes after the status that it tells of.
+	for name, last := range map[string]string{"fine": "Update Complete", "broken": "ActionSetFailed", "bad": "ActionSetFailed"} {
+		testenv.Eventually(t, 10*time.Second, "the last event", func() bool {
+			return slices.ContainsFunc(w.told(name), func(e string) bool { return strings.Contains(e, last) })
+		})
+	}
 	is := "*v1alpha1.ActionSet fine Normal "
 	want := []string{
 		is + "Started Action: Executing action act",
@@ -334,7 +338,7 @@ func TestIntegrationTold(t *testing.T) {
 	line := func(msg string) map[string]any {
 		for l := range strings.Lines(log) {
 			var fields map[string]any
-			w.must(json.Unmarshal([]byte(l), &fields))
+			w.Must(json.Unmarshal([]byte(l), &fields))
 			if fields["msg"] == msg && fields["ActionSet"] == "fine" {
 				return fields
 			}
@@ -456,7 +460,7 @@ func TestIntegrationDefects(t *testing.T) {
 	}
 
 	// Made anew under the name of one that runs: the old run ends, the new one is another.
-	w.must(w.Delete(w.context(), &crv1alpha1.ActionSet{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "slow-a"}}))
+	w.Must(w.Delete(w.Context(), &crv1alpha1.ActionSet{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "slow-a"}}))
 	key := w.start("slow-a", "slow")
 	w.wait(key, "the new one runs", func(s *crv1alpha1.ActionSetStatus) bool {
 		return s.Actions[0].Phases[1].State == crv1alpha1.StateRunning
@@ -471,7 +475,7 @@ func TestIntegrationDefects(t *testing.T) {
 
 	// kanctl and a stock Kanister may leave an empty status.
 	empty := &crv1alpha1.ActionSet{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "empty-status"}, Spec: &crv1alpha1.ActionSetSpec{}, Status: &crv1alpha1.ActionSetStatus{}}
-	w.must(w.Create(w.context(), empty))
+	w.Must(w.Create(w.Context(), empty))
 	w.wait(client.ObjectKeyFromObject(empty), "complete", func(s *crv1alpha1.ActionSetStatus) bool { return s.State == crv1alpha1.StateComplete })
 }
 
@@ -586,7 +590,7 @@ func TestIntegrationMany(t *testing.T) {
 	}})
 	for i := range many {
 		name := fmt.Sprintf("many-%03d", i)
-		w.must(w.Create(w.context(), &crv1alpha1.ActionSet{
+		w.Must(w.Create(w.Context(), &crv1alpha1.ActionSet{
 			ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name},
 			Spec: &crv1alpha1.ActionSetSpec{Actions: []crv1alpha1.ActionSpec{{Name: "act", Blueprint: "many", Options: map[string]string{"who": name},
 				Object: crv1alpha1.ObjectReference{Kind: "namespace", Name: namespace, Namespace: namespace}}}},
@@ -606,7 +610,7 @@ func TestIntegrationMany(t *testing.T) {
 	met, used := time.Since(began), heap()-before
 	list := &crv1alpha1.ActionSetList{}
 	testenv.Eventually(t, 2*time.Minute, "all have ended", func() bool {
-		w.must(w.List(w.context(), list, client.InNamespace(namespace)))
+		w.Must(w.List(w.Context(), list, client.InNamespace(namespace)))
 		return !slices.ContainsFunc(list.Items, func(a crv1alpha1.ActionSet) bool { return a.Status == nil || !finished(a.Status) })
 	})
 	t.Logf("%d ActionSets: all in their second phase after %s, ended after %s; %d KiB of heap for each while they run", many, met, time.Since(began), used/many/1024)
@@ -652,7 +656,7 @@ func BenchmarkIntegrationPhase(b *testing.B) {
 		began := time.Now()
 		key := w.start(fmt.Sprintf("bench-%d", n), blueprint)
 		watch, err := w.Watch(context.Background(), &crv1alpha1.ActionSetList{}, client.InNamespace(namespace))
-		w.must(err)
+		w.Must(err)
 		defer watch.Stop()
 		for e := range watch.ResultChan() {
 			if as, ok := e.Object.(*crv1alpha1.ActionSet); ok && as.Name == key.Name && as.Status != nil && as.Status.State.Done() {
@@ -688,9 +692,9 @@ func (w *world) customResource(group, kind, plural string) {
 				Schema: &apiextensionsv1.CustomResourceValidation{OpenAPIV3Schema: &apiextensionsv1.JSONSchemaProps{Type: "object", XPreserveUnknownFields: new(true)}}}},
 		},
 	}
-	w.must(w.Create(w.context(), crd))
+	w.Must(w.Create(w.Context(), crd))
 	testenv.Eventually(w, 20*time.Second, kind+" is served", func() bool {
-		w.must(w.Get(w.context(), client.ObjectKeyFromObject(crd), crd))
+		w.Must(w.Get(w.Context(), client.ObjectKeyFromObject(crd), crd))
 		return slices.ContainsFunc(crd.Status.Conditions, func(c apiextensionsv1.CustomResourceDefinitionCondition) bool {
 			return c.Type == apiextensionsv1.Established && c.Status == apiextensionsv1.ConditionTrue
 		})

@@ -19,11 +19,8 @@ import (
 	"github.com/go-logr/logr"
 	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
-	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
-	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
-	"k8s.io/client-go/rest"
 	"k8s.io/utils/clock"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -57,10 +54,7 @@ func (s *scripted) Exec(ctx context.Context, call function.Call) (map[string]any
 
 // world is an API server with one namespace.
 type world struct {
-	testing.TB
-	client.WithWatch
-	config  *rest.Config
-	scheme  *runtime.Scheme
+	*testenv.API
 	metrics *prometheus.Registry
 	mu      sync.Mutex
 	steps   []string
@@ -106,29 +100,7 @@ func (w *world) told(name string) []string {
 func newWorld(t testing.TB) *world {
 	t.Helper()
 	ctrl.SetLogger(logr.Discard())
-	w := &world{TB: t, config: rest.CopyConfig(testenv.StartAPIServer(t)), scheme: runtime.NewScheme(), metrics: prometheus.NewRegistry()}
-	w.config.QPS, w.config.Burst = 500, 1000 // as the controller
-	w.must(clientgoscheme.AddToScheme(w.scheme))
-	w.must(crv1alpha1.AddToScheme(w.scheme))
-	w.must(apiextensionsv1.AddToScheme(w.scheme))
-	var err error
-	w.WithWatch, err = client.NewWithWatch(w.config, client.Options{Scheme: w.scheme})
-	w.must(err)
-	w.must(w.Create(w.context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: namespace}}))
-	return w
-}
-
-func (w *world) must(err error) {
-	w.Helper()
-	if err != nil {
-		w.Fatal(err)
-	}
-}
-
-func (w *world) context() context.Context {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-	w.Cleanup(cancel)
-	return ctx
+	return &world{API: testenv.NewAPI(t, namespace), metrics: prometheus.NewRegistry()}
 }
 
 // did writes down that a step happened.
@@ -163,7 +135,7 @@ func (w *world) functions(extra ...function.Func) *function.Registry {
 func (w *world) controller(functions *function.Registry, change ...func(*actionset.Engine, *ctrl.Options)) (stop func()) {
 	w.Helper()
 	options := ctrl.Options{
-		Scheme: w.scheme, Metrics: metricsserver.Options{BindAddress: "0"},
+		Scheme: w.Scheme(), Metrics: metricsserver.Options{BindAddress: "0"},
 		Controller: config.Controller{SkipNameValidation: new(true)},
 	}
 	// Metrics of an earlier controller of this test are another process's.
@@ -175,9 +147,9 @@ func (w *world) controller(functions *function.Registry, change ...func(*actions
 	for _, c := range change {
 		c(engine, &options)
 	}
-	mgr, err := ctrl.NewManager(w.config, options)
-	w.must(err)
-	w.must(engine.SetupWithManager(mgr))
+	mgr, err := ctrl.NewManager(w.Config, options)
+	w.Must(err)
+	w.Must(engine.SetupWithManager(mgr))
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- mgr.Start(ctx) }()
@@ -200,7 +172,7 @@ func phase(name, fn string, args crv1alpha1.JSONMap) crv1alpha1.BlueprintPhase {
 
 func (w *world) blueprint(name string, action *crv1alpha1.BlueprintAction) {
 	w.Helper()
-	w.must(w.Create(w.context(), &crv1alpha1.Blueprint{
+	w.Must(w.Create(w.Context(), &crv1alpha1.Blueprint{
 		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name},
 		Actions:    map[string]*crv1alpha1.BlueprintAction{"act": action},
 	}))
@@ -216,7 +188,7 @@ func (w *world) start(name string, blueprints ...string) client.ObjectKey {
 			Object: crv1alpha1.ObjectReference{Kind: "Namespace", Name: namespace, Namespace: namespace},
 		})
 	}
-	w.must(w.Create(w.context(), as))
+	w.Must(w.Create(w.Context(), as))
 	return client.ObjectKeyFromObject(as)
 }
 
@@ -225,7 +197,7 @@ func (w *world) wait(key client.ObjectKey, what string, is func(*crv1alpha1.Acti
 	w.Helper()
 	var as crv1alpha1.ActionSet
 	testenv.Eventually(w, 30*time.Second, what, func() bool {
-		w.must(w.Get(w.context(), key, &as))
+		w.Must(w.Get(w.Context(), key, &as))
 		return as.Status != nil && is(as.Status)
 	})
 	return as.Status
@@ -262,14 +234,16 @@ func TestIntegrationEngine(t *testing.T) {
 	stop := w.controller(functions)
 
 	t.Run("outputs reach later phases and artifacts", func(t *testing.T) {
-		w := &world{TB: t, WithWatch: w.WithWatch}
+		w := &world{API: w.In(t)}
 		w.blueprint("flow", &crv1alpha1.BlueprintAction{
 			OutputArtifacts: map[string]crv1alpha1.Artifact{"a": {KeyValue: map[string]string{
 				"second": "{{ .Phases.second.Output.value }}", "last": "{{ .DeferPhase.Output.value }}",
+				"name": "{{ .Phases.current.Output.value }}",
 			}}},
 			Phases: []crv1alpha1.BlueprintPhase{
 				phase("first", "Echo", crv1alpha1.JSONMap{"value": "{{ .Options.option }}1"}),
 				phase("second", "Echo", crv1alpha1.JSONMap{"value": "{{ .Phases.first.Output.value }}2"}),
+				phase("current", "Echo", crv1alpha1.JSONMap{"value": "{{ .CurrentPhase }}"}),
 			},
 			DeferPhase: &crv1alpha1.BlueprintPhase{Name: "third", Func: "Echo", Args: crv1alpha1.JSONMap{"value": "{{ .Phases.second.Output.value }}3"}},
 		})
@@ -278,19 +252,19 @@ func TestIntegrationEngine(t *testing.T) {
 			t.Fatalf("state %s: %s", s.State, s.Error.Message)
 		}
 		a := s.Actions[0]
-		if got := a.Artifacts["a"].KeyValue; got["second"] != "o12" || got["last"] != "o123" {
+		if got := a.Artifacts["a"].KeyValue; got["second"] != "o12" || got["last"] != "o123" || got["name"] != "current" {
 			t.Errorf("artifacts %v", got)
 		}
 		if a.Phases[0].Output["value"] != "o1" || a.Phases[1].State != crv1alpha1.StateComplete || a.DeferPhase.State != crv1alpha1.StateComplete {
 			t.Errorf("phases %+v, deferPhase %+v", a.Phases, a.DeferPhase)
 		}
-		if p := s.Progress; p.PercentCompleted != "100" || p.SizeUploadedB != 15 || p.RunningPhase != "" {
-			t.Errorf("progress %+v, want 100%% and 3 times 5 bytes", p)
+		if p := s.Progress; p.PercentCompleted != "100" || p.SizeUploadedB != 20 || p.RunningPhase != "" {
+			t.Errorf("progress %+v, want 100%% and 4 times 5 bytes", p)
 		}
 	})
 
 	t.Run("a failure is loud, stops the phases and still runs the deferPhase", func(t *testing.T) {
-		w := &world{TB: t, WithWatch: w.WithWatch}
+		w := &world{API: w.In(t)}
 		w.blueprint("fails", &crv1alpha1.BlueprintAction{
 			OutputArtifacts: map[string]crv1alpha1.Artifact{"a": {KeyValue: map[string]string{"k": "{{ .Phases.never.Output.value }}"}}},
 			Phases: []crv1alpha1.BlueprintPhase{
@@ -312,7 +286,7 @@ func TestIntegrationEngine(t *testing.T) {
 	})
 
 	t.Run("what cannot run fails at once with a reason", func(t *testing.T) {
-		w := &world{TB: t, WithWatch: w.WithWatch}
+		w := &world{API: w.In(t)}
 		w.blueprint("unknown-function", &crv1alpha1.BlueprintAction{Phases: []crv1alpha1.BlueprintPhase{phase("p", "NoSuch", nil)}})
 		w.blueprint("missing-arg", &crv1alpha1.BlueprintAction{Phases: []crv1alpha1.BlueprintPhase{phase("p", "Echo", nil)}})
 		w.blueprint("extra-arg", &crv1alpha1.BlueprintAction{Phases: []crv1alpha1.BlueprintPhase{phase("p", "Fail", crv1alpha1.JSONMap{"lost": "x"})}})
@@ -336,8 +310,47 @@ func TestIntegrationEngine(t *testing.T) {
 		}
 	})
 
+	t.Run("a Profile that cannot be read fails it with the reason", func(t *testing.T) {
+		w := &world{API: w.In(t)}
+		w.blueprint("profiled", &crv1alpha1.BlueprintAction{Phases: []crv1alpha1.BlueprintPhase{phase("p", "Echo", crv1alpha1.JSONMap{"value": "x"})}})
+		keys := crv1alpha1.ObjectReference{Namespace: namespace, Name: "profile-keys"}
+		w.Must(w.Create(w.Context(), &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: keys.Name}, StringData: map[string]string{"id": "AK"}}))
+		lost := crv1alpha1.ObjectReference{Namespace: namespace, Name: "lost"}
+		pair := crv1alpha1.CredentialTypeKeyPair
+		for name, c := range map[string]struct {
+			credential *crv1alpha1.Credential
+			want       string
+		}{
+			"profile-no-key":    {&crv1alpha1.Credential{Type: pair, KeyPair: &crv1alpha1.KeyPair{IDField: "id", SecretField: "lost", Secret: keys}}, "Key 'lost' not found in secret 'control:profile-keys'"},
+			"profile-no-secret": {&crv1alpha1.Credential{Type: pair, KeyPair: &crv1alpha1.KeyPair{IDField: "id", SecretField: "key", Secret: lost}}, "read Secret control/lost"},
+			"profile-no-pair":   {&crv1alpha1.Credential{Type: pair}, "KeyPair cannot be empty"},
+			"profile-of-secret": {&crv1alpha1.Credential{Type: crv1alpha1.CredentialTypeSecret}, "Secret cannot be empty"},
+			"profile-card":      {&crv1alpha1.Credential{Type: "card"}, "Unsupported type 'card' for credentials"},
+			"profile-lost":      {nil, "read Profile control/profile-lost"},
+		} {
+			if c.credential != nil {
+				w.Must(w.Create(w.Context(), &crv1alpha1.Profile{
+					ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name}, Credential: *c.credential,
+					Location: crv1alpha1.Location{Type: crv1alpha1.LocationTypeS3Compliant, Bucket: "b"},
+				}))
+			}
+			as := &crv1alpha1.ActionSet{
+				ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name},
+				Spec: &crv1alpha1.ActionSetSpec{Actions: []crv1alpha1.ActionSpec{{
+					Name: "act", Blueprint: "profiled", Object: crv1alpha1.ObjectReference{Kind: "Namespace", Name: namespace, Namespace: namespace},
+					Profile: &crv1alpha1.ObjectReference{Namespace: namespace, Name: name},
+				}}},
+			}
+			w.Must(w.Create(w.Context(), as))
+			s := w.wait(client.ObjectKeyFromObject(as), "failed", finished)
+			if s.State != crv1alpha1.StateFailed || !strings.Contains(s.Error.Message, c.want) {
+				t.Errorf("%s: %s, %q; want %q in it", name, s.State, s.Error.Message, c.want)
+			}
+		}
+	})
+
 	t.Run("actions of one ActionSet run side by side, and one failure fails it", func(t *testing.T) {
-		w := &world{TB: t, WithWatch: w.WithWatch}
+		w := &world{API: w.In(t)}
 		s := w.wait(w.start("both", "flow", "fails"), "failed", func(s *crv1alpha1.ActionSetStatus) bool {
 			return finished(s) && s.Actions[0].Phases[1].State.Done()
 		})
@@ -348,12 +361,12 @@ func TestIntegrationEngine(t *testing.T) {
 
 	t.Run("an empty ActionSet is complete, one elsewhere is left alone", func(t *testing.T) {
 		elsewhere := &crv1alpha1.ActionSet{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "other"}, Spec: &crv1alpha1.ActionSetSpec{}}
-		w.must(w.Create(w.context(), elsewhere))
+		w.Must(w.Create(w.Context(), elsewhere))
 		s := w.wait(w.start("empty"), "complete", finished)
 		if s.State != crv1alpha1.StateComplete {
 			t.Errorf("state %s: %s", s.State, s.Error.Message)
 		}
-		w.must(w.Get(w.context(), client.ObjectKeyFromObject(elsewhere), elsewhere))
+		w.Must(w.Get(w.Context(), client.ObjectKeyFromObject(elsewhere), elsewhere))
 		if elsewhere.Status != nil {
 			t.Errorf("status %+v", elsewhere.Status)
 		}
@@ -366,7 +379,7 @@ func TestIntegrationEngine(t *testing.T) {
 			return s.Actions[0].Phases[0].State == crv1alpha1.StateRunning
 		})
 		testenv.Eventually(t, 10*time.Second, "the function runs", func() bool { return slices.Contains(w.done(), "Block begins") })
-		w.must(w.Delete(w.context(), &crv1alpha1.ActionSet{ObjectMeta: metav1.ObjectMeta{Namespace: key.Namespace, Name: key.Name}}))
+		w.Must(w.Delete(w.Context(), &crv1alpha1.ActionSet{ObjectMeta: metav1.ObjectMeta{Namespace: key.Namespace, Name: key.Name}}))
 		testenv.Eventually(t, 10*time.Second, "the function is told", func() bool {
 			return slices.Contains(w.done(), "Block ends: the ActionSet was deleted")
 		})
@@ -388,7 +401,7 @@ func TestIntegrationEngine(t *testing.T) {
 				Object: crv1alpha1.ObjectReference{Kind: "Namespace", Name: namespace, Namespace: namespace},
 			}}},
 		}
-		w.must(w.Create(w.context(), early))
+		w.Must(w.Create(w.Context(), early))
 		w.wait(client.ObjectKeyFromObject(early), "failed", func(s *crv1alpha1.ActionSetStatus) bool { return s.State == crv1alpha1.StateFailed })
 
 		good, bad := w.start("resumed", "resumes"), w.start("not-resumed", "blocks")
@@ -404,10 +417,10 @@ func TestIntegrationEngine(t *testing.T) {
 		})
 		stop()
 		w.wait(good, "still running without a controller", running(1))
-		w.must(w.Create(w.context(), &corev1.Secret{
+		w.Must(w.Create(w.Context(), &corev1.Secret{
 			ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "late"}, StringData: map[string]string{"id": "i", "key": "k"},
 		}))
-		w.must(w.Create(w.context(), &crv1alpha1.Profile{
+		w.Must(w.Create(w.Context(), &crv1alpha1.Profile{
 			ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "late"},
 			Credential: crv1alpha1.Credential{Type: crv1alpha1.CredentialTypeKeyPair, KeyPair: &crv1alpha1.KeyPair{
 				IDField: "id", SecretField: "key", Secret: *lost,

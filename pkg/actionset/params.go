@@ -23,6 +23,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	crv1alpha1 "github.com/kanister-kopia/kanister-kopia/pkg/apis/cr/v1alpha1"
+	"github.com/kanister-kopia/kanister-kopia/pkg/kube"
 	"github.com/kanister-kopia/kanister-kopia/pkg/param"
 	"github.com/kanister-kopia/kanister-kopia/pkg/volumes"
 )
@@ -72,7 +73,7 @@ func buildParams(ctx context.Context, c client.Client, spec crv1alpha1.ActionSpe
 // addObject reads the object of the action, and of a workload its pods, unless an
 // earlier controller has.
 func addObject(ctx context.Context, c client.Client, ref crv1alpha1.ObjectReference, status crv1alpha1.ActionStatus, p *param.TemplateParams) (*crv1alpha1.WorkloadSnapshot, error) {
-	kind, err := kindOf(c.RESTMapper(), ref)
+	kind, err := objectKind(c.RESTMapper(), ref)
 	if err != nil {
 		return nil, err
 	}
@@ -123,8 +124,9 @@ func addObject(ctx context.Context, c client.Client, ref crv1alpha1.ObjectRefere
 	return snapshot, nil
 }
 
-// kindOf finds the kind that a reference means.
-func kindOf(mapper meta.RESTMapper, ref crv1alpha1.ObjectReference) (schema.GroupVersionKind, error) {
+// objectKind is the kind of an action's object: the ones that Kanister knows need no
+// resource.
+func objectKind(mapper meta.RESTMapper, ref crv1alpha1.ObjectReference) (schema.GroupVersionKind, error) {
 	switch strings.ToLower(ref.Kind) {
 	case "statefulset":
 		return appsv1.SchemeGroupVersion.WithKind("StatefulSet"), nil
@@ -137,12 +139,7 @@ func kindOf(mapper meta.RESTMapper, ref crv1alpha1.ObjectReference) (schema.Grou
 	case "deploymentconfig":
 		return schema.GroupVersionKind{Group: "apps.openshift.io", Version: "v1", Kind: "DeploymentConfig"}, nil
 	}
-	// kanctl sends "apps/" for the group.
-	group, version := strings.Trim(ref.Group, "/"), ref.APIVersion
-	if g, v, ok := strings.Cut(ref.APIVersion, "/"); ok {
-		group, version = g, v
-	}
-	kind, err := mapper.KindFor(schema.GroupVersionResource{Group: group, Version: version, Resource: ref.Resource})
+	kind, err := kube.KindOf(mapper, ref)
 	if err != nil {
 		return kind, fmt.Errorf("read the object of the action: %w", err)
 	}

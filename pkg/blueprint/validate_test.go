@@ -65,7 +65,19 @@ backup:
   deferPhase: {func: KubeTask, name: same, args: {image: i, command: [a]}}
 `, "Failed to validate: Duplicated phase name is not allowed. Violating phase 'same'"},
 		"a function of AWS": {"backup: {phases: [{func: CreateRDSSnapshot, name: a, args: {instanceID: x}}]}",
-			"Failed to validate action backup: Requested function {CreateRDSSnapshot} has not been registered"},
+			"Failed to validate action backup: Requested function {CreateRDSSnapshot} has not been registered: it is one of Kanister's that are not here: run this Blueprint with a stock Kanister"},
+		"a function of the former RepositoryServer": {"backup: {phases: [{func: BackupDataUsingKopiaServer, name: a, args: {namespace: n, pod: p, container: c, includePath: /d}}]}",
+			"Requested function {BackupDataUsingKopiaServer} has not been registered: it is one of Kanister's that are not here: use BackupData"},
+		"a function that is newer": {`
+backup: {phases: [{func: PrepareData, name: a, args: {namespace: n, image: i, command: [a]}}, {func: WaitForEphemeralSnapshot, name: b, args: {namespace: n}}]}
+restore: {phases: [{func: KubeTask, name: c, args: {image: i, command: [a], snapshotVolumes: {s: {mountPath: /r}}}}]}
+`, "Failed to validate action backup: Requested function {WaitForEphemeralSnapshot} has not been registered"},
+		"an argument that is newer": {"restore: {phases: [{func: KubeTask, name: c, args: {image: i, command: [a], snapshotVolumes: {s: {mountPath: /r}}}}]}",
+			"Failed to validate phase c in action restore: argument snapshotVolumes is not supported"},
+		"a function is missed before a name is found twice": {`
+export: {phases: [{func: ExportRDSSnapshotToLocation, name: same, args: {namespace: n}}]}
+restore: {phases: [{func: KubeTask, name: same, args: {image: i, command: [a]}}]}
+`, "Failed to validate action export: Requested function {ExportRDSSnapshotToLocation} has not been registered"},
 		"names are case-sensitive": {"backup: {phases: [{func: kubetask, name: a, args: {image: i, command: [a]}}]}",
 			"Requested function {kubetask} has not been registered"},
 		"an unknown function in a deferPhase": {"backup: {deferPhase: {func: Nothing, name: a}}",

@@ -30,7 +30,7 @@ func testKubeOps(w *world) {
 		out, err := w.exec("KubeOps", "ko-1", param.TemplateParams{}, args{
 			"operation": "create", "namespace": shop, "spec": "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: made}\ndata: {k: v}\n",
 		})
-		w.must(err)
+		w.Must(err)
 		if !reflect.DeepEqual(out, reference("made", shop)) {
 			w.Errorf("outputs %v", out)
 		}
@@ -38,12 +38,12 @@ func testKubeOps(w *world) {
 	})
 	w.run("namespace", func(w *world) {
 		out, err := w.exec("KubeOps", "ko-3", param.TemplateParams{}, args{"operation": "create", "spec": `{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"here"}}`})
-		w.must(err)
+		w.Must(err)
 		if !reflect.DeepEqual(out, reference("here", "default")) {
 			w.Errorf("outputs %v, want namespace default", out)
 		}
 		out, err = w.exec("KubeOps", "ko-4", param.TemplateParams{}, args{"operation": "create", "spec": `{"apiVersion":"v1","kind":"Namespace","metadata":{"name":"made"}}`})
-		w.must(err)
+		w.Must(err)
 		if out["namespace"] != "" || out["kind"] != "Namespace" {
 			w.Errorf("outputs %v of an object without a namespace", out)
 		}
@@ -51,12 +51,12 @@ func testKubeOps(w *world) {
 	ref := args{"apiVersion": "v1", "resource": "configmaps", "name": "made", "namespace": shop}
 	w.run("objectReference", func(w *world) {
 		out, err := w.exec("KubeOps", "ko-5", param.TemplateParams{}, args{"operation": "patch", "objectReference": ref, "spec": "data: {more: yes-it-is}"})
-		w.must(err)
+		w.Must(err)
 		if !reflect.DeepEqual(out, reference("made", shop)) {
 			w.Errorf("outputs %v", out)
 		}
 		var m corev1.ConfigMap
-		w.must(w.Get(w.context(), client.ObjectKey{Namespace: shop, Name: "made"}, &m))
+		w.Must(w.Get(w.Context(), client.ObjectKey{Namespace: shop, Name: "made"}, &m))
 		if m.Data["k"] != "v" || m.Data["more"] != "yes-it-is" {
 			w.Errorf("data %v", m.Data)
 		}
@@ -64,12 +64,12 @@ func testKubeOps(w *world) {
 	w.run("operation", func(w *world) {
 		for _, operation := range []string{"ko-6", "ko-7"} { // once more is no error
 			out, err := w.exec("KubeOps", operation, param.TemplateParams{}, args{"operation": "delete", "objectReference": ref})
-			w.must(err)
+			w.Must(err)
 			if !reflect.DeepEqual(out, reference("made", shop)) {
 				w.Errorf("outputs %v", out)
 			}
 		}
-		if err := w.Get(w.context(), client.ObjectKey{Namespace: shop, Name: "made"}, &corev1.ConfigMap{}); !apierrors.IsNotFound(err) {
+		if err := w.Get(w.Context(), client.ObjectKey{Namespace: shop, Name: "made"}, &corev1.ConfigMap{}); !apierrors.IsNotFound(err) {
 			w.Errorf("error %v, want that it is gone", err)
 		}
 		// kanctl's way to write a group.
@@ -81,7 +81,7 @@ func testKubeOps(w *world) {
 
 func testWait(w *world) {
 	m := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: shop, Name: "waited"}, Data: map[string]string{"phase": "new"}}
-	w.must(w.Create(w.context(), m))
+	w.Must(w.Create(w.Context(), m))
 	params := param.TemplateParams{Options: map[string]string{"name": "waited", "timeout": "30s"}}
 	ref := args{"apiVersion": "v1", "resource": "configmaps", "name": "{{ .Options.name }}", "namespace": shop}
 	condition := func(text string, ref args) args { return args{"condition": text, "objectReference": ref} }
@@ -93,7 +93,7 @@ func testWait(w *world) {
 	for name, text := range ready {
 		w.run(name, func(w *world) {
 			m.Data["phase"] = "new"
-			w.must(w.Update(w.context(), m))
+			w.Must(w.Update(w.Context(), m))
 			w.refused(name, "w-1", params, args{"timeout": "10ms", "conditions": args{"allOf": []any{condition(text, ref)}}},
 				"Failed to wait for the condition to be met")
 			w.refused(name, "w-2", params, args{"timeout": "10ms", "conditions": args{"anyOf": []any{condition(text, lost)}}},
@@ -107,20 +107,20 @@ func testWait(w *world) {
 				ended <- err
 			}()
 			m.Data["phase"] = "ready"
-			w.must(w.Update(w.context(), m))
-			w.must(<-ended)
+			w.Must(w.Update(w.Context(), m))
+			w.Must(<-ended)
 			if time.Since(start) > 20*time.Second {
 				w.Error("it waited for its end")
 			}
 			_, err := w.exec(name, "w-4", params, args{"timeout": "30s", "conditions": args{"allOf": []any{condition(text, ref), condition("true", ref)}}})
-			w.must(err)
+			w.Must(err)
 			w.refused(name, "w-5", params, args{"timeout": "10ms", "conditions": args{"allOf": []any{condition(text, ref), condition("no", ref)}}},
 				`condition "no" printed "no"`)
 		})
 	}
 	w.run("a key that is not there", func(w *world) {
 		_, err := w.exec("WaitV2", "w-6", params, args{"timeout": "30s", "conditions": args{"allOf": []any{condition(`{{ if not $.data.deleted }}true{{ end }}`, ref)}}})
-		w.must(err)
+		w.Must(err)
 	})
 }
 
@@ -132,11 +132,11 @@ func testScaleWorkload(w *world) {
 	selector := &metav1.LabelSelector{MatchLabels: template.Labels}
 	set := &appsv1.StatefulSet{ObjectMeta: metav1.ObjectMeta{Namespace: shop, Name: "scaled"}, Spec: appsv1.StatefulSetSpec{Replicas: new(int32(3)), ServiceName: "scaled", Selector: selector, Template: template}}
 	other := &appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Namespace: shop, Name: "other"}, Spec: appsv1.DeploymentSpec{Replicas: new(int32(1)), Selector: selector, Template: template}}
-	w.must(w.Create(w.context(), set))
-	w.must(w.Create(w.context(), other))
+	w.Must(w.Create(w.Context(), set))
+	w.Must(w.Create(w.Context(), other))
 	object := param.TemplateParams{StatefulSet: &param.StatefulSetParams{Namespace: shop, Name: "scaled"}}
 	replicas := func(o client.Object) int32 {
-		w.must(w.Get(w.context(), client.ObjectKeyFromObject(o), o))
+		w.Must(w.Get(w.Context(), client.ObjectKeyFromObject(o), o))
 		if s, ok := o.(*appsv1.StatefulSet); ok {
 			return *s.Spec.Replicas
 		}
@@ -149,7 +149,7 @@ func testScaleWorkload(w *world) {
 			after    int32
 		}{{int64(0), 3, 0}, {"2", 0, 2}} {
 			out, err := w.exec("ScaleWorkload", "sw-1", object, args{"replicas": c.replicas, "waitForReady": false})
-			w.must(err)
+			w.Must(err)
 			if out["originalReplicaCount"] != c.before || replicas(set) != c.after {
 				w.Errorf("outputs %v, replicas %d; want %d, then %d", out, replicas(set), c.before, c.after)
 			}
@@ -157,7 +157,7 @@ func testScaleWorkload(w *world) {
 	})
 	w.run("name", func(w *world) {
 		out, err := w.exec("ScaleWorkload", "sw-2", object, args{"replicas": 4, "namespace": shop, "name": "other", "kind": "deployment", "waitForReady": "false"})
-		w.must(err)
+		w.Must(err)
 		if out["originalReplicaCount"] != int64(1) || replicas(other) != 4 || replicas(set) != 2 {
 			w.Errorf("outputs %v", out)
 		}
@@ -179,7 +179,7 @@ func testScaleWorkload(w *world) {
 		default:
 		}
 		set.Status = appsv1.StatefulSetStatus{ObservedGeneration: set.Generation, Replicas: 1, ReadyReplicas: 1}
-		w.must(w.Status().Update(w.context(), set))
-		w.must(<-ended)
+		w.Must(w.Status().Update(w.Context(), set))
+		w.Must(<-ended)
 	})
 }

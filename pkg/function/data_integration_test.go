@@ -7,6 +7,7 @@ package function_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"maps"
 	"reflect"
@@ -16,6 +17,7 @@ import (
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
+	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -54,12 +56,13 @@ func TestIntegrationFunctions(t *testing.T) {
 	t.Run("KubeOps", func(t *testing.T) { testKubeOps(w.sub(t)) })
 	t.Run("Wait", func(t *testing.T) { testWait(w.sub(t)) })
 	t.Run("movers", func(t *testing.T) { testTurns(w.sub(t)) })
+	t.Run("whose claim", func(t *testing.T) { testIdentityFor(w.sub(t)) })
 	t.Run("resume", func(t *testing.T) { testResume(w.sub(t)) })
 }
 
 func (w *world) run(name string, test func(*world)) {
 	w.Helper()
-	w.Run(name, func(t *testing.T) { test(w.sub(t)) })
+	w.TB.(*testing.T).Run(name, func(t *testing.T) { test(w.sub(t)) })
 }
 
 // refused runs a function that must fail with all these texts.
@@ -76,7 +79,7 @@ func (w *world) refused(name, operation string, params param.TemplateParams, a a
 func (w *world) servers() map[string]kopiav1alpha1.RepositoryServer {
 	w.Helper()
 	var list kopiav1alpha1.RepositoryServerList
-	w.must(w.List(w.context(), &list, client.InNamespace(control)))
+	w.Must(w.List(w.Context(), &list, client.InNamespace(control)))
 	out := map[string]kopiav1alpha1.RepositoryServer{}
 	for _, rs := range list.Items {
 		out[rs.Name] = rs
@@ -102,7 +105,7 @@ func testBackupData(w *world) {
 	w.script("bd-0", saves(12, seen.add))
 	base := args{"namespace": shop, "pod": "bd-0", "container": "app", "includePath": "/data/tree", "backupArtifactPrefix": "bd/x"}
 	out, progress, err := w.execWithProgress("BackupData", "bd-1", param.TemplateParams{}, base)
-	w.must(err)
+	w.Must(err)
 	w.run("outputs", func(w *world) {
 		want := map[string]any{
 			"backupID": out["backupID"], "backupTag": out["backupTag"], "fileCount": "12", "size": "10.322 KiB", "phySize": "1.000 MiB", "version": "v0.0.0",
@@ -133,7 +136,7 @@ func testBackupData(w *world) {
 	})
 	w.run("encryptionKey", func(w *world) {
 		out, err := w.exec("BackupData", "bd-4", param.TemplateParams{}, with(base, args{"encryptionKey": "k"}))
-		w.must(err)
+		w.Must(err)
 		if other := w.record(out["backupID"].(string)); other.KeyID == r.KeyID {
 			w.Errorf("key %s with and without an encryptionKey", other.KeyID)
 		}
@@ -141,17 +144,22 @@ func testBackupData(w *world) {
 	})
 	w.run("insecureTLS", func(w *world) {
 		_, err := w.exec("BackupData", "bd-6", param.TemplateParams{}, with(base, args{"insecureTLS": "true", "encryptionKey": "insecure"}))
-		w.must(err)
+		w.Must(err)
+		// The Profile's wish counts as well.
+		profile := *w.profile
+		profile.SkipSSLVerify = true
+		_, err = w.exec("BackupData", "bd-7", param.TemplateParams{Profile: &profile}, with(base, args{"encryptionKey": "skips"}))
+		w.Must(err)
 		insecure := 0
 		for name := range w.servers() {
 			var s corev1.Secret
-			w.must(w.Get(w.context(), client.ObjectKey{Namespace: control, Name: name + "-config"}, &s))
+			w.Must(w.Get(w.Context(), client.ObjectKey{Namespace: control, Name: name + "-config"}, &s))
 			if strings.Contains(string(s.Data["config.json"]), `"insecureTLS":true`) {
 				insecure++
 			}
 		}
-		if insecure != 1 {
-			w.Errorf("%d servers take any certificate, want the one that was asked to", insecure)
+		if insecure != 2 {
+			w.Errorf("%d servers take any certificate, want the two that were asked to", insecure)
 		}
 	})
 }
@@ -167,7 +175,7 @@ func testBackupDataAll(w *world) {
 	set := param.TemplateParams{StatefulSet: &param.StatefulSetParams{Namespace: shop, Name: "all", Pods: []string{"all-0", "all-1", "all-2"}}}
 	w.run("outputs", func(w *world) {
 		out, progress, err := w.execWithProgress("BackupDataAll", "all-1", set, base)
-		w.must(err)
+		w.Must(err)
 		if len(out) != 2 || out["version"] != "v0.0.0" {
 			w.Errorf("outputs %v", out)
 		}
@@ -187,7 +195,7 @@ func testBackupDataAll(w *world) {
 	})
 	w.run("pods", func(w *world) {
 		out, err := w.exec("BackupDataAll", "all-2", set, with(base, args{"pods": " all-2\n all-0 "}))
-		w.must(err)
+		w.Must(err)
 		if got := slices.Sorted(maps.Keys(infoOf(w, out))); !slices.Equal(got, []string{"all-0", "all-2"}) {
 			w.Errorf("pods %v", got)
 		}
@@ -213,7 +221,7 @@ func testBackupDataAll(w *world) {
 	})
 	w.run("encryptionKey", func(w *world) {
 		out, err := w.exec("BackupDataAll", "all-5", set, with(base, args{"encryptionKey": "k", "insecureTLS": true}))
-		w.must(err)
+		w.Must(err)
 		if r := w.record(infoOf(w, out)["all-0"].BackupID); r.KeyID == "default" {
 			w.Errorf("key %s", r.KeyID)
 		}
@@ -233,7 +241,7 @@ func testCopyVolumeData(w *world) {
 	base := args{"namespace": shop, "volume": "copy", "dataArtifactPrefix": "copies/x"}
 	w.run("outputs", func(w *world) {
 		out, err := w.exec("CopyVolumeData", "copy-1", param.TemplateParams{}, base)
-		w.must(err)
+		w.Must(err)
 		r := w.record(out["backupID"].(string))
 		if out["backupRoot"] != "/mnt/vol_data/copy" || out["backupArtifactLocation"] != "bucket/copies/x" || out["fileCount"] != "5" ||
 			out["phySize"] != "1.000 MiB" || out["version"] != "v0.0.0" || out["backupTag"] != r.BackupTag {
@@ -248,7 +256,7 @@ func testCopyVolumeData(w *world) {
 	})
 	w.run("mountPath", func(w *world) {
 		out, err := w.exec("CopyVolumeData", "copy-2", param.TemplateParams{}, with(base, args{"mountPath": "/mnt/data"}))
-		w.must(err)
+		w.Must(err)
 		if r := w.record(out["backupID"].(string)); out["backupRoot"] != "/mnt/data" || r.AbsolutePath != "/mnt/data" {
 			w.Errorf("outputs %v, record %+v", out, r)
 		}
@@ -273,7 +281,7 @@ func testCopyVolumeData(w *world) {
 			},
 			"podLabels": args{"team": "blueprint"}, "image": "ignored", "insecureTLS": false, "encryptionKey": "copies",
 		}))
-		w.must(err)
+		w.Must(err)
 		w.script("copy-vol-data-", saves(5, seen.add))
 	})
 	w.run("a claim in use is read where it is attached", func(w *world) {
@@ -291,7 +299,7 @@ func testCopyVolumeData(w *world) {
 				return saves(5, seen.add)(req)
 			})
 			_, err := w.exec("CopyVolumeData", "copy-5-"+claim, param.TemplateParams{}, with(base, args{"volume": claim}))
-			w.must(err)
+			w.Must(err)
 		}
 	})
 	w.run("a claim of one pod is refused with the way out", func(w *world) {
@@ -311,7 +319,7 @@ func testCopyVolumeData(w *world) {
 				return saves(5, seen.add)(req)
 			})
 			_, err := w.exec("CopyVolumeData", "copy-7-"+claim, param.TemplateParams{}, with(base, args{"volume": claim}))
-			w.must(err)
+			w.Must(err)
 		}
 	})
 }
@@ -330,7 +338,7 @@ func (w *world) backup(operation, claim, mountPath, prefix string) map[string]an
 	w.Helper()
 	w.script("copy-vol-data-", saves(5, func(api.StartRequest) {}))
 	out, err := w.exec("CopyVolumeData", operation, param.TemplateParams{}, args{"namespace": shop, "volume": claim, "mountPath": mountPath, "dataArtifactPrefix": prefix})
-	w.must(err)
+	w.Must(err)
 	return out
 }
 
@@ -344,7 +352,7 @@ func testRestoreData(w *world) {
 	last := func() *api.RestoreRequest { return seen.all[len(seen.all)-1].Restore }
 	w.run("volumes", func(w *world) { // CopyVolumeData's first documented form
 		out, err := w.exec("RestoreData", "rd-3", param.TemplateParams{}, with(base, args{"volumes": args{"rd": "/mnt/vol_data/rd"}, "backupIdentifier": a["backupID"], "insecureTLS": false}))
-		w.must(err)
+		w.Must(err)
 		if r := last(); r.Path != "/" || r.SubPath != "" || r.Volume != "claim-0" {
 			w.Errorf("asked for %+v, want the whole claim", r)
 		}
@@ -356,7 +364,7 @@ func testRestoreData(w *world) {
 		_, err := w.exec("RestoreData", "rd-4", param.TemplateParams{}, with(base, args{
 			"volumes": args{"rd-other": "/mnt/b"}, "restorePath": "/mnt/b", "backupPath": b["backupRoot"], "backupTag": b["backupTag"],
 		}))
-		w.must(err)
+		w.Must(err)
 		if r := last(); r.Path != "/" || r.SubPath != "" {
 			w.Errorf("asked for %+v", r)
 		}
@@ -365,7 +373,7 @@ func testRestoreData(w *world) {
 		_, err := w.exec("RestoreData", "rd-5", param.TemplateParams{}, with(base, args{
 			"volumes": args{"rd-other": "/here"}, "restorePath": "/here", "backupIdentifier": b["backupID"],
 		}))
-		w.must(err)
+		w.Must(err)
 		if r := last(); r.Path != "/mnt/a" {
 			w.Errorf("asked for %+v, want the absolute path below restorePath", r)
 		}
@@ -373,7 +381,7 @@ func testRestoreData(w *world) {
 	w.run("pod", func(w *world) {
 		w.pod("rd-pod", "rd", func(p *corev1.Pod) { p.Spec.Containers[0].VolumeMounts[0].MountPath = "/mnt/a" })
 		_, err := w.exec("RestoreData", "rd-6", param.TemplateParams{}, with(base, args{"pod": "rd-pod", "backupIdentifier": b["backupID"]}))
-		w.must(err)
+		w.Must(err)
 		if r := last(); r.Path != "/" {
 			w.Errorf("asked for %+v, want the claim of the pod", r)
 		}
@@ -401,8 +409,8 @@ func testRestoreData(w *world) {
 		}
 		check("the owner of what was backed up", 70, 71, 71)
 		_, err := w.exec("RestoreData", "rd-11", param.TemplateParams{}, with(base, args{"volumes": args{"rd-other": "/mnt/a"}, "backupIdentifier": b["backupID"]}))
-		w.must(err)
-		w.must(w.Create(w.context(), &appsv1.Deployment{
+		w.Must(err)
+		w.Must(w.Create(w.Context(), &appsv1.Deployment{
 			ObjectMeta: metav1.ObjectMeta{Namespace: shop, Name: "rd"},
 			Spec: appsv1.DeploymentSpec{
 				Selector: &metav1.LabelSelector{MatchLabels: map[string]string{"app": "rd"}},
@@ -420,14 +428,60 @@ func testRestoreData(w *world) {
 		}))
 		check("the workload that mounts the claim", 5, 6, 8)
 		_, err = w.exec("RestoreData", "rd-12", param.TemplateParams{}, with(base, args{"volumes": args{"rd-other": "/mnt/a"}, "backupIdentifier": b["backupID"]}))
-		w.must(err)
+		w.Must(err)
 		check("podOverride", 9, 6, 8)
 		_, err = w.exec("RestoreData", "rd-13", param.TemplateParams{}, with(base, args{
 			"volumes": args{"rd-other": "/mnt/a"}, "backupIdentifier": b["backupID"],
 			"podOverride": args{"securityContext": args{"runAsUser": 9}, "containers": []any{args{"name": "container", "securityContext": args{"runAsUser": 9}}}},
 		}))
-		w.must(err)
+		w.Must(err)
 	})
+}
+
+// A mover is who uses the claim, whatever kind of workload that is, also while no
+// pod of it runs.
+func testIdentityFor(w *world) {
+	pod := func(claim string, uid int64) corev1.PodTemplateSpec {
+		return corev1.PodTemplateSpec{
+			ObjectMeta: metav1.ObjectMeta{Labels: map[string]string{"app": claim}},
+			Spec: corev1.PodSpec{
+				RestartPolicy:   corev1.RestartPolicyNever,
+				SecurityContext: &corev1.PodSecurityContext{RunAsUser: &uid, FSGroup: &uid},
+				Containers:      []corev1.Container{{Name: "c", Image: "i", VolumeMounts: []corev1.VolumeMount{{Name: "v", MountPath: "/v"}}}},
+				Volumes: []corev1.Volume{{Name: "v", VolumeSource: corev1.VolumeSource{
+					PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: claim},
+				}}},
+			},
+		}
+	}
+	meta := func(name string) metav1.ObjectMeta { return metav1.ObjectMeta{Namespace: shop, Name: name} }
+	always := func(claim string, uid int64) corev1.PodTemplateSpec {
+		t := pod(claim, uid)
+		t.Spec.RestartPolicy = corev1.RestartPolicyAlways
+		return t
+	}
+	of := func(claim string) *metav1.LabelSelector {
+		return &metav1.LabelSelector{MatchLabels: map[string]string{"app": claim}}
+	}
+	for claim, object := range map[string]client.Object{
+		"id-21": &appsv1.DaemonSet{ObjectMeta: meta("id-21"), Spec: appsv1.DaemonSetSpec{Selector: of("id-21"), Template: always("id-21", 21)}},
+		"id-22": &batchv1.CronJob{ObjectMeta: meta("id-22"), Spec: batchv1.CronJobSpec{
+			Schedule: "0 3 * * *", JobTemplate: batchv1.JobTemplateSpec{Spec: batchv1.JobSpec{Template: pod("id-22", 22)}},
+		}},
+		"id-23": &batchv1.Job{ObjectMeta: meta("id-23"), Spec: batchv1.JobSpec{Template: pod("id-23", 23)}},
+		"id-24": &appsv1.StatefulSet{ObjectMeta: meta("id-24"), Spec: appsv1.StatefulSetSpec{Selector: of("id-24"), Template: always("id-24", 24)}},
+		"id-25": &corev1.Pod{ObjectMeta: meta("id-25"), Spec: pod("id-25", 25).Spec},
+	} {
+		w.Must(w.Create(w.Context(), object))
+		got, err := w.data.Movers.IdentityFor(w.Context(), shop, claim)
+		w.Must(err)
+		if want := strings.TrimPrefix(claim, "id-"); got.UID == nil || fmt.Sprint(*got.UID, *got.FSGroup) != want+" "+want {
+			w.Errorf("%T: identity %+v, want user and fsGroup %s", object, got, want)
+		}
+	}
+	if got, err := w.data.Movers.IdentityFor(w.Context(), shop, "id-of-nobody"); err != nil || got.UID != nil {
+		w.Errorf("a claim of nobody: identity %+v, %v", got, err)
+	}
 }
 
 func testRestoreDataAll(w *world) {
@@ -439,7 +493,7 @@ func testRestoreDataAll(w *world) {
 	}
 	set := param.TemplateParams{StatefulSet: &param.StatefulSetParams{Namespace: shop, Name: "ra", Pods: []string{"ra-0", "ra-1"}}}
 	out, err := w.exec("BackupDataAll", "ra-1", set, args{"namespace": shop, "container": "app", "includePath": "/data", "backupArtifactPrefix": "ra"})
-	w.must(err)
+	w.Must(err)
 	info := out["BackupAllInfo"]
 	base := args{"namespace": shop, "image": "ignored", "backupArtifactPrefix": "bucket/ra", "backupInfo": info}
 	script := func() *seen {
@@ -450,7 +504,7 @@ func testRestoreDataAll(w *world) {
 	w.run("outputs", func(w *world) {
 		s := script()
 		out, err := w.exec("RestoreDataAll", "ra-2", set, base)
-		w.must(err)
+		w.Must(err)
 		if want := (map[string]any{"restoredTo": "ra-0: / in claim ra-0; ra-1: / in claim ra-1", "fileCount": "6", "size": "4.000 KiB"}); !reflect.DeepEqual(out, want) {
 			w.Errorf("outputs %v", out)
 		}
@@ -461,7 +515,7 @@ func testRestoreDataAll(w *world) {
 	w.run("pods", func(w *world) {
 		s := script()
 		_, err := w.exec("RestoreDataAll", "ra-3", set, with(base, args{"pods": "ra-1"}))
-		w.must(err)
+		w.Must(err)
 		if len(s.all) != 1 || s.all[0].ID == "" {
 			w.Errorf("restores %+v", s.all)
 		}
@@ -469,7 +523,7 @@ func testRestoreDataAll(w *world) {
 	w.run("restorePath", func(w *world) {
 		s := script()
 		_, err := w.exec("RestoreDataAll", "ra-4", set, with(base, args{"pods": "ra-1", "restorePath": "/data/back", "podLabels": args{"a": "b"}, "insecureTLS": false}))
-		w.must(err)
+		w.Must(err)
 		if s.all[0].Restore.Path != "/back/data" {
 			w.Errorf("asked for %+v", s.all[0].Restore)
 		}
@@ -496,7 +550,7 @@ func testRestoreDataAll(w *world) {
 	w.run("a workload that is scaled down", func(w *world) {
 		s := script()
 		_, err := w.exec("RestoreDataAll", "ra-7", param.TemplateParams{StatefulSet: &param.StatefulSetParams{Namespace: shop, Name: "ra"}}, base)
-		w.must(err)
+		w.Must(err)
 		if len(s.all) != 2 {
 			w.Errorf("%d restores, want one for each pod of backupInfo", len(s.all))
 		}
@@ -506,7 +560,7 @@ func testRestoreDataAll(w *world) {
 		w.pod("ra-new", "ra-0")
 		deployment := param.TemplateParams{Deployment: &param.DeploymentParams{Namespace: shop, Name: "ra", Pods: []string{"ra-new"}}}
 		out, err := w.exec("RestoreDataAll", "ra-8", deployment, base)
-		w.must(err)
+		w.Must(err)
 		if out["restoredTo"] != "ra-new: / in claim ra-0" || len(s.all) != 1 {
 			w.Errorf("outputs %v, %d restores", out, len(s.all))
 		}
@@ -543,14 +597,14 @@ func testDeleteData(w *world) {
 	base := args{"namespace": shop, "backupArtifactPrefix": "dd/dd-1"}
 	w.run("backupArtifactPrefix", func(w *world) {
 		_, err := w.exec("DeleteData", "dd-5", param.TemplateParams{}, with(base, args{"backupArtifactPrefix": "other", "backupID": id(0)}))
-		w.must(err) // as with restic, an id that is not there is no error
+		w.Must(err) // as with restic, an id that is not there is no error
 		if !known(0) {
 			w.Error("a backup was deleted under another prefix")
 		}
 	})
 	w.run("backupID", func(w *world) {
 		got, err := w.exec("DeleteData", "dd-6", param.TemplateParams{}, with(base, with(unused, args{"backupID": id(0), "reclaimSpace": "true", "image": "ignored", "insecureTLS": "true"})))
-		w.must(err)
+		w.Must(err)
 		if known(0) || !reflect.DeepEqual(got, map[string]any{"spaceFreed": "0 B"}) {
 			w.Errorf("outputs %v, still there: %v", got, known(0))
 		}
@@ -558,12 +612,12 @@ func testDeleteData(w *world) {
 	w.run("backupTag", func(w *world) {
 		tag := out[1]["backupTag"]
 		_, err := w.exec("DeleteData", "dd-7", param.TemplateParams{}, with(base, args{"backupArtifactPrefix": "dd/dd-2", "backupTag": tag}))
-		w.must(err)
+		w.Must(err)
 		w.refused("DeleteData", "dd-8", param.TemplateParams{}, with(base, args{"backupArtifactPrefix": "dd/dd-2", "backupTag": tag}), "Failed to forget data, could not get snapshotID from tag", "Snapshot not found")
 	})
 	w.run("lists", func(w *world) {
 		_, err := w.exec("DeleteData", "dd-9", param.TemplateParams{}, with(base, args{"backupArtifactPrefix": " dd/dd-3\tdd/dd-4", "backupID": id(2) + "\n" + id(3)}))
-		w.must(err)
+		w.Must(err)
 		if known(2) || known(3) {
 			w.Error("a backup of the list is still there")
 		}
@@ -571,7 +625,7 @@ func testDeleteData(w *world) {
 	w.run("encryptionKey", func(w *world) {
 		kept := w.backup("dd-10", "dd", "/mnt/dd", "dd")
 		_, err := w.exec("DeleteData", "dd-11", param.TemplateParams{}, with(base, args{"backupArtifactPrefix": "dd", "backupID": kept["backupID"], "encryptionKey": "k"}))
-		w.must(err)
+		w.Must(err)
 		w.record(kept["backupID"].(string))
 	})
 }
@@ -584,10 +638,10 @@ func testDeleteDataAll(w *world) {
 		w.pod(pod, pod)
 	}
 	out, err := w.exec("BackupDataAll", "da-1", param.TemplateParams{}, args{"namespace": shop, "pods": "da-0 da-1", "container": "app", "includePath": "/data", "backupArtifactPrefix": "da"})
-	w.must(err)
+	w.Must(err)
 	base := args{"namespace": shop, "backupArtifactPrefix": "bucket/da", "backupInfo": out["BackupAllInfo"], "reclaimSpace": true}
 	_, err = w.exec("DeleteDataAll", "da-4", param.TemplateParams{}, with(base, args{"encryptionKey": "another"}))
-	w.must(err)
+	w.Must(err)
 	kept := 0
 	for _, r := range w.records.list() {
 		if strings.HasPrefix(r.Prefix, "bucket/da/") {
@@ -600,7 +654,7 @@ func testDeleteDataAll(w *world) {
 	base = with(base, with(unused, args{"image": "ignored", "insecureTLS": true}))
 	for _, operation := range []string{"da-2", "da-3"} { // again is no error
 		got, err := w.exec("DeleteDataAll", operation, param.TemplateParams{}, base)
-		w.must(err)
+		w.Must(err)
 		if got["spaceFreed"] != "0 B" || len(got) != 1 {
 			w.Errorf("outputs %v", got)
 		}
@@ -614,11 +668,11 @@ func testDeleteDataAll(w *world) {
 
 func testCheckRepository(w *world) {
 	object := param.TemplateParams{PVC: &param.PVCParams{Namespace: "checked", Name: "c"}}
-	w.must(w.Create(w.context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "checked"}}))
+	w.Must(w.Create(w.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "checked"}}))
 	check := func(w *world, operation, prefix string, change args, wrong, missing string) {
 		w.Helper()
 		got, err := w.exec("CheckRepository", operation, object, with(args{"backupArtifactPrefix": prefix}, change))
-		w.must(err)
+		w.Must(err)
 		if want := (map[string]any{"passwordIncorrect": wrong, "repoUnavailable": missing, "version": "v0.0.0"}); !reflect.DeepEqual(got, want) {
 			w.Errorf("outputs %v, want %v", got, want)
 		}
@@ -647,7 +701,7 @@ func testLocationDelete(w *world) {
 	w.claim("ld")
 	one, two := w.backup("ld-1", "ld", "/mnt", "loc/a"), w.backup("ld-2", "ld", "/mnt", "loc/ab")
 	got, err := w.exec("LocationDelete", "ld-3", param.TemplateParams{}, args{"artifact": "bucket/loc/a"})
-	w.must(err)
+	w.Must(err)
 	if got["deletedBackups"] != "1" || slices.ContainsFunc(w.records.list(), func(r api.Record) bool { return r.BackupID == one["backupID"] }) {
 		w.Errorf("outputs %v", got)
 	}
@@ -664,14 +718,14 @@ func testBackupDataStats(w *world) {
 	base := args{"namespace": shop, "backupArtifactPrefix": "bucket/bs", "backupID": id}
 	w.run("outputs", func(w *world) {
 		got, err := w.exec("BackupDataStats", "bs-2", param.TemplateParams{}, with(base, with(unused, args{"image": "ignored"})))
-		w.must(err)
+		w.Must(err)
 		if want := (map[string]any{"mode": "restore-size", "fileCount": "5", "size": "10.322 KiB", "version": "v0.0.0"}); !reflect.DeepEqual(got, want) {
 			w.Errorf("outputs %v", got)
 		}
 	})
 	w.run("statsMode", func(w *world) {
 		got, err := w.exec("BackupDataStats", "bs-3", param.TemplateParams{}, with(base, args{"statsMode": "raw-data"}))
-		w.must(err)
+		w.Must(err)
 		if got["mode"] != "raw-data" {
 			w.Errorf("outputs %v", got)
 		}
@@ -705,13 +759,13 @@ func testTurns(w *world) {
 	// A third on a claim of its own shows that the second has had its chance.
 	w.claim("turns-free")
 	_, err := w.exec("CopyVolumeData", "turns-4", param.TemplateParams{}, args{"namespace": shop, "volume": "turns-free", "dataArtifactPrefix": "x"})
-	w.must(err)
+	w.Must(err)
 	if pods := w.movers(); len(pods) != 1 || pods[0].Annotations[names.OperationAnnotation] != "turns-2" {
 		w.Errorf("%d movers while one holds the claim", len(pods))
 	}
 	close(release)
 	for range 2 {
-		w.must(<-ended)
+		w.Must(<-ended)
 	}
 	if second := <-begun; second != "turns-3" {
 		w.Errorf("then %s", second)
@@ -733,12 +787,12 @@ func testResume(w *world) {
 		return saves(1, func(api.StartRequest) {})(req)
 	})
 	f, err := w.functions.Get("CopyVolumeData")
-	w.must(err)
+	w.Must(err)
 	call := function.Call{
 		Params: param.TemplateParams{Profile: w.profile}, OperationID: "resume-1", ActionSet: "as", Log: slog.New(slog.DiscardHandler), Progress: func(api.Progress) {},
 		Args: args{"namespace": shop, "volume": "resume", "dataArtifactPrefix": "resume"},
 	}
-	ctx, detach := context.WithCancelCause(w.context())
+	ctx, detach := context.WithCancelCause(w.Context())
 	ended := make(chan error, 1)
 	go func() { _, err := f.Exec(ctx, call); ended <- err }()
 	select {
@@ -754,8 +808,8 @@ func testResume(w *world) {
 		w.Fatalf("%d movers, want the one that works on", len(w.movers()))
 	}
 	close(release)
-	out, err := f.Exec(w.context(), call)
-	w.must(err)
+	out, err := f.Exec(w.Context(), call)
+	w.Must(err)
 	if len(first.all) != 1 {
 		w.Errorf("%d snapshots were taken", len(first.all))
 	}
@@ -765,8 +819,8 @@ func testResume(w *world) {
 		r.Snapshot.ID += "-again"
 		return r, p
 	})
-	again, err := f.Exec(w.context(), call)
-	w.must(err)
+	again, err := f.Exec(w.Context(), call)
+	w.Must(err)
 	if !reflect.DeepEqual(again, out) {
 		w.Errorf("outputs %v, then %v", out, again)
 	}
@@ -776,6 +830,6 @@ func testResume(w *world) {
 func infoOf(w *world, out map[string]any) map[string]struct{ PodName, BackupID, BackupTag string } {
 	w.Helper()
 	var info map[string]struct{ PodName, BackupID, BackupTag string }
-	w.must(jsonUnmarshal(out["BackupAllInfo"], &info))
+	w.Must(jsonUnmarshal(out["BackupAllInfo"], &info))
 	return info
 }

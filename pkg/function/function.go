@@ -83,7 +83,11 @@ func NewRegistry(funcs ...Func) *Registry {
 func (r *Registry) Get(name string) (Func, error) {
 	f, ok := r.funcs[name]
 	if !ok {
-		return nil, fmt.Errorf("Requested function {%s} has not been registered", name) // Kanister's text
+		err := fmt.Errorf("Requested function {%s} has not been registered", name) // Kanister's text
+		if advice := elsewhere(name); advice != "" {
+			err = fmt.Errorf("%w: it is one of Kanister's that are not here: %s", err, advice)
+		}
+		return nil, err
 	}
 	return f, nil
 }

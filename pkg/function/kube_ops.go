@@ -22,6 +22,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	crv1alpha1 "github.com/kanister-kopia/kanister-kopia/pkg/apis/cr/v1alpha1"
+	"github.com/kanister-kopia/kanister-kopia/pkg/kube"
 )
 
 // kubeOps creates, deletes or patches an object of any kind.
@@ -128,7 +129,7 @@ func (f *kubeOps) change(ctx context.Context, operation string, object *unstruct
 
 // named is an object by its reference; nothing is read.
 func (f *kubeOps) named(ref crv1alpha1.ObjectReference, namespace string) (*unstructured.Unstructured, error) {
-	kind, err := kindOf(f.Client, ref)
+	kind, err := kube.KindOf(f.Client.RESTMapper(), ref)
 	if err != nil {
 		return nil, err
 	}
@@ -147,16 +148,6 @@ func (f *kubeOps) named(ref crv1alpha1.ObjectReference, namespace string) (*unst
 
 func (f *kubeOps) mapping(kind schema.GroupVersionKind) (*meta.RESTMapping, error) {
 	return f.Client.RESTMapper().RESTMapping(kind.GroupKind(), kind.Version)
-}
-
-// kindOf finds the kind of a reference that names a resource.
-func kindOf(c client.Client, ref crv1alpha1.ObjectReference) (schema.GroupVersionKind, error) {
-	// kanctl sends "apps/" for the group, and people write "apps/v1" for the version.
-	group, version := strings.Trim(ref.Group, "/"), ref.APIVersion
-	if g, v, ok := strings.Cut(ref.APIVersion, "/"); ok {
-		group, version = g, v
-	}
-	return c.RESTMapper().KindFor(schema.GroupVersionResource{Group: group, Version: version, Resource: ref.Resource})
 }
 
 // reference is the output: where the object is.

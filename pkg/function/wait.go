@@ -14,6 +14,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	crv1alpha1 "github.com/kanister-kopia/kanister-kopia/pkg/apis/cr/v1alpha1"
+	"github.com/kanister-kopia/kanister-kopia/pkg/kube"
 	"github.com/kanister-kopia/kanister-kopia/pkg/param"
 )
 
@@ -135,7 +136,7 @@ func (c *Companion) object(ctx context.Context, call Call, ref crv1alpha1.Object
 	if err != nil {
 		return nil, err
 	}
-	kind, err := kindOf(c.Client, ref)
+	kind, err := kube.KindOf(c.Client.RESTMapper(), ref)
 	if err != nil {
 		return nil, err
 	}

@@ -25,15 +25,12 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime"
-	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/utils/clock"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/kanister-kopia/kanister-kopia/agent/api"
 	agentclient "github.com/kanister-kopia/kanister-kopia/agent/client"
 	"github.com/kanister-kopia/kanister-kopia/internal/testenv"
-	crv1alpha1 "github.com/kanister-kopia/kanister-kopia/pkg/apis/cr/v1alpha1"
 	kopiav1alpha1 "github.com/kanister-kopia/kanister-kopia/pkg/apis/kopia/v1alpha1"
 	"github.com/kanister-kopia/kanister-kopia/pkg/function"
 	"github.com/kanister-kopia/kanister-kopia/pkg/mover"
@@ -52,8 +49,7 @@ const (
 // the repository controller, and scripted agents answer behind the Connector. What
 // the agents really do is tested in repositoryserver.
 type world struct {
-	*testing.T
-	client.WithWatch
+	*testenv.API
 	data      *function.Data
 	functions *function.Registry
 	records   *records
@@ -70,18 +66,9 @@ type script func(api.StartRequest) (*api.Result, *api.Problem)
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
-	scheme := runtime.NewScheme()
-	for _, add := range []func(*runtime.Scheme) error{clientgoscheme.AddToScheme, crv1alpha1.AddToScheme, kopiav1alpha1.AddToScheme} {
-		if err := add(scheme); err != nil {
-			t.Fatal(err)
-		}
-	}
-	c, err := client.NewWithWatch(testenv.StartAPIServer(t), client.Options{Scheme: scheme})
-	if err != nil {
-		t.Fatal(err)
-	}
+	c := testenv.NewAPI(t, control, shop)
 	w := &world{
-		T: t, WithWatch: c, records: &records{}, mu: &sync.Mutex{}, scripts: map[string]script{}, agents: map[string]*agent{},
+		API: c, records: &records{}, mu: &sync.Mutex{}, scripts: map[string]script{}, agents: map[string]*agent{},
 		profile: &param.Profile{
 			Location:   param.Location{Type: param.LocationTypeS3Compliant, Bucket: "bucket", Endpoint: "https://s3.example"},
 			Credential: param.Credential{Type: param.CredentialTypeKeyPair, KeyPair: &param.KeyPair{ID: "id", Secret: "secret"}},
@@ -95,32 +82,16 @@ func newWorld(t *testing.T) *world {
 	}
 	companion := &function.Companion{Client: c, Movers: movers, Namespace: control}
 	w.functions = function.NewRegistry(append(w.data.Functions(), companion.Functions()...)...)
-	for _, name := range []string{control, shop} {
-		w.must(c.Create(w.context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}}))
-	}
 	for _, list := range []client.ObjectList{&kopiav1alpha1.RepositoryServerList{}, &corev1.PodList{}} {
 		w.play(list)
 	}
 	return w
 }
 
-func (w *world) must(err error) {
-	w.Helper()
-	if err != nil {
-		w.Fatal(err)
-	}
-}
-
-func (w *world) context() context.Context {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-	w.Cleanup(cancel)
-	return ctx
-}
-
 // sub is the same world in a subtest.
 func (w *world) sub(t *testing.T) *world {
 	out := *w
-	out.T = t
+	out.API = w.In(t)
 	return &out
 }
 
@@ -130,7 +101,7 @@ func (w *world) Publish(context.Context, string) error { return nil }
 // play answers to objects as the controllers do that do not run here.
 func (w *world) play(list client.ObjectList) {
 	watcher, err := w.Watch(context.Background(), list)
-	w.must(err)
+	w.Must(err)
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
@@ -427,7 +398,7 @@ func (w *world) exec(name, operation string, params param.TemplateParams, args m
 func (w *world) execWithProgress(name, operation string, params param.TemplateParams, args map[string]any) (map[string]any, api.Progress, error) {
 	w.Helper()
 	f, err := w.functions.Get(name)
-	w.must(err)
+	w.Must(err)
 	for _, required := range f.RequiredArgs() {
 		if _, ok := args[required]; !ok {
 			w.Fatalf("%s needs argument %s", name, required)
@@ -437,7 +408,7 @@ func (w *world) execWithProgress(name, operation string, params param.TemplatePa
 		params.Profile = w.profile
 	}
 	var last api.Progress
-	out, err := f.Exec(w.context(), function.Call{
+	out, err := f.Exec(w.Context(), function.Call{
 		Params: params, Args: args, OperationID: operation, ActionSet: "actionset-" + operation,
 		Log: slog.New(slog.DiscardHandler), Progress: func(p api.Progress) { last = p },
 	})
@@ -450,7 +421,7 @@ func (w *world) claim(name string, modes ...corev1.PersistentVolumeAccessMode) {
 	if len(modes) == 0 {
 		modes = []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce}
 	}
-	w.must(w.Create(w.context(), &corev1.PersistentVolumeClaim{
+	w.Must(w.Create(w.Context(), &corev1.PersistentVolumeClaim{
 		ObjectMeta: metav1.ObjectMeta{Namespace: shop, Name: name},
 		Spec: corev1.PersistentVolumeClaimSpec{
 			AccessModes: modes,
@@ -480,16 +451,16 @@ func (w *world) pod(name, claim string, change ...func(*corev1.Pod)) {
 	for _, c := range change {
 		c(pod)
 	}
-	w.must(w.Create(w.context(), pod))
+	w.Must(w.Create(w.Context(), pod))
 	pod.Status.Phase = corev1.PodRunning
-	w.must(w.Status().Update(w.context(), pod))
+	w.Must(w.Status().Update(w.Context(), pod))
 }
 
 // movers are the temporary pods that are there now.
 func (w *world) movers() []corev1.Pod {
 	w.Helper()
 	var list corev1.PodList
-	w.must(w.List(w.context(), &list, client.InNamespace(shop), client.MatchingLabels{names.ManagedByLabel: names.ManagedByValue}))
+	w.Must(w.List(w.Context(), &list, client.InNamespace(shop), client.MatchingLabels{names.ManagedByLabel: names.ManagedByValue}))
 	return list.Items
 }
 

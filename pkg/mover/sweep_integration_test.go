@@ -10,12 +10,9 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime"
-	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/kanister-kopia/kanister-kopia/internal/testenv"
@@ -26,22 +23,8 @@ import (
 )
 
 func TestIntegrationSweep(t *testing.T) {
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	defer cancel()
-	must := func(err error) {
-		t.Helper()
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-	scheme := runtime.NewScheme()
-	must(clientgoscheme.AddToScheme(scheme))
-	must(crv1alpha1.AddToScheme(scheme))
-	c, err := client.New(testenv.StartAPIServer(t), client.Options{Scheme: scheme})
-	must(err)
-	for _, name := range []string{"control", "shop"} {
-		must(c.Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}}))
-	}
+	c := testenv.NewAPI(t, "control", "shop")
+	ctx, must := c.Context(), c.Must
 	actionSet := func(name string, status *crv1alpha1.ActionSetStatus) string {
 		as := &crv1alpha1.ActionSet{ObjectMeta: metav1.ObjectMeta{Namespace: "control", Name: name}, Spec: &crv1alpha1.ActionSetSpec{}, Status: status}
 		must(c.Create(ctx, as))

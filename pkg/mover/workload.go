@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	appsv1 "k8s.io/api/apps/v1"
+	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -44,14 +45,28 @@ func podOf(namespace, name string, t *corev1.PodTemplateSpec) *corev1.Pod {
 }
 
 // IdentityFor is the identity with which workloads of a namespace use a claim, as
-// far as their pod templates, or running pods, tell.
+// far as their pod templates, or pods, tell.
 func (m *Movers) IdentityFor(ctx context.Context, namespace, claim string) (Identity, error) {
+	users, err := usersOf(ctx, m.Client, namespace, claim)
+	if err != nil {
+		return Identity{}, fmt.Errorf("look for the workload that uses claim %s: %w", claim, err)
+	}
+	return identityOf(users, claim), nil
+}
+
+// usersOf are the pods that may use a claim: those that workloads would make, whether
+// or not any runs, and then those that are there and are nobody's or of a workload
+// that we do not know.
+func usersOf(ctx context.Context, c client.Client, namespace, claim string) ([]*corev1.Pod, error) {
 	var sets appsv1.StatefulSetList
 	var deployments appsv1.DeploymentList
+	var daemons appsv1.DaemonSetList
+	var crons batchv1.CronJobList
+	var jobs batchv1.JobList
 	var pods corev1.PodList
-	for _, list := range []client.ObjectList{&sets, &deployments, &pods} {
-		if err := m.Client.List(ctx, list, client.InNamespace(namespace)); err != nil {
-			return Identity{}, fmt.Errorf("look for the workload that uses claim %s: %w", claim, err)
+	for _, list := range []client.ObjectList{&sets, &deployments, &daemons, &crons, &jobs, &pods} {
+		if err := c.List(ctx, list, client.InNamespace(namespace)); err != nil {
+			return nil, err
 		}
 	}
 	var users []*corev1.Pod
@@ -63,13 +78,22 @@ func (m *Movers) IdentityFor(ctx context.Context, namespace, claim string) (Iden
 	for i := range deployments.Items {
 		users = append(users, PodOfDeployment(&deployments.Items[i], ""))
 	}
+	for i := range daemons.Items {
+		users = append(users, podOf(namespace, "", &daemons.Items[i].Spec.Template))
+	}
+	for i := range crons.Items {
+		users = append(users, podOf(namespace, "", &crons.Items[i].Spec.JobTemplate.Spec.Template))
+	}
+	for i := range jobs.Items {
+		users = append(users, podOf(namespace, "", &jobs.Items[i].Spec.Template))
+	}
 	for i := range pods.Items {
 		// A temporary pod of ours is nobody's workload.
 		if pods.Items[i].Labels[names.ManagedByLabel] != names.ManagedByValue {
 			users = append(users, &pods.Items[i])
 		}
 	}
-	return identityOf(users, claim), nil
+	return users, nil
 }
 
 // identityOf is that of the first user that mounts the claim; what it leaves open
