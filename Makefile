@@ -67,6 +67,7 @@ bench: bench-data cluster images deploy ## Speed and memory; compare figures of 
 	@GOGC=400 go test -run '^$$' -bench . -benchtime 3s -benchmem ./webhook/...
 	@go test -tags integration -run '^$$' -bench . -benchtime 30x ./pkg/actionset
 	@go run ./test/podstart
+	@go run ./test/backuptime
 
 .PHONY: bench-data
 bench-data: tools ## The data path against kopia and restic, without a cluster; BENCH_SCALE=0.1 is quick.

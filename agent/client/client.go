@@ -118,15 +118,10 @@ func (c *Client) do(ctx context.Context, method, path string, body, into any) er
 			return err
 		}
 	}
-	var info api.Info
-	if err := c.ask(ctx, http.MethodGet, "info", 0, nil, &info); err != nil {
+	if _, err := c.Info(ctx); err != nil {
 		return err
 	}
-	version, err := api.Negotiate(c.protocols, info.Protocols())
-	if err != nil {
-		return err
-	}
-	c.protocol.Store(int64(version))
+	version := int(c.protocol.Load())
 	return c.ask(ctx, method, path, version, body, into)
 }
 
@@ -200,9 +195,18 @@ func (c *Client) Cancel(ctx context.Context, id string) error {
 	return c.do(ctx, http.MethodDelete, "operations/"+url.PathEscape(id), nil, nil)
 }
 
-// Info describes the agent, after it was seen that both sides speak a common version.
+// Info describes the agent. It is an error if both sides speak no common version.
 func (c *Client) Info(ctx context.Context) (info api.Info, err error) {
-	return info, c.do(ctx, http.MethodGet, "info", nil, &info)
+	// Asked in no version: the answer says which ones there are.
+	if err := c.ask(ctx, http.MethodGet, "info", 0, nil, &info); err != nil {
+		return api.Info{}, err
+	}
+	version, err := api.Negotiate(c.protocols, info.Protocols())
+	if err != nil {
+		return api.Info{}, err
+	}
+	c.protocol.Store(int64(version))
+	return info, nil
 }
 
 // StartSession asks a repository server for a password; the same id again gives the same one.
@@ -272,7 +276,11 @@ func (c *Client) follow(ctx context.Context, req api.StartRequest, progress func
 				progress(op.Progress)
 				return op, nil
 			}
-			err = c.watch(ctx, req.ID, func(op api.Operation) { progress(op.Progress) })
+			err = c.watch(ctx, req.ID, func(now api.Operation) { op = now; progress(op.Progress) })
+			// What the agent said last stands, however the stream ended.
+			if op.State.Done() {
+				return op, nil
+			}
 			if err == nil {
 				continue
 			}

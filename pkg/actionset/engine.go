@@ -154,16 +154,13 @@ func (e *Engine) start(ctx context.Context, as *crv1alpha1.ActionSet) error {
 	}
 	if as.Status == nil || as.Status.State == "" {
 		as.Status = initialStatus(as.Spec, blueprints)
-		sumUp(as.Status, e.Clock.Now())
-		if err := e.Client.Update(ctx, as); err != nil {
-			return conflictIsNews(err)
-		}
 	}
 	if err := fits(as, blueprints); err != nil {
 		return e.refuse(ctx, as, err)
 	}
 	if as.Status.State == crv1alpha1.StatePending {
 		as.Status.State = crv1alpha1.StateRunning
+		sumUp(as.Status, e.Clock.Now())
 		if err := e.Client.Update(ctx, as); err != nil {
 			return conflictIsNews(err)
 		}

@@ -325,7 +325,6 @@ func TestIntegrationEngine(t *testing.T) {
 			"profile-no-secret": {&crv1alpha1.Credential{Type: pair, KeyPair: &crv1alpha1.KeyPair{IDField: "id", SecretField: "key", Secret: lost}}, "read Secret control/lost"},
 			"profile-no-pair":   {&crv1alpha1.Credential{Type: pair}, "KeyPair cannot be empty"},
 			"profile-of-secret": {&crv1alpha1.Credential{Type: crv1alpha1.CredentialTypeSecret}, "Secret cannot be empty"},
-			"profile-card":      {&crv1alpha1.Credential{Type: "card"}, "Unsupported type 'card' for credentials"},
 			"profile-lost":      {nil, "read Profile control/profile-lost"},
 		} {
 			if c.credential != nil {

@@ -147,8 +147,8 @@ func (r *run) action(ctx context.Context, i int) {
 	}
 }
 
-// begin reads what the templates of an action see, and writes the snapshot down
-// before anything runs.
+// begin reads what the templates of an action see. The snapshot is written down with
+// the state of the first phase, before that runs.
 func (r *run) begin(ctx context.Context, i int) (*param.TemplateParams, error) {
 	spec, status := r.actionSet.Spec.Actions[i], r.actionSet.Status.Actions[i]
 	r.event(corev1.EventTypeNormal, "Started Action", "Executing action "+spec.Name, r.actionSet)
@@ -174,12 +174,12 @@ func (r *run) begin(ctx context.Context, i int) (*param.TemplateParams, error) {
 		}
 		params.PodLabels[jobLabel] = job
 	}
-	if status.Time != "" {
-		return params, nil
+	if status.Time == "" {
+		r.store.later(func(s *crv1alpha1.ActionSetStatus) {
+			s.Actions[i].Time, s.Actions[i].Workload = params.Time, snapshot
+		})
 	}
-	return params, r.store.update(ctx, func(s *crv1alpha1.ActionSetStatus) {
-		s.Actions[i].Time, s.Actions[i].Workload = params.Time, snapshot
-	})
+	return params, nil
 }
 
 // outcome tells an error that is the end of the controller, or of the ActionSet,

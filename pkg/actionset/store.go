@@ -40,6 +40,15 @@ type store struct {
 	// wrote meanwhile, which saves a read for each write; the API server finds out
 	// when somebody did.
 	last *crv1alpha1.ActionSet
+	// waiting goes with the next write.
+	waiting []func(*crv1alpha1.ActionSetStatus)
+}
+
+// later changes the status with the next write.
+func (s *store) later(change func(*crv1alpha1.ActionSetStatus)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.waiting = append(s.waiting, change)
 }
 
 // update changes the status. It outlives ctx: what happened is written down even
@@ -76,12 +85,15 @@ func (s *store) write(ctx context.Context, change func(*crv1alpha1.ActionSetStat
 	if next.UID != s.uid || next.Status == nil {
 		return errDeleted
 	}
+	for _, waiting := range s.waiting {
+		waiting(next.Status)
+	}
 	change(next.Status)
 	sumUp(next.Status, s.clock.Now())
 	if err := s.client.Update(ctx, next); err != nil {
 		return err
 	}
-	s.last = next
+	s.last, s.waiting = next, nil
 	return nil
 }
 

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -39,8 +40,9 @@ type backup struct {
 	record api.Record
 }
 
-// take takes the snapshot and records it.
-func (d *Data) take(ctx context.Context, repo *repository.Repository, agent *agentclient.Client, actionSet string, b backup, progress func(api.Progress)) (api.Record, error) {
+// take takes the snapshot and records it. The agent is asked for when all else is
+// ready.
+func (d *Data) take(ctx context.Context, repo *repository.Repository, agentOf func() (*agentclient.Client, error), actionSet string, b backup, progress func(api.Progress)) (api.Record, error) {
 	hostname := repo.Tenant().NamespaceUID
 	sourcePath := repo.SourcePath(b.username, b.path)
 	record := b.record
@@ -48,6 +50,10 @@ func (d *Data) take(ctx context.Context, repo *repository.Repository, agent *age
 	record.BackupID = repository.Token(repo.ID(), b.operation+"/id")
 	record.BackupTag = repository.Token(repo.ID(), b.operation+"/tag")
 	err := d.session(ctx, repo, b.operation, b.username, hostname, func(credentials *api.Credentials) error {
+		agent, err := agentOf()
+		if err != nil {
+			return err
+		}
 		result, err := agent.Run(ctx, api.StartRequest{
 			ID: b.operation, Kind: api.KindSnapshot, Credentials: credentials, RateLimit: b.options.RateLimit,
 			Snapshot: &api.SnapshotRequest{
@@ -101,15 +107,26 @@ func (p podPath) String() string {
 	return fmt.Sprintf("%s of container %s in pod %s/%s", p.path, p.container, p.namespace, p.pod)
 }
 
-// takeFrom backs a path of a running pod up through the agent in it. prefix is
-// resolved.
-func (d *Data) takeFrom(ctx context.Context, call Call, repo *repository.Repository, operation, prefix string, from source, progress func(api.Progress)) (api.Record, error) {
-	agent, err := d.Agents.Connect(ctx, from.namespace, from.pod, names.AgentContainer)
-	if err != nil {
-		return api.Record{}, err
+// reach begins to reach the agent in a pod and returns what waits for it, so that
+// other things may be done meanwhile. Call done.
+func (d *Data) reach(ctx context.Context, namespace, pod string) (agent func() (*agentclient.Client, error), done func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	agent = sync.OnceValues(func() (*agentclient.Client, error) {
+		return d.Agents.Connect(ctx, namespace, pod, names.AgentContainer)
+	})
+	go agent()
+	return agent, func() {
+		cancel()
+		if client, err := agent(); err == nil {
+			client.Close()
+		}
 	}
-	defer agent.Close()
-	record, err := d.take(ctx, repo, agent, call.ActionSet, backup{
+}
+
+// takeFrom backs a path of a running pod up through the agent in it, which is being
+// reached. prefix is resolved.
+func (d *Data) takeFrom(ctx context.Context, call Call, repo *repository.Repository, agentOf func() (*agentclient.Client, error), operation, prefix string, from source, progress func(api.Progress)) (api.Record, error) {
+	record, err := d.take(ctx, repo, agentOf, call.ActionSet, backup{
 		operation: operation, username: from.username, volume: from.VolumeName, path: from.PathInVolume, options: from.options,
 		record: api.Record{
 			Prefix: prefix, AbsolutePath: path.Clean(from.path), Namespace: from.namespace, Pod: from.pod,

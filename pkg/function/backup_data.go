@@ -37,12 +37,14 @@ func (f *backupData) Exec(ctx context.Context, call Call) (map[string]any, error
 	if err != nil {
 		return nil, err
 	}
+	agent, done := f.reach(ctx, from.namespace, from.pod)
+	defer done()
 	repo, err := f.open(ctx, call, from.namespace)
 	if err != nil {
 		return nil, err
 	}
 	defer repo.Close()
-	record, err := f.takeFrom(ctx, call, repo, call.OperationID, resolvePrefix(call.Params.Profile, prefix), source, call.Progress)
+	record, err := f.takeFrom(ctx, call, repo, agent, call.OperationID, resolvePrefix(call.Params.Profile, prefix), source, call.Progress)
 	if err != nil {
 		return nil, err
 	}

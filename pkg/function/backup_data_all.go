@@ -58,7 +58,9 @@ func (f *backupDataAll) Exec(ctx context.Context, call Call) (map[string]any, er
 		if err != nil {
 			return api.Record{}, err
 		}
-		return f.takeFrom(ctx, call, repo, part(call.OperationID, pod),
+		agent, done := f.reach(ctx, from.namespace, pod)
+		defer done()
+		return f.takeFrom(ctx, call, repo, agent, part(call.OperationID, pod),
 			podPrefix(call.Params.Profile, prefix, pod), source, progress.of(i))
 	})
 	if ctx.Err() != nil {

@@ -9,6 +9,7 @@ import (
 	"path"
 
 	"github.com/kanister-kopia/kanister-kopia/agent/api"
+	agentclient "github.com/kanister-kopia/kanister-kopia/agent/client"
 	"github.com/kanister-kopia/kanister-kopia/pkg/mover"
 )
 
@@ -63,7 +64,8 @@ func (f *copyVolumeData) Exec(ctx context.Context, call Call) (map[string]any, e
 		Prefix: "copy-vol-data-", OperationID: call.OperationID, Namespace: namespace,
 		Claims: []string{claim}, Identity: identity, Reads: true,
 	}, overrides, func(m *mover.Mover) error {
-		record, err = f.take(ctx, repo, m.Agent, call.ActionSet, backup{
+		agent := func() (*agentclient.Client, error) { return m.Agent, nil }
+		record, err = f.take(ctx, repo, agent, call.ActionSet, backup{
 			// As whoever backs the claim up through a sidecar: the next backup finds this one.
 			operation: call.OperationID, username: claimUser(claim), volume: m.VolumeOf(claim), path: "/",
 			// The claim's place in Kanister's pod is what a restore counts from.

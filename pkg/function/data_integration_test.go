@@ -13,6 +13,7 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -20,6 +21,7 @@ import (
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/utils/clock"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/kanister-kopia/kanister-kopia/agent/api"
@@ -29,6 +31,7 @@ import (
 	"github.com/kanister-kopia/kanister-kopia/pkg/function"
 	"github.com/kanister-kopia/kanister-kopia/pkg/names"
 	"github.com/kanister-kopia/kanister-kopia/pkg/param"
+	"github.com/kanister-kopia/kanister-kopia/pkg/repository"
 )
 
 func TestMain(m *testing.M) { testenv.Main(m) }
@@ -55,6 +58,7 @@ func TestIntegrationFunctions(t *testing.T) {
 	t.Run("ScaleWorkload", func(t *testing.T) { testScaleWorkload(w.sub(t)) })
 	t.Run("KubeOps", func(t *testing.T) { testKubeOps(w.sub(t)) })
 	t.Run("Wait", func(t *testing.T) { testWait(w.sub(t)) })
+	t.Run("at once", func(t *testing.T) { testAtOnce(w.sub(t)) })
 	t.Run("movers", func(t *testing.T) { testTurns(w.sub(t)) })
 	t.Run("whose claim", func(t *testing.T) { testIdentityFor(w.sub(t)) })
 	t.Run("resume", func(t *testing.T) { testResume(w.sub(t)) })
@@ -162,6 +166,44 @@ func testBackupData(w *world) {
 			w.Errorf("%d servers take any certificate, want the two that were asked to", insecure)
 		}
 	})
+}
+
+// meeting is a way to agents that opens when all who are expected want to go.
+type meeting struct {
+	*world
+	arrived *sync.WaitGroup
+	once    *sync.Once
+}
+
+func (m meeting) Connect(ctx context.Context, namespace, pod, container string) (*agentclient.Client, error) {
+	m.once.Do(m.arrived.Done)
+	all := make(chan struct{})
+	go func() { m.arrived.Wait(); close(all) }()
+	select {
+	case <-all:
+		return m.world.Connect(ctx, namespace, pod, container)
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
+
+// The agent in the pod and that of the repository server are reached at once.
+func testAtOnce(w *world) {
+	w.claim("once")
+	w.pod("once", "once")
+	w.script("once", saves(1, func(api.StartRequest) {}))
+	var arrived sync.WaitGroup
+	arrived.Add(2)
+	data := *w.data
+	data.Agents = meeting{w, &arrived, &sync.Once{}}
+	data.Repositories = &repository.Manager{
+		Client: w, Namespace: control, Agents: meeting{w, &arrived, &sync.Once{}}, Clock: clock.RealClock{}, CA: w.data.Repositories.CA,
+	}
+	w.functions = function.NewRegistry(data.Functions()...)
+	_, err := w.exec("BackupData", "once-1", param.TemplateParams{}, args{
+		"namespace": shop, "pod": "once", "container": "app", "includePath": "/data", "backupArtifactPrefix": "once",
+	})
+	w.Must(err)
 }
 
 func testBackupDataAll(w *world) {

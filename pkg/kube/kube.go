@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package kube holds the two things that every part of the controller does with
-// an object of the cluster: make it so (Apply) and wait until it is so (Await).
+// Package kube holds what several parts of the controller do with objects of the
+// cluster: make one so (Apply), wait until it is so (Await), tell what kind a reference
+// means (KindOf) and why a pod does not run (Failure).
 package kube
 
 import (
@@ -55,6 +56,10 @@ var ErrGone = errors.New("the object is gone")
 // state may come again. It watches, and starts again when the watch breaks. list
 // is an empty list of the object's type. With ctx's end the error is ctx's cause.
 func Await[T client.Object](ctx context.Context, c client.WithWatch, key client.ObjectKey, obj T, list client.ObjectList, done func(T) (bool, error)) error {
+	// Mostly it is so already, and a watch costs more than a look.
+	if ok, err := look(ctx, c, key, obj, done); ok || err != nil {
+		return err
+	}
 	for {
 		if ok, err := follow(ctx, c, key, obj, list, done); ok || err != nil {
 			return err
@@ -62,14 +67,28 @@ func Await[T client.Object](ctx context.Context, c client.WithWatch, key client.
 	}
 }
 
+// look is one look at the object.
+func look[T client.Object](ctx context.Context, c client.Client, key client.ObjectKey, obj T, done func(T) (bool, error)) (bool, error) {
+	err := c.Get(ctx, key, obj)
+	switch {
+	case apierrors.IsNotFound(err):
+		return false, failed(ctx, key, obj, ErrGone)
+	case err != nil:
+		return false, failed(ctx, key, obj, err)
+	}
+	return done(obj)
+}
+
+func failed(ctx context.Context, key client.ObjectKey, obj client.Object, err error) error {
+	if ctx.Err() != nil {
+		err = context.Cause(ctx)
+	}
+	return fmt.Errorf("wait for %T %s: %w", obj, key, err)
+}
+
 // follow is one watch. False without an error: it broke off.
 func follow[T client.Object](ctx context.Context, c client.WithWatch, key client.ObjectKey, obj T, list client.ObjectList, done func(T) (bool, error)) (bool, error) {
-	fail := func(err error) (bool, error) {
-		if ctx.Err() != nil {
-			err = context.Cause(ctx)
-		}
-		return false, fmt.Errorf("wait for %T %s: %w", obj, key, err)
-	}
+	fail := func(err error) (bool, error) { return false, failed(ctx, key, obj, err) }
 	w, err := c.Watch(ctx, list, client.InNamespace(key.Namespace),
 		client.MatchingFieldsSelector{Selector: fields.OneTermEqualSelector("metadata.name", key.Name)})
 	if err != nil {
@@ -77,12 +96,7 @@ func follow[T client.Object](ctx context.Context, c client.WithWatch, key client
 	}
 	defer w.Stop()
 	// After the watch began, so that nothing is missed between the two.
-	if err := c.Get(ctx, key, obj); apierrors.IsNotFound(err) {
-		return fail(ErrGone)
-	} else if err != nil {
-		return fail(err)
-	}
-	if ok, err := done(obj); ok || err != nil {
+	if ok, err := look(ctx, c, key, obj, done); ok || err != nil {
 		return ok, err
 	}
 	for {

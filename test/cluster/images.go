@@ -170,20 +170,8 @@ func (e *env) extraImages(ctx context.Context) ([]string, error) {
 		}
 		names = append(names, spec.name)
 	}
-	tar, err := e.postgresTar(ctx)
-	if err != nil {
-		return nil, err
-	}
-	postgres := registry + "postgres:15"
-	if err := e.imported(ctx, postgres, tar, `ENV PATH=/usr/lib/postgresql/15/bin:/usr/local/bin:/usr/bin:/bin
-COPY entrypoint.sh /usr/local/bin/entrypoint.sh
-USER 999
-STOPSIGNAL SIGINT
-ENTRYPOINT ["/usr/local/bin/entrypoint.sh"]
-`, map[string]string{"entrypoint.sh": filepath.Join(e.here, "postgres", "entrypoint.sh")}); err != nil {
-		return nil, err
-	}
-	return append(names, postgres), nil
+	databases, err := e.databaseImages(ctx)
+	return append(names, databases...), err
 }
 
 // stage cuts one stage out of a Dockerfile: the classic builder would build all

@@ -31,12 +31,10 @@ func (e *env) debootstrap(ctx context.Context, name, packages, recipe string, fi
 	if err != nil {
 		return "", err
 	}
-	dir, built, err := e.cache.get("debian-"+name, key, func(dir string) error {
+	return e.fileSystem(ctx, name, key, func(root string) error {
 		if err := e.packages(ctx, map[string]string{"debootstrap": "debootstrap"}); err != nil {
 			return err
 		}
-		e.log.say("%s: unpacking Debian packages …", name)
-		root := filepath.Join(dir, "root")
 		args := []string{"--variant=minbase"}
 		if packages != "" {
 			args = append(args, "--include="+packages)
@@ -44,7 +42,19 @@ func (e *env) debootstrap(ctx context.Context, name, packages, recipe string, fi
 		if _, err := e.log.run(ctx, cmd{}, "debootstrap", append(args, debianSuite, root, debianMirror())...); err != nil {
 			return err
 		}
-		if err := finish(root); err != nil {
+		return finish(root)
+	})
+}
+
+// fileSystem is a cached tar file of what fill puts into an empty directory.
+func (e *env) fileSystem(ctx context.Context, name, key string, fill func(root string) error) (tar string, err error) {
+	dir, built, err := e.cache.get("debian-"+name, key, func(dir string) error {
+		e.log.say("%s: unpacking Debian packages …", name)
+		root := filepath.Join(dir, "root")
+		if err := os.Mkdir(root, 0o755); err != nil {
+			return err
+		}
+		if err := fill(root); err != nil {
 			return err
 		}
 		for _, junk := range []string{"var/cache/apt", "var/lib/apt/lists", "usr/share/doc", "usr/share/man", "usr/share/locale"} {
@@ -155,29 +165,4 @@ func baseRuntimeSpec(printed string) ([]byte, error) {
 		"createContainer": []any{map[string]any{"path": "/kind/bin/mount-product-files.sh"}},
 	}
 	return json.Marshal(spec)
-}
-
-// postgresRecipe installs PostgreSQL without making a database.
-const postgresRecipe = `
-mkdir -p /etc/postgresql-common
-echo create_main_cluster=false > /etc/postgresql-common/createcluster.conf
-printf '#!/bin/sh\nexit 101\n' > /usr/sbin/policy-rc.d && chmod +x /usr/sbin/policy-rc.d
-groupadd --gid 999 postgres && useradd --uid 999 --gid 999 --home-dir /var/lib/postgresql --shell /bin/sh postgres
-apt-get update && apt-get install -y --no-install-recommends postgresql-15
-rm -f /usr/sbin/policy-rc.d
-chown -R 999:999 /var/lib/postgresql /var/run/postgresql
-chmod 1777 /var/run/postgresql
-`
-
-func (e *env) postgresTar(ctx context.Context) (string, error) {
-	return e.debootstrap(ctx, "postgres", "", postgresRecipe, func(root string) error {
-		resolv, err := os.ReadFile("/etc/resolv.conf")
-		if err != nil {
-			return err
-		}
-		if err := os.WriteFile(filepath.Join(root, "etc/resolv.conf"), resolv, 0o644); err != nil {
-			return err
-		}
-		return e.chroot(ctx, root, postgresRecipe)
-	})
 }

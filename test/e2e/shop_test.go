@@ -156,7 +156,7 @@ var _ = Describe("a PostgreSQL backed up, destroyed and restored", Ordered, func
 
 		planted := secretsOf(ctx)
 		Expect(len(planted)).To(BeNumerically(">=", 2), "the storage key and a repository password")
-		for where, text := range visible(ctx) {
+		for where, text := range visible(ctx, scenario.ShopNamespace) {
 			for name, secret := range planted {
 				Expect(strings.Contains(text, secret)).To(BeFalse(), "%s shows %s", where, name)
 			}
@@ -228,19 +228,20 @@ func secretsOf(ctx context.Context) map[string]string {
 	return planted
 }
 
-// visible is what people and neighbours see: objects, logs and process lists.
-func visible(ctx context.Context) map[string]string {
+// visible is what people and neighbours see of an application and of the control
+// plane: objects, logs and process lists.
+func visible(ctx context.Context, application string) map[string]string {
 	GinkgoHelper()
 	out := map[string]string{}
 	for _, args := range []string{
-		"get pods,statefulsets,configmaps,events,persistentvolumeclaims -n shop -o yaml",
+		"get pods,statefulsets,configmaps,events,persistentvolumeclaims -o yaml -n " + application,
 		"get actionsets,blueprints,profiles,repositoryservers,events,pods,deployments,configmaps -n kanister-kopia -o yaml",
 	} {
 		text, err := cluster.Kubectl(ctx, strings.Fields(args)...)
 		Expect(err).NotTo(HaveOccurred())
 		out["kubectl "+args] = text
 	}
-	for _, namespace := range []string{scenario.ShopNamespace, names.ControlPlaneNamespace} {
+	for _, namespace := range []string{application, names.ControlPlaneNamespace} {
 		var pods corev1.PodList
 		Expect(cluster.List(ctx, &pods, client.InNamespace(namespace))).To(Succeed())
 		for _, pod := range pods.Items {
@@ -259,9 +260,7 @@ func visible(ctx context.Context) map[string]string {
 // repositoryOf is the repository of the shop's last backup.
 func repositoryOf(ctx context.Context, shop *scenario.Shop) *kopiav1alpha1.RepositoryServer {
 	GinkgoHelper()
-	id := scenario.Output(shop.LastBackup(), "saveBase", "backupID")
-	Expect(id).To(ContainSubstring("-"))
-	var repo kopiav1alpha1.RepositoryServer
-	Expect(cluster.Get(ctx, client.ObjectKey{Namespace: names.ControlPlaneNamespace, Name: id[:strings.LastIndexByte(id, '-')]}, &repo)).To(Succeed())
-	return &repo
+	repo, err := cluster.RepositoryOf(ctx, scenario.Output(shop.LastBackup(), "saveBase", "backupID"))
+	Expect(err).NotTo(HaveOccurred())
+	return repo
 }

@@ -187,6 +187,17 @@ func (c *Cluster) NodeNetwork(ctx context.Context) (string, error) {
 	return file, err
 }
 
+// RepositoryOf is the repository that a backup is in: its id begins with the name.
+func (c *Cluster) RepositoryOf(ctx context.Context, backupID string) (*kopiav1alpha1.RepositoryServer, error) {
+	i := strings.LastIndexByte(backupID, '-')
+	if i < 0 {
+		return nil, fmt.Errorf("backup id %q names no repository", backupID)
+	}
+	var rs kopiav1alpha1.RepositoryServer
+	err := c.Get(ctx, client.ObjectKey{Namespace: names.ControlPlaneNamespace, Name: backupID[:i]}, &rs)
+	return &rs, err
+}
+
 // DeleteNamespace deletes a namespace with all that is in it and waits for its end.
 // Its repositories' servers go too: a namespace made anew is another tenant.
 func (c *Cluster) DeleteNamespace(ctx context.Context, name string) error {
@@ -195,7 +206,7 @@ func (c *Cluster) DeleteNamespace(ctx context.Context, name string) error {
 		return fmt.Errorf("list repository servers: %w", err)
 	}
 	for i := range servers.Items {
-		if servers.Items[i].Spec.Tenant.Namespace != name {
+		if t := servers.Items[i].Spec.Tenant; t == nil || t.Namespace != name {
 			continue
 		}
 		if err := client.IgnoreNotFound(c.Delete(ctx, &servers.Items[i])); err != nil {

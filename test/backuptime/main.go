@@ -1,0 +1,184 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Backuptime measures how long a backup of a small volume takes, from the creation of
+// the ActionSet to its completion, on the cluster of `make cluster`: with the
+// repository's server running, with the server stopped, and for the first time.
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/signal"
+	"slices"
+	"syscall"
+	"time"
+
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	crv1alpha1 "github.com/kanister-kopia/kanister-kopia/pkg/apis/cr/v1alpha1"
+	kopiav1alpha1 "github.com/kanister-kopia/kanister-kopia/pkg/apis/kopia/v1alpha1"
+	"github.com/kanister-kopia/kanister-kopia/pkg/names"
+	"github.com/kanister-kopia/kanister-kopia/test/scenario"
+)
+
+const (
+	name       = "bench-backup" // of namespace, StatefulSet, Blueprint and Profile
+	warmRounds = 20
+	coldRounds = 5
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx); err != nil {
+		fmt.Fprintln(os.Stderr, "backuptime:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context) error {
+	c, err := scenario.Open()
+	if err != nil {
+		return err
+	}
+	if err := prepare(ctx, c); err != nil {
+		return err
+	}
+	defer func() { _ = c.DeleteNamespace(context.WithoutCancel(ctx), name) }()
+
+	first, as, err := backup(ctx, c)
+	if err != nil {
+		return err
+	}
+	report("new repository", "no budget", []time.Duration{first})
+	var warm, cold []time.Duration
+	for range warmRounds {
+		took, _, err := backup(ctx, c)
+		if err != nil {
+			return err
+		}
+		warm = append(warm, took)
+	}
+	report("server running", "budget 800 ms", warm)
+	for range coldRounds {
+		if err := stopServer(ctx, c, scenario.Output(as, "save", "backupID")); err != nil {
+			return err
+		}
+		took, _, err := backup(ctx, c)
+		if err != nil {
+			return err
+		}
+		cold = append(cold, took)
+	}
+	report("server stopped", "budget 6000 ms", cold)
+	return nil
+}
+
+func report(what, budget string, took []time.Duration) {
+	slices.Sort(took)
+	fmt.Printf("BackupData of 1 MiB, %s, ActionSet created to complete: median of %d: %d ms, %d to %d ms (%s)\n", what,
+		len(took), took[len(took)/2].Milliseconds(), took[0].Milliseconds(), took[len(took)-1].Milliseconds(), budget)
+}
+
+// prepare makes a pod with an agent and a small volume.
+func prepare(ctx context.Context, c *scenario.Cluster) error {
+	keys, err := c.StartS3(ctx)
+	if err != nil {
+		return err
+	}
+	if err := c.PutProfile(ctx, name, keys, name); err != nil {
+		return err
+	}
+	if err := c.DeleteNamespace(ctx, name); err != nil {
+		return err
+	}
+	if err := c.Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{
+		Name: name, Labels: map[string]string{names.InjectionLabel: names.InjectionEnabled},
+	}}); err != nil {
+		return err
+	}
+	if err := c.Bind(ctx, name, "kanister-kopia-namespace"); err != nil {
+		return err
+	}
+	if err := c.Blueprint(ctx, &crv1alpha1.Blueprint{
+		ObjectMeta: metav1.ObjectMeta{Name: name},
+		Actions: map[string]*crv1alpha1.BlueprintAction{"backup": {
+			OutputArtifacts: map[string]crv1alpha1.Artifact{"files": {KeyValue: map[string]string{"id": "{{ .Phases.save.Output.backupID }}"}}},
+			Phases: []crv1alpha1.BlueprintPhase{{Func: "BackupData", Name: "save", Args: crv1alpha1.JSONMap{
+				"namespace": "{{ .StatefulSet.Namespace }}", "pod": "{{ index .StatefulSet.Pods 0 }}", "container": "app",
+				"includePath": "/data", "backupArtifactPrefix": "{{ .Profile.Location.Bucket }}/" + name,
+			}}},
+		}},
+	}); err != nil {
+		return err
+	}
+	labels, uid := map[string]string{"app": name}, int64(1000)
+	if err := c.Create(ctx, &appsv1.StatefulSet{
+		ObjectMeta: metav1.ObjectMeta{Namespace: name, Name: name},
+		Spec: appsv1.StatefulSetSpec{
+			ServiceName: name, Selector: &metav1.LabelSelector{MatchLabels: labels},
+			Template: corev1.PodTemplateSpec{
+				ObjectMeta: metav1.ObjectMeta{Labels: map[string]string{"app": name, names.InjectLabel: "true"}},
+				Spec: corev1.PodSpec{
+					TerminationGracePeriodSeconds: new(int64(0)),
+					SecurityContext:               &corev1.PodSecurityContext{RunAsUser: &uid, FSGroup: &uid},
+					Containers: []corev1.Container{{
+						Name: "app", Image: "kanister-kopia.local/busybox:dev", ImagePullPolicy: corev1.PullIfNotPresent,
+						Command:      []string{"sh", "-c", "head -c 1048576 /dev/urandom > /data/file && sleep 1000000"},
+						VolumeMounts: []corev1.VolumeMount{{Name: "data", MountPath: "/data"}},
+					}},
+				},
+			},
+			VolumeClaimTemplates: []corev1.PersistentVolumeClaim{{
+				ObjectMeta: metav1.ObjectMeta{Name: "data"},
+				Spec: corev1.PersistentVolumeClaimSpec{
+					AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce},
+					Resources:   corev1.VolumeResourceRequirements{Requests: corev1.ResourceList{corev1.ResourceStorage: resource.MustParse("1Gi")}},
+				},
+			}},
+		},
+	}); err != nil {
+		return err
+	}
+	return c.Rollout(ctx, name, "statefulset/"+name)
+}
+
+// backup runs the backup and returns how long it took.
+func backup(ctx context.Context, c *scenario.Cluster) (time.Duration, *crv1alpha1.ActionSet, error) {
+	began := time.Now()
+	as, err := c.Run(ctx, &crv1alpha1.ActionSet{
+		ObjectMeta: metav1.ObjectMeta{GenerateName: name + "-"},
+		Spec:       &crv1alpha1.ActionSetSpec{Actions: []crv1alpha1.ActionSpec{scenario.Action("backup", name, name, name, name)}},
+	}, nil)
+	took := time.Since(began)
+	if err != nil {
+		return 0, nil, err
+	}
+	return took, as, c.Delete(ctx, as)
+}
+
+// stopServer stops the server of the repository that a backup is in, as the controller
+// does with one that nobody uses, and waits until it is gone.
+func stopServer(ctx context.Context, c *scenario.Cluster, backupID string) error {
+	rs, err := c.RepositoryOf(ctx, backupID)
+	if err != nil {
+		return err
+	}
+	before := rs.DeepCopy()
+	delete(rs.Annotations, names.Group+"/revision")
+	if err := c.Patch(ctx, rs, client.MergeFrom(before)); err != nil {
+		return err
+	}
+	if _, err := c.Kubectl(ctx, "wait", "--for=jsonpath={.status.phase}="+string(kopiav1alpha1.PhaseStopped),
+		"repositoryserver/"+rs.Name, "-n", rs.Namespace, "--timeout=3m"); err != nil {
+		return err
+	}
+	_, err = c.Kubectl(ctx, "wait", "--for=delete", "pod", "-n", rs.Namespace, "--timeout=3m",
+		"-l", names.RepositoryLabel+"="+rs.Name+","+names.ComponentLabel+"=repository-server")
+	return err
+}
