@@ -195,7 +195,7 @@ func (c *Cluster) DeleteNamespace(ctx context.Context, name string) error {
 		return fmt.Errorf("list repository servers: %w", err)
 	}
 	for i := range servers.Items {
-		if servers.Items[i].Spec.Tenant.Namespace != name {
+		if t := servers.Items[i].Spec.Tenant; t == nil || t.Namespace != name {
 			continue
 		}
 		if err := client.IgnoreNotFound(c.Delete(ctx, &servers.Items[i])); err != nil {
