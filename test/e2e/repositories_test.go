@@ -140,12 +140,19 @@ var _ = Describe("repositories of many namespaces under load", Ordered, Label("s
 		for _, v := range victims {
 			Expect(killed).To(HaveKey(v.name), "no %s was killed", v.name)
 		}
-		Expect(stops).To(BeNumerically(">", 0), "no server was stopped in between")
 	}, SpecTimeout(killingTime+long))
 
 	It("works again as soon as nothing is killed any more", func(ctx SpecContext) {
 		Expect(cluster.Rollout(ctx, names.ControlPlaneNamespace, "deployment/kanister-kopia-controller")).To(Succeed())
 		Expect(cluster.Rollout(ctx, scenario.S3Namespace, "deployment/s3")).To(Succeed())
+		// On a slow machine none had the time to be stopped in between.
+		Eventually(func() bool {
+			return slices.ContainsFunc(apps, func(a *application) bool {
+				return slices.ContainsFunc(serversOf(ctx, a), func(rs kopiav1alpha1.RepositoryServer) bool {
+					return rs.Status.Phase == kopiav1alpha1.PhaseStopped
+				})
+			})
+		}).WithContext(ctx).WithTimeout(short).Should(BeTrue(), "a server that nobody uses is stopped")
 		each(apps, len(apps), func(a *application) {
 			// A server that failed to start waits before it is tried again.
 			Eventually(func() error { return a.backup(ctx) }).WithContext(ctx).WithTimeout(short).WithPolling(time.Second).Should(Succeed(), a.namespace)
