@@ -48,9 +48,11 @@ integration: need-cc tools ## Against a real API server, Kopia server and S3 gat
 	@$(GO_TEST) -timeout 45m -count 1 -tags integration -run Integration $$(go list -tags integration ./... | grep -v /test/)
 
 # The long trials and the fuzz targets are found by their names: TestIntegrationSoak…
-# behind the build tag soak, and Fuzz….
+# behind the build tag soak, and Fuzz…. On the cluster, the tag makes the specs with the
+# label soak longer.
 .PHONY: soak
-soak: need-cc tools ## The trials of minutes and hours: long cuts, leaks, large data, each fuzz target for FUZZTIME=5m.
+soak: need-cc tools cluster images deploy ## The trials of minutes and hours: long cuts, leaks, large data, each fuzz target for FUZZTIME=5m.
+	@$(GO_TEST) -timeout 90m -tags e2e,soak -count 1 ./test/e2e -args -ginkgo.v -ginkgo.label-filter=soak
 	@$(GO_TEST) -timeout 6h -count 1 -tags integration,soak -run Soak -v $$(go list -tags integration,soak ./... | grep -v /test/)
 	@git grep -oE '^func Fuzz[A-Za-z0-9_]+' -- '*_test.go' | sed 's/:func / /' | while read -r file target; do \
 	  echo "== $$target"; \

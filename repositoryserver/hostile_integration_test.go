@@ -147,6 +147,15 @@ func TestIntegrationUsersAreConfined(t *testing.T) {
 		_, err := saveSnapshot(ctx, rw, snapshot.SourceInfo{UserName: self.UserName, Host: self.Host, Path: "/planted"}, planted)
 		return err
 	}))
+	// What it says whose snapshot it is counts for nothing, either.
+	w.must(write(ctx, rep, func(ctx context.Context, rw repo.RepositoryWriter) error {
+		_, err := rw.PutManifest(ctx, map[string]string{"type": "snapshot", "username": self.UserName, "hostname": self.Host, "path": "/"}, &snapshot.Manifest{
+			Source:    snapshot.SourceInfo{UserName: "pvc.data", Host: host, Path: "/"},
+			StartTime: fs.UTCTimestampFromTime(time.Now().AddDate(1, 0, 0)), EndTime: fs.UTCTimestampFromTime(time.Now().AddDate(1, 0, 0)),
+			RootEntry: &snapshot.DirEntry{Name: "f", Type: snapshot.EntryTypeFile, FileSize: 4},
+		})
+		return err
+	}))
 	before := w.manifests()
 
 	sources, err := snapshot.ListSources(ctx, rep)
@@ -167,6 +176,7 @@ func TestIntegrationUsersAreConfined(t *testing.T) {
 	for name, labels := range map[string]map[string]string{
 		"rule": {"type": "acl"}, "policy": {"type": "policy", "policyType": "global"}, "account": {"type": "user", "username": "pvc.data@" + host},
 		"maintenance": {"type": "maintenance"}, "record": {"type": "kanister-backup", "id": "x"}, "unknown": {"type": "other"},
+		"notification":             {"type": "notificationProfile", "profile": "x"},
 		"snapshot of another user": {"type": "snapshot"},
 		"own rule":                 {"type": "acl", "username": self.UserName, "hostname": self.Host},
 		"own policy":               {"type": "policy", "policyType": "global", "username": self.UserName, "hostname": self.Host},
@@ -209,6 +219,10 @@ func TestIntegrationUsersAreConfined(t *testing.T) {
 	}
 	if listed, _ := w.list(s, "list", api.ListRequest{KeyID: "default"}); !slices.Equal(listed, []string{record.BackupID}) {
 		t.Errorf("listed %v, want the one backup", listed)
+	}
+	// The others' next backup goes on from their own last one.
+	if next := w.backup(s, agent, "op-2", "/"); next.Snapshot.CachedFiles != 1 || next.Snapshot.RootObject != record.Snapshot.RootObject {
+		t.Errorf("the next backup: %+v", next.Snapshot)
 	}
 }
 

@@ -47,11 +47,18 @@ type world struct {
 	config repositoryserver.Config
 	// passwords of all sessions that were opened.
 	passwords []string
+	// environment of the server and of maintenance, besides this process's.
+	environment []string
 }
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
-	w := &world{T: t, s3: testenv.StartS3(t), plane: testenv.NewControlPlane(t)}
+	return newWorldOn(t, testenv.StartS3(t))
+}
+
+func newWorldOn(t *testing.T, s3 *testenv.S3) *world {
+	t.Helper()
+	w := &world{T: t, s3: s3, plane: testenv.NewControlPlane(t)}
 	w.config = repositoryserver.Config{
 		RepositoryID: "shop-test", Password: "repository-password-1b2c", AllowCreate: true,
 		Storage: repositoryserver.StorageConfig{
@@ -82,7 +89,7 @@ func (w *world) launch(config repositoryserver.Config) (p *testenv.Process, list
 	w.plane.CA.IssueTo(w, filepath.Join(dir, "tls"), testenv.Leaf{IPs: []net.IP{net.IPv4(127, 0, 0, 1)}, Usage: x509.ExtKeyUsageServerAuth})
 	listen, agent, health = testenv.Port(w), testenv.Port(w), testenv.Port(w)
 	loopback := func(port int) string { return fmt.Sprintf("127.0.0.1:%d", port) }
-	return testenv.Start(w, nil, testenv.Program(w, "repository-server"), "serve", "--config", file,
+	return testenv.Start(w, func(c *exec.Cmd) { c.Env = append(os.Environ(), w.environment...) }, testenv.Program(w, "repository-server"), "serve", "--config", file,
 		"--tls-dir", filepath.Join(dir, "tls"), "--ca-dir", w.plane.CADir,
 		"--state-dir", filepath.Join(dir, "state"),
 		"--listen", loopback(listen), "--agent-listen", loopback(agent),

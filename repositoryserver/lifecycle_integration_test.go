@@ -79,9 +79,11 @@ func (w *world) maintain(args ...string) (repositoryserver.MaintenanceResult, st
 	w.must(err)
 	config, result := filepath.Join(dir, "config.json"), filepath.Join(dir, "result")
 	w.must(os.WriteFile(config, raw, 0o600))
-	out, err := exec.CommandContext(w.context(), testenv.Program(w, "repository-server"), append([]string{
+	cmd := exec.CommandContext(w.context(), testenv.Program(w, "repository-server"), append([]string{
 		"maintain", "--config", config, "--state-dir", filepath.Join(dir, "state"), "--result", result,
-	}, args...)...).CombinedOutput()
+	}, args...)...)
+	cmd.Env = append(os.Environ(), w.environment...)
+	out, err := cmd.CombinedOutput()
 	w.noSecrets("the maintenance's log", out)
 	var done repositoryserver.MaintenanceResult
 	if err != nil {
@@ -114,7 +116,7 @@ func TestIntegrationMaintenance(t *testing.T) {
 	record := w.backup(s, agent, "op-1", "/")
 	w.backup(s, agent, "op-2", "/")
 	quick, message := w.maintain("--mode", "quick")
-	if message != "" || quick.Contents < 20 || quick.IndexBlobs == 0 || quick.StoredBytes == 0 || quick.VerifiedFiles != 0 {
+	if message != "" || quick.Contents < 20 || quick.Sources != 1 || quick.IndexBlobs == 0 || quick.StoredBytes == 0 || quick.VerifiedFiles != 0 {
 		t.Errorf("quick: %+v %s", quick, message)
 	}
 	full, message := w.maintain("--mode", "full", "--verify-percent", "100")

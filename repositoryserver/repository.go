@@ -158,7 +158,10 @@ func initialize(ctx context.Context, c Config, st blob.Storage) error {
 	if errors.Is(err, repo.ErrAlreadyInitialized) {
 		return nil // by another server of ours, a moment ago
 	}
-	if err != nil {
+	switch {
+	case err != nil && period > 0:
+		return fmt.Errorf("make repository with object lock, which the bucket must have been made with: %w", err)
+	case err != nil:
 		return fmt.Errorf("make repository: %w", err)
 	}
 	return nil

@@ -21,6 +21,8 @@ import (
 	"time"
 
 	"github.com/go-logr/logr"
+	"github.com/minio/minio-go/v7"
+	"github.com/minio/minio-go/v7/pkg/credentials"
 	"sigs.k8s.io/controller-runtime/pkg/log"
 
 	"github.com/kanister-kopia/kanister-kopia/agent/client"
@@ -199,20 +201,47 @@ type S3 struct {
 // StartS3 starts a real S3 gateway with TLS over a folder.
 func StartS3(t testing.TB) *S3 {
 	t.Helper()
+	s := newS3(t)
+	must(t, os.MkdirAll(s.Dir, 0o755))
+	s.start(t)
+	return s
+}
+
+// StartLockingS3 is StartS3 with a bucket that was made with object lock. It keeps
+// versions, which the lock needs: an object that is written again is another version.
+func StartLockingS3(t testing.TB) *S3 {
+	t.Helper()
+	s := newS3(t)
+	versions := filepath.Join(filepath.Dir(filepath.Dir(s.Dir)), "versions")
+	must(t, os.MkdirAll(versions, 0o755))
+	must(t, os.MkdirAll(filepath.Dir(s.Dir), 0o755))
+	s.start(t, "--versioning-dir", versions)
+	must(t, s.Client(t).MakeBucket(t.Context(), s.Bucket, minio.MakeBucketOptions{ObjectLocking: true}))
+	return s
+}
+
+func newS3(t testing.TB) *S3 {
+	t.Helper()
 	// Object metadata are extended attributes, which the usual temporary folder may not have.
 	dir, err := os.MkdirTemp(filepath.Join(Root(t), "build"), "s3-")
 	must(t, err)
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	s := &S3{
+	return &S3{
 		Endpoint: fmt.Sprintf("127.0.0.1:%d", Port(t)), Bucket: "backups",
 		AccessKey: "test-access", SecretKey: "test-secret-0123456789", CA: NewCA(t), Dir: filepath.Join(dir, "data", "backups"),
 	}
-	must(t, os.MkdirAll(s.Dir, 0o755))
-	s.CA.IssueTo(t, filepath.Join(dir, "tls"), Leaf{IPs: []net.IP{net.IPv4(127, 0, 0, 1)}, Usage: x509.ExtKeyUsageServerAuth})
+}
+
+// start runs the gateway over the folder that the bucket is in.
+func (s *S3) start(t testing.TB, posixArgs ...string) {
+	t.Helper()
+	data := filepath.Dir(s.Dir)
+	tls := filepath.Join(filepath.Dir(data), "tls")
+	s.CA.IssueTo(t, tls, Leaf{IPs: []net.IP{net.IPv4(127, 0, 0, 1)}, Usage: x509.ExtKeyUsageServerAuth})
+	args := []string{"--port", s.Endpoint, "--cert", filepath.Join(tls, "tls.crt"), "--key", filepath.Join(tls, "tls.key"), "--quiet", "posix"}
 	s.Gateway = Start(t, func(c *exec.Cmd) {
 		c.Env = append(os.Environ(), "ROOT_ACCESS_KEY="+s.AccessKey, "ROOT_SECRET_KEY="+s.SecretKey)
-	}, Tool(t, "versitygw"), "--port", s.Endpoint, "--cert", filepath.Join(dir, "tls", "tls.crt"),
-		"--key", filepath.Join(dir, "tls", "tls.key"), "--quiet", "posix", filepath.Join(dir, "data"))
+	}, Tool(t, "versitygw"), append(append(args, posixArgs...), data)...)
 	Eventually(t, time.Minute, "S3 gateway answers", func() bool {
 		conn, err := net.Dial("tcp", s.Endpoint)
 		if err == nil {
@@ -220,7 +249,19 @@ func StartS3(t testing.TB) *S3 {
 		}
 		return err == nil
 	})
-	return s
+}
+
+// Client is one of the bucket's owner.
+func (s *S3) Client(t testing.TB) *minio.Client {
+	t.Helper()
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(s.CA.PEM)
+	c, err := minio.New(s.Endpoint, &minio.Options{
+		Creds: credentials.NewStaticV4(s.AccessKey, s.SecretKey, ""), Secure: true, Region: "us-east-1",
+		Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots}},
+	})
+	must(t, err)
+	return c
 }
 
 // ControlPlane is a test's CA with the controller's certificate.

@@ -44,7 +44,7 @@ func main() {
 
 func run(ctx context.Context) error {
 	scale := flag.Float64("scale", scaleFromEnvironment(), "size of the data sets, 1 is all; BENCH_SCALE is its default")
-	only := flag.String("data", "", "data sets, separated by commas: small, random, text, and for memory many and huge; empty is the first three")
+	only := flag.String("data", "", "data sets, separated by commas: small, random, text and server (its starts and its memory), which empty is, and for memory many and huge")
 	against := flag.String("peers", "", "whom to compare with, separated by commas; empty is everybody")
 	file := flag.String("json", "", "file for the figures")
 	flag.StringVar(&compression, "compression", compression, "of all peers but restic: one of "+strings.Join(api.Compressions, ", "))
@@ -56,7 +56,7 @@ func run(ctx context.Context) error {
 		return errors.New("-scale must be more than 0")
 	}
 	sets := slices.DeleteFunc(dataSets(*scale), func(d dataSet) bool { return !chosen(*only, d.name) || d.extra && *only == "" })
-	if len(sets) == 0 {
+	if len(sets) == 0 && !chosen(*only, serverSet) {
 		return fmt.Errorf("-data %s names no data set", *only)
 	}
 
@@ -85,6 +85,11 @@ func run(ctx context.Context) error {
 	})
 	if err != nil {
 		return err
+	}
+	if chosen(*only, serverSet) {
+		if report.Server, err = measureServer(ctx, root, p, *scale); err != nil {
+			return err
+		}
 	}
 	for _, d := range sets {
 		err := within(ctx, root, func(s *scope) error {

@@ -20,6 +20,7 @@ type Report struct {
 	StartSeconds []float64 `json:"startSeconds"`
 	// AgentBytes is the size of the agent's program, which is all of its image.
 	AgentBytes int64    `json:"agentBytes"`
+	Server     Server   `json:"server"`
 	Data       []Data   `json:"data"`
 	Budgets    []Budget `json:"budgets"`
 }
@@ -141,6 +142,14 @@ func (r Report) idle() string {
 			float64(d.Before.Resident)/mib, float64(d.Before.Anonymous)/mib, inMiB(d.peak()),
 			float64(d.After.Resident)/mib, float64(d.After.Anonymous)/mib, d.IdleCPU, idleSeconds)
 	}
+	if len(r.Server.ReadySeconds) > 0 {
+		fmt.Fprintf(&b, "Repository server, empty repository: ready after %.2f s, a first small backup stored after %.2f s (medians of %d); %.1f MiB when ready, %.1f of it anonymous\n",
+			median(r.Server.ReadySeconds), median(r.Server.FirstSeconds), len(r.Server.ReadySeconds),
+			float64(r.Server.Ready.Resident)/mib, float64(r.Server.Ready.Anonymous)/mib)
+	}
+	for _, c := range r.Server.Crowds {
+		fmt.Fprintf(&b, "  %2d agents at once, %s MiB in all: %.1f s, at most %s MiB\n", c.Agents, inMiB(c.Bytes), c.Seconds, inMiB(c.Peak))
+	}
 	return b.String()
 }
 
@@ -162,6 +171,16 @@ func (r Report) budgets() (all []Budget) {
 	}
 	if r.AgentBytes > 0 {
 		below("agent: image", 45, float64(r.AgentBytes)/1e6, "MB")
+	}
+	if len(r.Server.ReadySeconds) > 0 {
+		below("server: start to readiness, empty repository", 2, median(r.Server.ReadySeconds), "s")
+	}
+	for _, c := range r.Server.Crowds {
+		limit := 768.0
+		if c.Agents == 1 {
+			limit = 256
+		}
+		below(fmt.Sprintf("server: memory with %d agents at once", c.Agents), limit, float64(c.Peak)/mib, "MiB")
 	}
 	if len(r.Data) == 0 {
 		return all

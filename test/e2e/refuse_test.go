@@ -124,27 +124,19 @@ var _ = Describe("files of a plain pod", Ordered, func() {
 	}, SpecTimeout(short))
 
 	It("restores content, modes, owners, times and links as they were", func(ctx SpecContext) {
-		list := `cd "$1" && find . | sort | while read -r f; do
-			stat -c '%n %f %u %g %Y' "$f"; if [ -L "$f" ]; then readlink "$f"; elif [ -f "$f" ]; then md5sum < "$f"; fi; done`
-		look := func(dir string) string {
-			GinkgoHelper()
-			out, err := cluster.Exec(ctx, optedIn, "labelled", "app", "set -- "+dir+"\n"+list)
-			Expect(err).NotTo(HaveOccurred())
-			return out
-		}
 		_, err := cluster.Exec(ctx, optedIn, "labelled", "app", `
 			cd /data && rm -rf tree back && mkdir -p tree/dir/empty && cd tree
 			seq 1 100000 > numbers && : > nothing && printf 'a\000b' > 'odd name' && ln -s numbers link && ln -s ../nowhere dangling
 			echo x > dir/script && chmod 750 dir/script && chmod 1770 dir/empty && chmod 400 nothing
 			touch -d '2001-02-03 04:05:06' numbers dir/script dir/empty dir .`)
 		Expect(err).NotTo(HaveOccurred())
-		before := look("/data/tree")
+		before := listing(ctx, optedIn, "labelled", "/data/tree")
 
 		backup, err := files(ctx, "backup", optedIn, "e2e", map[string]string{"pod": "labelled", "path": "/data/tree"}, nil)
 		Expect(err).NotTo(HaveOccurred())
 		_, err = files(ctx, "restore", optedIn, "e2e", map[string]string{"to": "/data/back"}, backup)
 		Expect(err).NotTo(HaveOccurred())
-		Expect(look("/data/back/data/tree")).To(Equal(before), "below restorePath, under the path that was backed up")
+		Expect(listing(ctx, optedIn, "labelled", "/data/back/data/tree")).To(Equal(before), "below restorePath, under the path that was backed up")
 	}, SpecTimeout(long))
 
 	It("goes on with a backup after the controller was killed", func(ctx SpecContext) {
@@ -206,6 +198,16 @@ var _ = Describe("files of a plain pod", Ordered, func() {
 		Entry("unknown Profile", optedIn, "labelled", "/data", "e2e-lost", "e2e-lost", "not found"),
 	)
 })
+
+// listing is what a folder of an application's pod holds: every entry with its type,
+// mode, owner and time, and what is in it.
+func listing(ctx context.Context, namespace, pod, dir string) string {
+	GinkgoHelper()
+	out, err := cluster.Exec(ctx, namespace, pod, "app", `cd `+dir+` && find . | sort | while read -r f; do
+		stat -c '%n %f %u %g %Y' "$f"; if [ -L "$f" ]; then readlink "$f"; elif [ -f "$f" ]; then md5sum < "$f"; fi; done`)
+	Expect(err).NotTo(HaveOccurred())
+	return out
+}
 
 func claim(namespace string) *corev1.PersistentVolumeClaim {
 	return &corev1.PersistentVolumeClaim{
