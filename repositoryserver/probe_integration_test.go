@@ -54,8 +54,8 @@ func TestIntegrationProbe(t *testing.T) {
 			RepositoryID: "probe", Password: "probe", AllowCreate: true, Format: Format{}.withDefaults(),
 			Storage: StorageConfig{Type: "filesystem", Path: filepath.Join(dir, "storage")},
 		}
-		must(StateFolders(state, filepath.Join(dir, "cache")))
-		connection, err := prepare(ctx, config, serverUser, state, filepath.Join(dir, "cache"))
+		must(StateFolders(state))
+		connection, err := prepare(ctx, config, serverUser, state)
 		must(err)
 		must(c.seed(ctx, connection, config.Password, time.Now()))
 		kopia, _, err := startKopia(ctx, connection, config.Password, state, fmt.Sprintf("127.0.0.1:%d", testenv.Port(t)), logs)

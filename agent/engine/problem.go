@@ -22,6 +22,9 @@ func problemOf(ctx context.Context, req api.StartRequest, err error, logs *logTa
 	if errors.As(err, &p) {
 		return p
 	}
+	if errors.Is(err, errCheckpoint) {
+		err = fmt.Errorf("%w: %s", err, strings.Join(logs.tail(), "; "))
+	}
 	p = &api.Problem{
 		Code:  api.CodeInternal,
 		Title: scrub(fmt.Sprintf("%s: %v", req.Kind, err), req.Credentials.Password),

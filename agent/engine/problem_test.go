@@ -75,6 +75,17 @@ func TestProblemHidesSecrets(t *testing.T) {
 	}
 }
 
+// What Kopia ends for a checkpoint that failed was not cancelled by anybody: it failed,
+// for what Kopia's log alone says.
+func TestProblemOfCheckpoint(t *testing.T) {
+	logs := newLogTail()
+	_, _ = logs.Write([]byte("error checkpointing: error flushing: unexpected EOF\n"))
+	p := problemOf(t.Context(), api.StartRequest{Kind: api.KindSnapshot, Credentials: &api.Credentials{URL: "https://r"}}, errCheckpoint, logs)
+	if p.Code != api.CodeServerUnreachable || !strings.Contains(p.Title, "error flushing") {
+		t.Errorf("%s: %v", p.Code, p)
+	}
+}
+
 func TestScrub(t *testing.T) {
 	for in, want := range map[string]string{
 		"nothing to hide":                   "nothing to hide",

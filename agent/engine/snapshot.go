@@ -225,11 +225,17 @@ func snapshotPolicy(r api.SnapshotRequest) (*policy.Policy, error) {
 	return pol, nil
 }
 
+// errCheckpoint is when Kopia itself ends an upload, and says why in its log alone.
+var errCheckpoint = errors.New("take snapshot: what was read so far could not be saved")
+
 // verdict says whether what Kopia uploaded is a backup. That Upload returned no
 // error proves nothing.
 func verdict(ctx context.Context, man *snapshot.Manifest, r api.SnapshotRequest, src *source) error {
-	if ctx.Err() != nil || man.IncompleteReason == upload.IncompleteReasonCanceled {
+	if ctx.Err() != nil {
 		return &api.Problem{Code: api.CodeCancelled, Title: "take snapshot: cancelled; nothing was saved"}
+	}
+	if man.IncompleteReason == upload.IncompleteReasonCanceled {
+		return errCheckpoint
 	}
 	if man.IncompleteReason != "" {
 		return fmt.Errorf("take snapshot: incomplete: %s", man.IncompleteReason)

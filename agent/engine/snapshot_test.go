@@ -48,9 +48,9 @@ func TestVerdict(t *testing.T) {
 			man: snapshot.Manifest{RootEntry: directory(0)}, previous: []*snapshot.Manifest{{RootEntry: full[0].RootEntry, IncompleteReason: "checkpoint"}},
 		},
 		"context ended": {ctx: cancelled, man: snapshot.Manifest{RootEntry: directory(3)}, fails: true, want: api.CodeCancelled},
-		"cancelled": {
+		"ended by Kopia": {
 			man:   snapshot.Manifest{RootEntry: directory(3), IncompleteReason: upload.IncompleteReasonCanceled},
-			fails: true, want: api.CodeCancelled, text: "nothing was saved",
+			fails: true, text: "could not be saved",
 		},
 		"incomplete": {man: snapshot.Manifest{RootEntry: directory(3), IncompleteReason: "limit"}, fails: true, text: "limit"},
 		"no root":    {man: snapshot.Manifest{}, fails: true, text: "no root"},
