@@ -72,6 +72,7 @@ func (w *world) deviceContent(node string) []byte {
 // A block device comes back byte by byte on another one, whatever that held; a change
 // sends little; what cannot be is said.
 func TestIntegrationDevice(t *testing.T) {
+	t.Parallel()
 	if os.Getuid() != 0 {
 		t.Skip("loop devices are root's")
 	}

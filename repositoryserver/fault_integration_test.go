@@ -170,6 +170,7 @@ func files(tree map[string]testenv.Entry) (n int64) {
 // of a restore: the operation ends in a true state, the next backup works, and its
 // restore is exact, also over what a killed one left.
 func TestIntegrationKilled(t *testing.T) {
+	t.Parallel()
 	for victim, good := range map[string]func(api.Operation, map[string]testenv.Entry) bool{
 		"the operation's process": func(op api.Operation, _ map[string]testenv.Entry) bool {
 			// By whom is known where the kernel counts what it kills.

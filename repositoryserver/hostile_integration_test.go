@@ -119,6 +119,7 @@ func saveSnapshot(ctx context.Context, w repo.RepositoryWriter, source snapshot.
 
 // A client with a session of its own adds and reads its own snapshots, and that is all.
 func TestIntegrationUsersAreConfined(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	source := w.volume()
 	w.must(os.WriteFile(filepath.Join(source, "f"), []byte("x"), 0o600))
@@ -228,6 +229,7 @@ func TestIntegrationUsersAreConfined(t *testing.T) {
 
 // What a session opened ends with it, also in the middle of its work.
 func TestIntegrationSessionEnds(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	s := w.serve()
 	ctx := w.context()
@@ -280,6 +282,7 @@ func TestIntegrationSessionEnds(t *testing.T) {
 
 // Nothing but the repository is served to the pod network.
 func TestIntegrationServerServesTheRepositoryOnly(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	s := w.serve()
 	roots := x509.NewCertPool()
@@ -300,6 +303,7 @@ func TestIntegrationServerServesTheRepositoryOnly(t *testing.T) {
 
 // A new certificate is shown without a restart, and without a word to those who are connected.
 func TestIntegrationServerCertificateRotates(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	source := w.volume()
 	w.must(os.WriteFile(filepath.Join(source, "f"), []byte("x"), 0o600))

@@ -270,6 +270,7 @@ func (w *world) same(want, got map[string]testenv.Entry) {
 // new; a part and a single file can be restored alone; an old backup survives a
 // restart of the server.
 func TestIntegrationBackupRestore(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	source := w.volume()
 	tree := filepath.Join(source, "tree")
@@ -392,6 +393,7 @@ func below(tree map[string]testenv.Entry, dir string) map[string]testenv.Entry {
 
 // A backup is found and deleted only under its own prefix and key, and then it is gone.
 func TestIntegrationFindDelete(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	source := w.volume()
 	w.must(os.WriteFile(filepath.Join(source, "f"), []byte("x"), 0o600))
@@ -437,6 +439,7 @@ func TestIntegrationFindDelete(t *testing.T) {
 
 // A record vouches for a snapshot of the named source only.
 func TestIntegrationRecordChecksSource(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	source := w.volume()
 	w.must(os.WriteFile(filepath.Join(source, "f"), []byte("x"), 0o600))
@@ -462,6 +465,7 @@ func TestIntegrationRecordChecksSource(t *testing.T) {
 
 // The same id and body is the same operation, another body a conflict.
 func TestIntegrationSameOperation(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	source := w.volume()
 	w.must(os.WriteFile(filepath.Join(source, "f"), []byte("x"), 0o600))
@@ -484,6 +488,7 @@ func TestIntegrationSameOperation(t *testing.T) {
 // What cannot be backed up is a failure that names it, and saves nothing.
 // A rate limit slows a running backup and a running restore down, and can be lifted.
 func TestIntegrationRateLimit(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	source := w.volume()
 	const size = 24 << 20
@@ -534,6 +539,7 @@ func TestIntegrationRateLimit(t *testing.T) {
 }
 
 func TestIntegrationBackupRefused(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	source := w.volume()
 	w.must(os.Chmod(source, 0o755))
@@ -599,6 +605,7 @@ func TestIntegrationBackupRefused(t *testing.T) {
 
 // Only the holder of a session's password gets in, while the session lasts.
 func TestIntegrationSessions(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	source := w.volume()
 	w.must(os.WriteFile(filepath.Join(source, "f"), []byte("x"), 0o600))
@@ -643,6 +650,7 @@ func TestIntegrationSessions(t *testing.T) {
 
 // A certificate that is not the control plane's does not make an agent speak.
 func TestIntegrationAgentAuthenticates(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	source := w.volume()
 	w.must(os.WriteFile(filepath.Join(source, "f"), []byte("x"), 0o600))

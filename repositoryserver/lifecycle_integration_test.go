@@ -27,6 +27,7 @@ import (
 
 // A server that is in use does not drain; one that drains lets nobody in, and says so.
 func TestIntegrationDrain(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	s := w.serve()
 	ctx := w.context()
@@ -103,6 +104,7 @@ func (w *world) maintain(args ...string) (repositoryserver.MaintenanceResult, st
 // Maintenance runs beside the server, loses no backup, verifies, and tells what it
 // found; nobody but its owner runs one, and it makes no repository.
 func TestIntegrationMaintenance(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	if _, message := w.maintain("--mode", "quick"); !strings.Contains(message, "not made anew") {
 		t.Errorf("of no repository: %q", message)
@@ -195,6 +197,7 @@ func (w *world) stock() *repositoryserver.External {
 
 // Somebody else's server: the same operations, as its one user.
 func TestIntegrationExternalServer(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	external := w.stock()
 	w.config = repositoryserver.Config{RepositoryID: "theirs", External: external}

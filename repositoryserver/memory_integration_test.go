@@ -74,6 +74,7 @@ func (g *memoryGroup) enter(c *exec.Cmd) {
 // What the kernel kills for want of memory is told so, with what to raise; the
 // agent goes on, and with more memory so does the operation.
 func TestIntegrationOutOfMemory(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	group := w.memoryGroup()
 	source := w.volume()

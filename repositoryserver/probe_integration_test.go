@@ -23,6 +23,7 @@ import (
 
 // A server that does not enforce our rules lets nobody in, though all else is there.
 func TestIntegrationProbe(t *testing.T) {
+	t.Parallel()
 	must := func(err error) {
 		t.Helper()
 		if err != nil {
@@ -61,7 +62,7 @@ func TestIntegrationProbe(t *testing.T) {
 		kopia, _, err := startKopia(ctx, connection, config.Password, state, fmt.Sprintf("127.0.0.1:%d", testenv.Port(t)), logs)
 		must(err)
 		child := operation.Child{
-			Command:  []string{testenv.Program(t, "repository-server"), "run-operation", "-scratch-dir", state},
+			Command:  []string{testenv.Program(t, "agent"), "run-operation", "-scratch-dir", state},
 			StateDir: state, Env: agent.ChildEnv(),
 		}
 		if err := probe(ctx, child, kopia); (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {

@@ -28,6 +28,7 @@ import (
 // A restore over data that is there gives the backup, whatever is in its place, and
 // touches nothing outside of its target.
 func TestIntegrationRestoreOver(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	source := w.volume()
 	tree := filepath.Join(source, "tree")
@@ -130,6 +131,7 @@ func TestIntegrationRestoreOver(t *testing.T) {
 // A restore that was cut short goes on where it was: what it had completed is not
 // fetched again, what was changed since is, and the result is exact.
 func TestIntegrationRestoreResumes(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	source := w.volume()
 	random := rand.NewChaCha8([32]byte{3})
@@ -186,6 +188,7 @@ func TestIntegrationRestoreResumes(t *testing.T) {
 
 // Who may not set an owner restores all the rest, and says so.
 func TestIntegrationRestoreUnprivileged(t *testing.T) {
+	t.Parallel()
 	if os.Getuid() != 0 {
 		t.Skip("needs root, to give a file to somebody else")
 	}

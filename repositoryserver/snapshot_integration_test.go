@@ -94,6 +94,7 @@ func TestIntegrationIgnored(t *testing.T) {
 // A backup that was killed goes on from its last checkpoint: what was read by then is
 // not sent again.
 func TestIntegrationCheckpoint(t *testing.T) {
+	t.Parallel()
 	const count, size = 80, 1 << 20
 	for victim, strike := range map[string]func(*trial){
 		"the agent":             func(tr *trial) { tr.process.Kill(); tr.process = tr.process.Again(tr) },

@@ -94,6 +94,7 @@ func (w *world) listens(address string) {
 // Azurite is what Microsoft has people test with. It comes by npm, so only whoever
 // wants this test has it.
 func TestIntegrationAzure(t *testing.T) {
+	t.Parallel()
 	azurite, err := exec.LookPath("azurite-blob")
 	if err != nil {
 		t.Skip("azurite-blob is not here: npm install -g azurite")

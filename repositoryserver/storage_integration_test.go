@@ -44,6 +44,7 @@ func TestIntegrationStorageGone(t *testing.T) {
 
 // A folder is a storage too.
 func TestIntegrationFolder(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.config.Storage = repositoryserver.StorageConfig{Type: "filesystem", Path: filepath.Join(w.TempDir(), "repository")}
 	source := w.volume()
@@ -59,6 +60,7 @@ func TestIntegrationFolder(t *testing.T) {
 
 // Operations of one user do not hinder each other.
 func TestIntegrationConcurrent(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	source := w.volume()
 	s := w.serve()

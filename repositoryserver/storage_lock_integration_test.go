@@ -19,6 +19,7 @@ import (
 // What is written into a bucket with object lock stays for the period, whoever wants
 // it gone, and maintenance makes the period longer.
 func TestIntegrationObjectLock(t *testing.T) {
+	t.Parallel()
 	w := newWorldOn(t, testenv.StartLockingS3(t))
 	w.config.Format.ObjectLock, w.config.Format.ObjectLockMode = "48h", "Governance"
 	source := w.volume()
@@ -84,6 +85,7 @@ func TestIntegrationObjectLock(t *testing.T) {
 
 // A bucket without object lock is told so, instead of a repository that looks locked.
 func TestIntegrationNoObjectLock(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.config.Format.ObjectLock, w.config.Format.ObjectLockMode = "48h", "Compliance"
 	p, _, _, _ := w.launch(w.config)

@@ -27,6 +27,7 @@ import (
 // shown nowhere. The S3 gateway has no such service and takes no session token: this
 // one gives out the gateway's own keys.
 func TestIntegrationRole(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	const role, own = "arn:aws:iam::123456789012:role/backup", "own-secret-0123456789"
 	roots := x509.NewCertPool()

@@ -41,6 +41,7 @@ func (w *world) ext4() string {
 // another one: as root all of it, as the files' owner all but what is root's to
 // make, as another user all but the owner too, and what is missing is told.
 func TestIntegrationLadder(t *testing.T) {
+	t.Parallel()
 	if os.Getuid() != 0 {
 		t.Skip("mounting, and making other users' files, is root's")
 	}

@@ -9,6 +9,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -107,13 +108,26 @@ func build(t testing.TB, name, pkg string) string {
 	return path
 }
 
-// Port is a free port on loopback.
+// Port is a port of loopback that is the test's own until it ends: no other test of this
+// machine gets it, and none of the kernel's choice for connections, which are above these.
 func Port(t testing.TB) int {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	must(t, err)
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
+	for range 1000 {
+		port := 10000 + rand.IntN(20000)
+		// A name that goes with the process.
+		held, err := net.Listen("unix", fmt.Sprintf("@kanister-kopia-test-port-%d", port))
+		if err != nil {
+			continue
+		}
+		if l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port)); err == nil {
+			l.Close()
+			t.Cleanup(func() { held.Close() })
+			return port
+		}
+		held.Close()
+	}
+	t.Fatal("no port is free")
+	return 0
 }
 
 // Process is a running program.
