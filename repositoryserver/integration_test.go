@@ -485,7 +485,6 @@ func TestIntegrationSameOperation(t *testing.T) {
 	}
 }
 
-// What cannot be backed up is a failure that names it, and saves nothing.
 // A rate limit slows a running backup and a running restore down, and can be lifted.
 func TestIntegrationRateLimit(t *testing.T) {
 	t.Parallel()
@@ -538,6 +537,7 @@ func TestIntegrationRateLimit(t *testing.T) {
 	}
 }
 
+// What cannot be backed up is a failure that names it, and saves nothing.
 func TestIntegrationBackupRefused(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -658,12 +658,15 @@ func TestIntegrationAgentAuthenticates(t *testing.T) {
 	pin, err := client.PinFromLog(strings.NewReader(p.Log()))
 	w.must(err)
 	var address string
-	for _, line := range strings.Split(p.Log(), "\n") {
-		var l struct{ Msg, Listen string }
-		if json.Unmarshal([]byte(line), &l) == nil && l.Msg == "agent serves" {
-			address = l.Listen
+	testenv.Eventually(w, 30*time.Second, "the agent serves", func() bool {
+		for _, line := range strings.Split(p.Log(), "\n") {
+			var l struct{ Msg, Listen string }
+			if json.Unmarshal([]byte(line), &l) == nil && l.Msg == "agent serves" {
+				address = l.Listen
+			}
 		}
-	}
+		return address != ""
+	})
 	name := []string{"controller.kanister-kopia.svc"}
 	stranger := testenv.NewCA(t)
 	for what, c := range map[string]client.Options{
