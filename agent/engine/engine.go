@@ -55,7 +55,11 @@ func Run(ctx context.Context, req api.StartRequest, env Env, report func(api.Pro
 }
 
 func run(ctx context.Context, req api.StartRequest, env Env, p *progress) (*api.Result, error) {
-	conn, err := connect(ctx, req.Credentials, env.ScratchDir)
+	open := connect
+	if req.Kind == api.KindRestore {
+		open = connectToRead
+	}
+	conn, err := open(ctx, req.Credentials, env.ScratchDir)
 	if err != nil {
 		return nil, err
 	}
