@@ -866,7 +866,7 @@ func testResume(w *world) {
 	if !reflect.DeepEqual(again, out) {
 		w.Errorf("outputs %v, then %v", out, again)
 	}
-	testenv.Eventually(w, 10*time.Second, "no mover is left", func() bool { return len(w.movers()) == 0 })
+	testenv.Eventually(w, time.Minute, "no mover is left", func() bool { return len(w.movers()) == 0 })
 }
 
 func infoOf(w *world, out map[string]any) map[string]struct{ PodName, BackupID, BackupTag string } {
