@@ -61,7 +61,7 @@ func TestIntegrationProbe(t *testing.T) {
 		kopia, _, err := startKopia(ctx, connection, config.Password, state, fmt.Sprintf("127.0.0.1:%d", testenv.Port(t)), logs)
 		must(err)
 		child := operation.Child{
-			Command:  []string{testenv.Program(t, "agent"), "run-operation", "-scratch-dir", state},
+			Command:  []string{testenv.Program(t, "operation"), "-scratch-dir", state},
 			StateDir: state, Env: agent.ChildEnv(),
 		}
 		if err := probe(ctx, child, kopia); (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {

@@ -36,7 +36,7 @@ func children(w *world, parent int) []int {
 			pid, err := strconv.Atoi(field)
 			w.must(err)
 			// Go forks once to see what the kernel can do, and each time before it executes.
-			if raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid)); err == nil && bytes.Contains(raw, []byte("run-operation")) {
+			if raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid)); err == nil && bytes.Contains(raw, []byte("/operation\x00")) {
 				pids = append(pids, pid)
 			}
 		}

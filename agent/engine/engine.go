@@ -22,7 +22,7 @@ type Env struct {
 	DevicesDir string
 	// ScratchDir is private and writable; what is made there is removed.
 	ScratchDir string
-	// CheckpointInterval of snapshots; 0 is DefaultCheckpointInterval.
+	// CheckpointInterval of snapshots; 0 is operation.DefaultCheckpointInterval.
 	CheckpointInterval time.Duration
 	Now                func() time.Time
 	// Foreign is a repository behind somebody else's server.

@@ -74,8 +74,8 @@ func Main(m *testing.M) {
 // Program builds a program of ours, once a test binary, with the race detector.
 func Program(t testing.TB, name string) string {
 	t.Helper()
-	if name == "repository-server" {
-		build(t, "agent", "./cmd/agent") // beside it: its operations run in it
+	if name == "repository-server" || name == "agent" {
+		build(t, "operation", "./cmd/operation") // beside it
 	}
 	return build(t, name, "./cmd/"+name)
 }
