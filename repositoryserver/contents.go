@@ -3,7 +3,6 @@
 package repositoryserver
 
 import (
-	"context"
 	"crypto/tls"
 	"fmt"
 	"log/slog"
@@ -35,7 +34,6 @@ func newReader(s *sessions, streams chan struct{}, rep repo.DirectRepository, lo
 // serve is for http.Server.TLSNextProto: the handshake has chosen the protocol. A
 // connection that ends is no error: the client closes it when it has read enough.
 func (r *reader) serve(server *http.Server, conn *tls.Conn, _ http.Handler) {
-	ctx := context.Background()
 	login, err := contents.Accept(conn)
 	if err != nil {
 		_ = conn.Close()
@@ -55,7 +53,7 @@ func (r *reader) serve(server *http.Server, conn *tls.Conn, _ http.Handler) {
 	}
 	defer r.sessions.stream(session)()
 	// What is to be restored may have been written a moment ago, through Kopia.
-	if err := r.rep.Refresh(ctx); err != nil {
+	if err := r.rep.Refresh(session.ctx); err != nil {
 		r.refuse(conn, fmt.Errorf("read the repository's index blobs: %w", err))
 		return
 	}
