@@ -19,7 +19,6 @@ import (
 	"github.com/kopia/kopia/repo/content"
 
 	"github.com/kanister-kopia/kanister-kopia/agent/api"
-	"github.com/kanister-kopia/kanister-kopia/agent/contents"
 )
 
 // openTimeout bounds Kopia's own retries, which know no end.
@@ -34,8 +33,8 @@ const (
 
 // awaitServer waits until somebody listens at the server's address, and shows a
 // certificate that is trusted: Kopia would try a wrong one again and again.
-// It returns a connection with the protocol that the server prefers.
-func awaitServer(ctx context.Context, server string) (*tls.Conn, error) {
+// It returns a connection with the first of the protocols that the server speaks.
+func awaitServer(ctx context.Context, server string, protocols ...string) (*tls.Conn, error) {
 	u, err := url.Parse(server)
 	if err != nil {
 		return nil, fmt.Errorf("server address %q: %w", server, err)
@@ -46,7 +45,7 @@ func awaitServer(ctx context.Context, server string) (*tls.Conn, error) {
 	defer ticker.Stop()
 	var last error
 	for {
-		conn, err := dial(settled, u.Host)
+		conn, err := dial(settled, u.Host, protocols)
 		if err == nil {
 			return conn, nil
 		}
@@ -67,9 +66,8 @@ func awaitServer(ctx context.Context, server string) (*tls.Conn, error) {
 	}
 }
 
-// dial offers our protocol for reading, and Kopia's.
-func dial(ctx context.Context, address string) (*tls.Conn, error) {
-	d := tls.Dialer{Config: &tls.Config{MinVersion: tls.VersionTLS12, NextProtos: []string{contents.Protocol, "h2"}}}
+func dial(ctx context.Context, address string, protocols []string) (*tls.Conn, error) {
+	d := tls.Dialer{Config: &tls.Config{MinVersion: tls.VersionTLS12, NextProtos: protocols}}
 	conn, err := d.DialContext(ctx, "tcp", address)
 	if err != nil {
 		return nil, err

@@ -29,7 +29,7 @@ func connectToRead(ctx context.Context, creds *api.Credentials, scratch string) 
 	}
 	login := contents.Login{Username: creds.Username, Hostname: creds.Hostname, Password: creds.Password}
 	for {
-		conn, err := awaitServer(ctx, creds.URL)
+		conn, err := awaitServer(ctx, creds.URL, readProtocols...)
 		if err != nil {
 			return nil, &connectError{err}
 		}
@@ -46,7 +46,7 @@ func connectToRead(ctx context.Context, creds *api.Credentials, scratch string) 
 			return nil, &connectError{err}
 		}
 		reader := contents.NewReader(stream, func(ctx context.Context) (*contents.Stream, error) {
-			conn, err := dial(ctx, u.Host)
+			conn, err := dial(ctx, u.Host, readProtocols)
 			if err != nil {
 				return nil, &connectError{err}
 			}
@@ -59,6 +59,9 @@ func connectToRead(ctx context.Context, creds *api.Credentials, scratch string) 
 		return &connection{objects: reader, end: reader.Close, creds: creds}, nil
 	}
 }
+
+// readProtocols are ours, and Kopia's.
+var readProtocols = []string{contents.Protocol, "h2"}
 
 // busyPause is between two tries at a server that has too much to do.
 const busyPause = time.Second
