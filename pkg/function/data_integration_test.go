@@ -60,6 +60,7 @@ func TestIntegrationFunctions(t *testing.T) {
 	t.Run("Wait", func(t *testing.T) { testWait(w.sub(t)) })
 	t.Run("at once", func(t *testing.T) { testAtOnce(w.sub(t)) })
 	t.Run("movers", func(t *testing.T) { testTurns(w.sub(t)) })
+	t.Run("start timeout", func(t *testing.T) { testStartTimeout(w.sub(t)) })
 	t.Run("whose claim", func(t *testing.T) { testIdentityFor(w.sub(t)) })
 	t.Run("resume", func(t *testing.T) { testResume(w.sub(t)) })
 }
@@ -782,6 +783,27 @@ func testBackupDataStats(w *world) {
 }
 
 // Two movers of one claim take turns; a controller that goes away keeps its turn.
+// A pod that does not run in time fails the phase and is gone.
+func testStartTimeout(w *world) {
+	w.claim("stuck")
+	movers, data := *w.data.Movers, *w.data
+	movers.StartTimeout = 300 * time.Millisecond
+	data.Movers = &movers
+	companion := function.Companion{Client: w, Movers: &movers, Namespace: shop, StartTimeout: movers.StartTimeout}
+	w.functions = function.NewRegistry(append(data.Functions(), companion.Functions()...)...)
+	w.refused("CopyVolumeData", "stuck-1", param.TemplateParams{}, args{
+		"namespace": shop, "volume": "stuck", "dataArtifactPrefix": "stuck", "podAnnotations": args{stuck: "yes"},
+	}, "not running after 300ms")
+	w.refused("KubeTask", "stuck-2", param.TemplateParams{}, args{"image": "i", "command": []any{"c"}}, "not running after 300ms")
+	var pods corev1.PodList
+	w.Must(w.List(w.Context(), &pods, client.InNamespace(shop), client.MatchingLabels{"createdBy": "kanister"}))
+	for _, p := range pods.Items {
+		if p.DeletionTimestamp == nil && (strings.HasPrefix(p.Name, "kanister-job-") || p.Annotations[stuck] != "") {
+			w.Errorf("left behind: %s", p.Name)
+		}
+	}
+}
+
 func testTurns(w *world) {
 	w.claim("turns")
 	b := w.backup("turns-1", "turns", "/mnt/turns", "turns")
