@@ -7,6 +7,7 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"strconv"
 	"strings"
 	"time"
 
@@ -76,8 +77,8 @@ func midwayBlueprint() *crv1alpha1.Blueprint {
 	return b
 }
 
-// The storage stands still, so all of them are in the middle of what they do when
-// the controller is killed, and stay there until it is back.
+// Their operations stand still, so all of them are in the middle of what they do when
+// the controller is killed.
 var _ = Describe("the controller killed in the middle of the functions", Ordered, func() {
 	begin := func(ctx context.Context, parent *crv1alpha1.ActionSet, functions ...string) *crv1alpha1.ActionSet {
 		GinkgoHelper()
@@ -105,52 +106,50 @@ var _ = Describe("the controller killed in the middle of the functions", Ordered
 		Expect(err).NotTo(HaveOccurred())
 		return as
 	}
-	// phases are the states of the phases of ActionSets.
-	phases := func(ctx context.Context, sets ...*crv1alpha1.ActionSet) map[string]crv1alpha1.State {
+	read := func(ctx context.Context, as *crv1alpha1.ActionSet) *crv1alpha1.ActionSet {
 		GinkgoHelper()
-		states := map[string]crv1alpha1.State{}
-		for _, as := range sets {
-			var now crv1alpha1.ActionSet
-			Expect(cluster.Get(ctx, client.ObjectKeyFromObject(as), &now)).To(Succeed())
-			for _, spec := range now.Spec.Actions {
-				states[spec.Name] = ""
-			}
-			if now.Status == nil {
-				continue
-			}
-			for _, a := range now.Status.Actions {
-				states[a.Name] = a.Phases[0].State
-			}
-		}
-		return states
+		var now crv1alpha1.ActionSet
+		Expect(cluster.Get(ctx, client.ObjectKeyFromObject(as), &now)).To(Succeed())
+		return &now
 	}
-	// busy is how many operations agents of a namespace have that have not ended.
-	busy := func(ctx context.Context, namespace string, labels map[string]string) int {
+	// operations are the processes of agents, beside are those next to a volume, not a
+	// repository server's. One that stands still for long finds that its server did not answer.
+	const operations, beside = "^/agent run-operation", "^/agent run-operation -volumes-dir"
+	// freeze stops each of them as soon as it is there, until thaw.
+	freeze := func(ctx context.Context, which string) {
 		GinkgoHelper()
-		var pods corev1.PodList
-		Expect(cluster.List(ctx, &pods, client.InNamespace(namespace), client.MatchingLabels(labels))).To(Succeed())
-		sum := 0
-		for _, pod := range pods.Items {
-			// One that only starts, or ends, does not answer.
-			text, err := cluster.Kubectl(ctx, "get", "--raw", fmt.Sprintf("/api/v1/namespaces/%s/pods/%s:%d/proxy/metrics", namespace, pod.Name, names.AgentHealthPort))
-			if err != nil {
-				continue
-			}
-			for line := range strings.Lines(text) {
-				var state string
-				var n int
-				if _, err := fmt.Sscanf(line, "kopia_agent_operations{state=%q} %d", &state, &n); err == nil && (state == "running" || state == "queued") {
-					sum += n
-				}
-			}
-		}
-		return sum
-	}
-	const storage, server = "-x versitygw", "-f '^/repository-server serve'"
-	signal := func(ctx context.Context, name, process string) {
-		GinkgoHelper()
-		_, err := cluster.OnNode(ctx, "pkill -"+name+" "+process)
+		_, err := cluster.OnNode(ctx, "echo '"+which+"' > /run/e2e-freeze; "+
+			`nohup bash -c 'exec -a e2e-freezer bash -c "while p=\$(cat /run/e2e-freeze); do pkill -STOP -f \"\$p\"; sleep 0.02; done"' > /dev/null 2>&1 &`)
 		Expect(err).NotTo(HaveOccurred())
+	}
+	thaw := func(ctx context.Context) {
+		GinkgoHelper()
+		_, err := cluster.OnNode(ctx, "rm -f /run/e2e-freeze; while pgrep -f '^e2e-freezer' > /dev/null; do sleep 0.02; done; pkill -CONT -f '"+operations+"' || true")
+		Expect(err).NotTo(HaveOccurred())
+	}
+	frozen := func(ctx context.Context) (int, error) {
+		out, err := cluster.OnNode(ctx, "pgrep -c -r T -f '"+operations+"' || true")
+		if err != nil {
+			return 0, err
+		}
+		return strconv.Atoi(strings.TrimSpace(out))
+	}
+	temporary := func(ctx context.Context) ([]corev1.Pod, error) {
+		var pods corev1.PodList
+		err := cluster.List(ctx, &pods, client.InNamespace(midway), client.MatchingLabels{names.ManagedByLabel: names.ManagedByValue})
+		return pods.Items, err
+	}
+	// kill kills the controller while all phases of these ActionSets run.
+	kill := func(ctx context.Context, sets ...*crv1alpha1.ActionSet) {
+		GinkgoHelper()
+		_, err := cluster.Kubectl(ctx, "delete", "pod", "-n", names.ControlPlaneNamespace, "--grace-period=0", "--force",
+			"-l", "app.kubernetes.io/name=kanister-kopia-controller")
+		Expect(err).NotTo(HaveOccurred())
+		for _, as := range sets {
+			for _, action := range read(ctx, as).Status.Actions {
+				Expect(action.Phases[0].State).To(Equal(crv1alpha1.StateRunning), action.Name)
+			}
+		}
 	}
 
 	It("goes on with all eight, and does each once", func(ctx SpecContext) {
@@ -191,46 +190,32 @@ var _ = Describe("the controller killed in the middle of the functions", Ordered
 		zero, one := sums("files-0", "/data/tree"), sums("files-1", "/data/tree")
 		made := end(ctx, begin(ctx, nil, "make"))
 
-		// A new server has nothing cached: it asks the storage for everything.
-		repo, err := cluster.RepositoryOf(ctx, scenario.Output(made, "one", "backupID"))
-		Expect(err).NotTo(HaveOccurred())
-		_, err = cluster.Kubectl(ctx, "delete", "pods", "-n", names.ControlPlaneNamespace, "-l", names.RepositoryLabel+"="+repo.Name, "--grace-period=1", "--wait")
-		Expect(err).NotTo(HaveOccurred())
-		Expect(cluster.Rollout(ctx, names.ControlPlaneNamespace, "deployment/"+repo.Name)).To(Succeed())
-		for i := range replicas {
-			inside(fmt.Sprintf("files-%d", i), `mkdir -p /data/tree /data/alone; seq 1 400000 | tee /data/tree/more > /data/alone/more`)
-		}
+		DeferCleanup(thaw, NodeTimeout(short))
+		freeze(ctx, operations)
+		five := begin(ctx, made, "BackupData", "BackupDataAll", "BackupDataStats", "DeleteData", "DeleteDataAll")
+		Eventually(frozen).WithContext(ctx).WithTimeout(short).WithPolling(100 * time.Millisecond).Should(Equal(1 + 2 + 1 + 1 + 1))
+		kill(ctx, five)
+		thaw(ctx)
+		measured := end(ctx, five)
 
-		DeferCleanup(func(ctx SpecContext) {
-			_, _ = cluster.OnNode(ctx, "pkill -CONT "+storage+" || true; pkill -CONT "+server+" || true")
-		}, NodeTimeout(short))
-		signal(ctx, "STOP", storage)
-		seven := begin(ctx, made, "BackupData", "BackupDataAll", "CopyVolumeData", "RestoreData", "RestoreDataAll", "DeleteData", "DeleteDataAll")
-		Eventually(func(g Gomega) {
-			g.Expect(busy(ctx, midway, nil)).To(Equal(3+1+1+2), "operations of sidecars and temporary pods")
-			g.Expect(busy(ctx, names.ControlPlaneNamespace, map[string]string{names.RepositoryLabel: repo.Name})).To(Equal(2), "deletions")
-		}).WithContext(ctx).WithTimeout(short).WithPolling(200 * time.Millisecond).Should(Succeed())
-		// What is measured is in the server's memory: it stands still, too.
-		signal(ctx, "STOP", server)
-		eighth := begin(ctx, made, "BackupDataStats")
-		Eventually(phases).WithArguments(ctx, eighth).WithPolling(50 * time.Millisecond).Should(HaveKeyWithValue("BackupDataStats", crv1alpha1.StateRunning))
-
-		_, err = cluster.Kubectl(ctx, "delete", "pod", "-n", names.ControlPlaneNamespace, "--grace-period=0", "--force",
-			"-l", "app.kubernetes.io/name=kanister-kopia-controller")
-		Expect(err).NotTo(HaveOccurred())
-		Expect(phases(ctx, seven, eighth)).To(And(HaveLen(8), HaveEach(crv1alpha1.StateRunning)))
-		signal(ctx, "CONT", server)
-		signal(ctx, "CONT", storage)
-
-		end(ctx, seven)
-		measured := end(ctx, eighth)
+		// Temporary pods start when they like: one operation stands still, the others do or
+		// are about to begin.
+		freeze(ctx, beside)
+		two := begin(ctx, made, "RestoreData", "RestoreDataAll")
+		Eventually(frozen).WithContext(ctx).WithTimeout(short).WithPolling(100 * time.Millisecond).Should(BeNumerically(">", 0))
+		copied := begin(ctx, made, "CopyVolumeData")
+		Eventually(temporary).WithContext(ctx).WithTimeout(short).WithPolling(100 * time.Millisecond).Should(HaveLen(1 + 2 + 1))
+		kill(ctx, two, copied)
+		thaw(ctx)
+		end(ctx, two)
+		end(ctx, copied)
 		Expect(scenario.Output(measured, "BackupDataStats", "fileCount")).To(Equal("2"))
-		inside("files-3", "rm /data/alone/more")
 		Expect(sums("files-3", "/data/alone")).To(Equal(zero))
 		Expect(sums("files-0", "/data/back/data/tree")).To(Equal(zero))
 		Expect(sums("files-1", "/data/back/data/tree")).To(Equal(one))
 		// One and two that were there, one, two and a copy that were made now.
 		left := end(ctx, begin(ctx, nil, "LocationDelete"))
 		Expect(scenario.Output(left, "LocationDelete", "deletedBackups")).To(Equal("7"))
+		Eventually(temporary).WithContext(ctx).WithTimeout(time.Minute).Should(BeEmpty())
 	}, SpecTimeout(long))
 })
