@@ -103,12 +103,19 @@ func hint(err error, namespace string) string {
 }
 
 func (c *Connector) try(ctx context.Context, namespace, pod, container string) (*client.Client, error) {
+	first := c.dialAhead(ctx, namespace, pod)
+	defer first.discard()
 	pin, err := c.pin(ctx, namespace, pod, container)
 	if err != nil {
 		return nil, err
 	}
 	agent := client.New(client.Options{
-		Dial:        func(ctx context.Context) (net.Conn, error) { return c.dial(ctx, namespace, pod) },
+		Dial: func(ctx context.Context) (net.Conn, error) {
+			if d, ok := first.take(ctx); ok {
+				return d.conn, d.err
+			}
+			return c.dial(ctx, namespace, pod)
+		},
 		Certificate: c.certificate,
 		Pin:         pin,
 	})
@@ -117,6 +124,49 @@ func (c *Connector) try(ctx context.Context, namespace, pod, container string) (
 		return nil, err
 	}
 	return agent, nil
+}
+
+// ahead is a connection that is opened before it is known whom it must lead to: while
+// the log is read. Nothing is sent on it before.
+type ahead struct {
+	result chan dialed // one, then closed
+	cancel context.CancelFunc
+}
+
+type dialed struct {
+	conn net.Conn
+	err  error
+}
+
+func (c *Connector) dialAhead(ctx context.Context, namespace, pod string) ahead {
+	ctx, cancel := context.WithCancel(ctx)
+	a := ahead{make(chan dialed, 1), cancel}
+	go func() {
+		defer close(a.result)
+		conn, err := c.dial(ctx, namespace, pod)
+		a.result <- dialed{conn, err}
+	}()
+	return a
+}
+
+// take waits for the connection; not ok if it was taken before.
+func (a ahead) take(ctx context.Context) (d dialed, ok bool) {
+	select {
+	case d, ok := <-a.result:
+		return d, ok
+	case <-ctx.Done():
+		return dialed{err: ctx.Err()}, true
+	}
+}
+
+// discard closes a connection that nobody took.
+func (a ahead) discard() {
+	a.cancel()
+	go func() {
+		if d, ok := <-a.result; ok && d.err == nil {
+			d.conn.Close()
+		}
+	}()
 }
 
 func (c *Connector) pin(ctx context.Context, namespace, pod, container string) (string, error) {

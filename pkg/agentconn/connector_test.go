@@ -14,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -63,9 +64,17 @@ func TestConnect(t *testing.T) {
 			peer.StartTLS()
 			defer peer.Close()
 			tries := atomic.Int64{}
+			dialing := make(chan struct{})
+			begin := sync.OnceFunc(func() { close(dialing) })
 			apiServer := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 				if r.URL.Path != "/api/v1/namespaces/shop/pods/db-0/log" || r.URL.Query().Get("container") != "agent" {
 					t.Errorf("asked for %s", r.URL)
+				}
+				// The way is opened while the log is read.
+				select {
+				case <-dialing:
+				case <-time.After(10 * time.Second):
+					t.Error("nothing is dialled while the log is read")
 				}
 				status, text := c.logs(agent.SPKIHash(peer.Certificate()), tries.Add(1))
 				if status != 200 {
@@ -80,6 +89,7 @@ func TestConnect(t *testing.T) {
 				t.Fatal(err)
 			}
 			connector.dial = func(ctx context.Context, namespace, pod string) (net.Conn, error) {
+				begin()
 				if namespace != "shop" || pod != "db-0" {
 					t.Errorf("dials %s/%s", namespace, pod)
 				}

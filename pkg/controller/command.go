@@ -90,11 +90,15 @@ func serve(args []string, stdout io.Writer, extra []function.Func) error {
 	default:
 		return fmt.Errorf("--pull-policy=%s: accepted: Always, IfNotPresent, Never", pull)
 	}
+	var err error
+	if o.PodStartTimeout, err = podStartTimeout(os.Getenv); err != nil {
+		return err
+	}
+	o.ToolsImage = os.Getenv("KANISTER_TOOLS")
 	o.CAFile = filepath.Join(o.TLSDir, names.CAKey)
 	o.Log = newLog(stdout, os.Getenv("LOG_LEVEL"))
 	ctrl.SetLogger(logr.FromSlogHandler(o.Log.Handler()))
 
-	var err error
 	if o.Scheme, err = newScheme(); err != nil {
 		return err
 	}

@@ -55,6 +55,10 @@ type Options struct {
 	LeaderElection                 bool
 	// Functions are run beside the project's own; two of one name panic.
 	Functions []function.Func
+	// PodStartTimeout is how long a temporary pod may take to run; 0: the default.
+	PodStartTimeout time.Duration
+	// ToolsImage: see function.Companion.
+	ToolsImage string
 	// RefuseSecretsInCommands: see actionset.Engine.
 	RefuseSecretsInCommands bool
 	Scheme                  *runtime.Scheme
@@ -119,7 +123,7 @@ func Run(ctx context.Context, config *rest.Config, o Options) error {
 	}
 	bundle := cabundle.FromFile(o.CAFile)
 	publisher := &cabundle.Publisher{Client: mgr.GetClient(), ControlPlane: o.Namespace, Bundle: bundle}
-	movers := &mover.Movers{Client: direct, Agents: agents, CA: publisher, Image: o.AgentImage, PullPolicy: o.PullPolicy, Log: o.Log}
+	movers := &mover.Movers{Client: direct, Agents: agents, CA: publisher, Image: o.AgentImage, PullPolicy: o.PullPolicy, StartTimeout: o.PodStartTimeout, Log: o.Log}
 	repositories := &repository.Manager{Client: direct, Namespace: o.Namespace, Agents: agents, CA: bundle, Clock: clock.RealClock{}}
 	data := &function.Data{
 		Client: direct, Movers: movers, Agents: agents, Clock: clock.RealClock{}, Log: o.Log,
@@ -127,7 +131,7 @@ func Run(ctx context.Context, config *rest.Config, o Options) error {
 	}
 	companion := &function.Companion{
 		Client: direct, Kube: kube, Config: config, Movers: movers,
-		Namespace: o.Namespace, PullPolicy: o.PullPolicy,
+		Namespace: o.Namespace, PullPolicy: o.PullPolicy, StartTimeout: o.PodStartTimeout, ToolsImage: o.ToolsImage,
 	}
 	functions := allFunctions(data, companion, o.Functions)
 	// One Event for each phase: the newer API would make one of all that differ in

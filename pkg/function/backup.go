@@ -42,36 +42,43 @@ type backup struct {
 
 // take takes the snapshot and records it. The agent is asked for when all else is
 // ready.
-func (d *Data) take(ctx context.Context, repo *repository.Repository, agentOf func() (*agentclient.Client, error), actionSet string, b backup, progress func(api.Progress)) (api.Record, error) {
+func (d *Data) take(ctx context.Context, call Call, repo *repository.Repository, agentOf func() (*agentclient.Client, error), b backup, progress func(api.Progress)) (api.Record, error) {
 	hostname := repo.Tenant().NamespaceUID
 	sourcePath := repo.SourcePath(b.username, b.path)
 	record := b.record
 	record.NamespaceUID, record.KeyID = hostname, repo.KeyID()
 	record.BackupID = repository.Token(repo.ID(), b.operation+"/id")
 	record.BackupTag = repository.Token(repo.ID(), b.operation+"/tag")
+	// When each step begins, for who wants to know where the time goes.
+	step := func(what string) { call.Log.Debug(what, "operation", b.operation) }
+	step("opening a session")
 	err := d.session(ctx, repo, b.operation, b.username, hostname, func(credentials *api.Credentials) error {
+		step("waiting for the agent")
 		agent, err := agentOf()
 		if err != nil {
 			return err
 		}
+		step("taking the snapshot")
 		result, err := agent.Run(ctx, api.StartRequest{
 			ID: b.operation, Kind: api.KindSnapshot, Credentials: credentials, RateLimit: b.options.RateLimit,
 			Snapshot: &api.SnapshotRequest{
 				Volume: b.volume, Path: b.path, SourcePath: sourcePath,
 				// The pod's own wish goes before the repository's.
 				Ignore: b.options.Ignore, Compression: cmp.Or(b.options.Compression, repo.Compression()),
-				Labels: map[string]string{"namespace": record.Namespace, "pod": record.Pod, "actionset": actionSet},
+				Labels: map[string]string{"namespace": record.Namespace, "pod": record.Pod, "actionset": call.ActionSet},
 			},
 		}, progress)
 		if err != nil {
 			return err
 		}
 		record.Snapshot = *result.Snapshot
+		step("ending the session")
 		return nil
 	})
 	if err != nil {
 		return api.Record{}, err
 	}
+	step("recording the backup")
 	// Not the clock's: the same phase, picked up again, writes the same record.
 	record.Created = record.Snapshot.End
 	stored, err := repo.Record(ctx, b.operation+"-record", api.RecordRequest{
@@ -126,7 +133,7 @@ func (d *Data) reach(ctx context.Context, namespace, pod string) (agent func() (
 // takeFrom backs a path of a running pod up through the agent in it, which is being
 // reached. prefix is resolved.
 func (d *Data) takeFrom(ctx context.Context, call Call, repo *repository.Repository, agentOf func() (*agentclient.Client, error), operation, prefix string, from source, progress func(api.Progress)) (api.Record, error) {
-	record, err := d.take(ctx, repo, agentOf, call.ActionSet, backup{
+	record, err := d.take(ctx, call, repo, agentOf, backup{
 		operation: operation, username: from.username, volume: from.VolumeName, path: from.PathInVolume, options: from.options,
 		record: api.Record{
 			Prefix: prefix, AbsolutePath: path.Clean(from.path), Namespace: from.namespace, Pod: from.pod,

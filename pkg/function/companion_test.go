@@ -74,7 +74,7 @@ func TestMultiContainerRunPod(t *testing.T) {
 		namespace: "ns", init: command{"i", []string{"a"}}, background: command{"b", []string{"c"}}, output: command{"o", []string{"d"}},
 		medium: "Memory", size: "1Gi", dir: "/shared", pod: podArgs{labels: map[string]string{"team": "x"}},
 	}
-	pod, err := m.render(Call{OperationID: "op"}, corev1.PullIfNotPresent)
+	pod, err := m.render(Call{OperationID: "op"}, &Companion{PullPolicy: corev1.PullIfNotPresent})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -94,7 +94,7 @@ func TestMultiContainerRunPod(t *testing.T) {
 		t.Errorf("labels %v, annotations %v", pod.Labels, pod.Annotations)
 	}
 	if m.init.image = ""; true {
-		if pod, err = m.render(Call{}, corev1.PullIfNotPresent); err != nil || len(pod.Spec.InitContainers) != 0 {
+		if pod, err = m.render(Call{}, &Companion{}); err != nil || len(pod.Spec.InitContainers) != 0 {
 			t.Errorf("without an init image: %+v, %v", pod.Spec.InitContainers, err)
 		}
 	}
@@ -147,7 +147,7 @@ func TestPodArguments(t *testing.T) {
 	if want := map[string]string{"m": "actionset", "n": "1"}; !reflect.DeepEqual(p.annotations, want) {
 		t.Errorf("annotations %v, want %v", p.annotations, want)
 	}
-	pod, err := task{prefix: "kanister-job-", namespace: "ns", image: "task", pod: p}.render(call, corev1.PullIfNotPresent)
+	pod, err := new(Companion).render(call, task{prefix: "kanister-job-", namespace: "ns", image: "task", pod: p})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -157,24 +157,59 @@ func TestPodArguments(t *testing.T) {
 }
 
 func TestTaskPod(t *testing.T) {
-	pod, err := task{
+	pod, err := (&Companion{ToolsImage: "tools"}).render(Call{OperationID: "op"}, task{
 		prefix: "prepare-data-job-", namespace: "ns", image: "i", command: []string{"c"}, serviceAccount: "account",
 		claims: map[string]string{"b": "/b", "a": "/a"},
-	}.render(Call{OperationID: "op"}, corev1.PullIfNotPresent)
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	c := pod.Spec.Containers[0]
-	if pod.Namespace != "ns" || c.Name != "container" || pod.Spec.ServiceAccountName != "account" || !*pod.Spec.AutomountServiceAccountToken {
+	if pod.Namespace != "ns" || c.Name != "container" || pod.Spec.ServiceAccountName != "account" {
 		t.Errorf("pod %+v", pod)
+	}
+	if want := []corev1.EnvVar{{Name: "KANISTER_TOOLS", Value: "tools"}}; !reflect.DeepEqual(c.Env, want) {
+		t.Errorf("environment %v, want %v", c.Env, want)
 	}
 	for i, claim := range []string{"a", "b"} {
 		if pod.Spec.Volumes[i].PersistentVolumeClaim.ClaimName != claim || c.VolumeMounts[i].MountPath != "/"+claim || c.VolumeMounts[i].Name != pod.Spec.Volumes[i].Name {
 			t.Errorf("claim %s: volume %+v, mount %+v", claim, pod.Spec.Volumes[i], c.VolumeMounts[i])
 		}
 	}
-	if pod, err = (task{prefix: "kanister-job-", image: "i"}).render(Call{OperationID: "op"}, corev1.PullIfNotPresent); err != nil || *pod.Spec.AutomountServiceAccountToken {
-		t.Errorf("without a service account: %v, %v; want no token", pod.Spec.AutomountServiceAccountToken, err)
+}
+
+// A pod has the token of an account that the Blueprint or the ActionSet names, and
+// no other. What they say of the token itself stands.
+func TestTaskPodToken(t *testing.T) {
+	for _, c := range []struct {
+		name, account string
+		override      map[string]any
+		want          *bool
+	}{
+		{"nobody's account", "", nil, new(false)},
+		{"the argument's", "account", nil, nil},
+		{"podOverride's", "", map[string]any{"serviceAccountName": "account"}, nil},
+		{"asked for", "", map[string]any{"automountServiceAccountToken": true}, new(true)},
+		{"refused", "account", map[string]any{"automountServiceAccountToken": false}, new(false)},
+	} {
+		p := podArgs{override: c.override}
+		one, err := new(Companion).render(Call{}, task{image: "i", serviceAccount: c.account, pod: p})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := one.Spec.AutomountServiceAccountToken; !reflect.DeepEqual(got, c.want) {
+			t.Errorf("%s: token %v", c.name, got)
+		}
+		if c.account != "" {
+			continue
+		}
+		several, err := multiPod{pod: p}.render(Call{}, new(Companion))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := several.Spec.AutomountServiceAccountToken; !reflect.DeepEqual(got, c.want) {
+			t.Errorf("%s, of several containers: token %v", c.name, got)
+		}
 	}
 }
 

@@ -65,7 +65,7 @@ func (f *copyVolumeData) Exec(ctx context.Context, call Call) (map[string]any, e
 		Claims: []string{claim}, Identity: identity, Reads: true,
 	}, overrides, func(m *mover.Mover) error {
 		agent := func() (*agentclient.Client, error) { return m.Agent, nil }
-		record, err = f.take(ctx, repo, agent, call.ActionSet, backup{
+		record, err = f.take(ctx, call, repo, agent, backup{
 			// As whoever backs the claim up through a sidecar: the next backup finds this one.
 			operation: call.OperationID, username: claimUser(claim), volume: m.VolumeOf(claim), path: "/",
 			// The claim's place in Kanister's pod is what a restore counts from.

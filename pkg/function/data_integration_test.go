@@ -60,6 +60,8 @@ func TestIntegrationFunctions(t *testing.T) {
 	t.Run("Wait", func(t *testing.T) { testWait(w.sub(t)) })
 	t.Run("at once", func(t *testing.T) { testAtOnce(w.sub(t)) })
 	t.Run("movers", func(t *testing.T) { testTurns(w.sub(t)) })
+	t.Run("insecureTLS", func(t *testing.T) { testInsecureTLS(w.sub(t)) })
+	t.Run("start timeout", func(t *testing.T) { testStartTimeout(w.sub(t)) })
 	t.Run("whose claim", func(t *testing.T) { testIdentityFor(w.sub(t)) })
 	t.Run("resume", func(t *testing.T) { testResume(w.sub(t)) })
 }
@@ -564,11 +566,27 @@ func testRestoreDataAll(w *world) {
 	})
 	w.run("restorePath", func(w *world) {
 		s := script()
-		_, err := w.exec("RestoreDataAll", "ra-4", set, with(base, args{"pods": "ra-1", "restorePath": "/data/back", "podLabels": args{"a": "b"}, "insecureTLS": false}))
+		_, err := w.exec("RestoreDataAll", "ra-4", set, with(base, args{"pods": "ra-1", "restorePath": "/data/back"}))
 		w.Must(err)
 		if s.all[0].Restore.Path != "/back/data" {
 			w.Errorf("asked for %+v", s.all[0].Restore)
 		}
+	})
+	w.run("podOverride", func(w *world) {
+		w.script("restore-data-all-", func(req api.StartRequest) (*api.Result, *api.Problem) {
+			for _, p := range w.movers() {
+				if p.Labels["a"] != "b" || p.Annotations["c"] != "d" || p.Spec.Hostname != "actionset" {
+					w.Errorf("labels %v, annotations %v, host name %s", p.Labels, p.Annotations, p.Spec.Hostname)
+				}
+			}
+			return restores(func(api.StartRequest) {})(req)
+		})
+		over := set
+		over.PodOverride = args{"hostname": "actionset"}
+		_, err := w.exec("RestoreDataAll", "ra-11", over, with(base, args{
+			"podLabels": args{"a": "b"}, "podAnnotations": args{"c": "d"}, "podOverride": args{"hostname": "blueprint"},
+		}))
+		w.Must(err)
 	})
 	w.run("encryptionKey", func(w *world) {
 		w.refused("RestoreDataAll", "ra-10", set, with(base, args{"encryptionKey": "another"}), "nothing was written", "pod ra-0", "not found with this encryptionKey")
@@ -782,6 +800,72 @@ func testBackupDataStats(w *world) {
 }
 
 // Two movers of one claim take turns; a controller that goes away keeps its turn.
+// Whoever is alone with a repository has its storage reached as the argument says.
+func testInsecureTLS(w *world) {
+	w.claim("tls")
+	w.pod("tls-0", "tls")
+	w.script("tls-0", saves(1, func(api.StartRequest) {}))
+	w.script("copy-vol-data-", saves(1, func(api.StartRequest) {}))
+	w.script("restore-data-", restores(func(api.StartRequest) {}))
+	w.script("restore-data-all-", restores(func(api.StartRequest) {}))
+	one := args{"namespace": shop, "image": "i", "backupArtifactPrefix": "tls"}
+	source := args{"namespace": shop, "container": "app", "includePath": "/data", "backupArtifactPrefix": "tls"}
+	params := param.TemplateParams{PVC: &param.PVCParams{Namespace: shop, Name: "tls"}}
+	run := func(function, operation string, a args, insecure bool) map[string]any {
+		w.Helper()
+		out, err := w.exec(function, operation, params, with(a, args{"encryptionKey": "tls", "insecureTLS": fmt.Sprint(insecure)}))
+		w.Must(err)
+		return out
+	}
+	id := run("BackupData", "tls-1", with(source, args{"pod": "tls-0"}), false)["backupID"].(string)
+	info := run("BackupDataAll", "tls-2", with(source, args{"pods": "tls-0"}), false)["BackupAllInfo"]
+	insecure := func() bool {
+		var s corev1.Secret
+		w.Must(w.Get(w.Context(), client.ObjectKey{Namespace: control, Name: id[:strings.LastIndexByte(id, '-')] + "-config"}, &s))
+		return strings.Contains(string(s.Data["config.json"]), `"insecureTLS":true`)
+	}
+	want := false
+	for i, c := range []struct {
+		function string
+		args     args
+	}{
+		{"BackupDataAll", with(source, args{"pods": "tls-0"})},
+		{"CopyVolumeData", args{"namespace": shop, "volume": "tls", "dataArtifactPrefix": "tls"}},
+		{"RestoreData", with(one, args{"volumes": args{"tls": "/data"}, "backupIdentifier": id})},
+		{"RestoreDataAll", with(one, args{"pods": "tls-0", "backupInfo": info})},
+		{"CheckRepository", args{"backupArtifactPrefix": "tls"}},
+		{"DeleteData", with(one, args{"backupID": id})},
+		{"DeleteDataAll", with(one, args{"backupInfo": info})},
+	} {
+		want = !want
+		run(c.function, fmt.Sprintf("tls-%d", i+3), c.args, want)
+		if insecure() != want {
+			w.Errorf("%s with insecureTLS %v: the server takes any certificate: %v", c.function, want, !want)
+		}
+	}
+}
+
+// A pod that does not run in time fails the phase and is gone.
+func testStartTimeout(w *world) {
+	w.claim("stuck")
+	movers, data := *w.data.Movers, *w.data
+	movers.StartTimeout = 300 * time.Millisecond
+	data.Movers = &movers
+	companion := function.Companion{Client: w, Movers: &movers, Namespace: shop, StartTimeout: movers.StartTimeout}
+	w.functions = function.NewRegistry(append(data.Functions(), companion.Functions()...)...)
+	w.refused("CopyVolumeData", "stuck-1", param.TemplateParams{}, args{
+		"namespace": shop, "volume": "stuck", "dataArtifactPrefix": "stuck", "podAnnotations": args{stuck: "yes"},
+	}, "not running after 300ms")
+	w.refused("KubeTask", "stuck-2", param.TemplateParams{}, args{"image": "i", "command": []any{"c"}}, "not running after 300ms")
+	var pods corev1.PodList
+	w.Must(w.List(w.Context(), &pods, client.InNamespace(shop), client.MatchingLabels{"createdBy": "kanister"}))
+	for _, p := range pods.Items {
+		if p.DeletionTimestamp == nil && (strings.HasPrefix(p.Name, "kanister-job-") || p.Annotations[stuck] != "") {
+			w.Errorf("left behind: %s", p.Name)
+		}
+	}
+}
+
 func testTurns(w *world) {
 	w.claim("turns")
 	b := w.backup("turns-1", "turns", "/mnt/turns", "turns")

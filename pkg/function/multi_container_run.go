@@ -68,7 +68,7 @@ func (f *multiContainerRun) Exec(ctx context.Context, call Call) (map[string]any
 	if m.pod, err = decodePod(call); err != nil {
 		return nil, err
 	}
-	pod, err := m.render(call, f.PullPolicy)
+	pod, err := m.render(call, f.Companion)
 	if err != nil {
 		return nil, err
 	}
@@ -87,7 +87,7 @@ func (f *multiContainerRun) Exec(ctx context.Context, call Call) (map[string]any
 	return r.outputs, err
 }
 
-func (m multiPod) render(call Call, policy corev1.PullPolicy) (*corev1.Pod, error) {
+func (m multiPod) render(call Call, companion *Companion) (*corev1.Pod, error) {
 	volume := corev1.EmptyDirVolumeSource{Medium: corev1.StorageMedium(m.medium)}
 	if m.size != "" {
 		size, err := resource.ParseQuantity(m.size)
@@ -98,15 +98,12 @@ func (m multiPod) render(call Call, policy corev1.PullPolicy) (*corev1.Pod, erro
 	}
 	const shared = "shared"
 	container := func(name string, c command) corev1.Container {
-		return corev1.Container{
-			Name: name, Image: c.image, Command: c.command, ImagePullPolicy: policy,
-			SecurityContext: taskSecurity(),
-			VolumeMounts:    []corev1.VolumeMount{{Name: shared, MountPath: m.dir}},
-		}
+		out := companion.container(name, c.image, c.command)
+		out.VolumeMounts = []corev1.VolumeMount{{Name: shared, MountPath: m.dir}}
+		return out
 	}
 	spec := corev1.PodSpec{
-		RestartPolicy:                corev1.RestartPolicyNever,
-		AutomountServiceAccountToken: new(false),
+		RestartPolicy: corev1.RestartPolicyNever,
 		SecurityContext: &corev1.PodSecurityContext{
 			SeccompProfile: &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault},
 		},
@@ -121,6 +118,7 @@ func (m multiPod) render(call Call, policy corev1.PullPolicy) (*corev1.Pod, erro
 	if err != nil {
 		return nil, err
 	}
+	withoutToken(&spec)
 	return taskPod(call, "kanister-job-", m.namespace, m.pod, spec), nil
 }
 

@@ -3,6 +3,7 @@
 package function
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -41,7 +42,6 @@ type result struct {
 
 const (
 	taskContainer   = names.MoverContainer
-	taskStart       = 15 * time.Minute
 	taskDeleteGrace = 30 * time.Second
 )
 
@@ -54,16 +54,23 @@ func taskSecurity() *corev1.SecurityContext {
 	}
 }
 
-// render builds the pod.
-func (t task) render(call Call, policy corev1.PullPolicy) (*corev1.Pod, error) {
-	container := corev1.Container{
-		Name: taskContainer, Image: t.image, Command: t.command, ImagePullPolicy: policy,
-		SecurityContext: taskSecurity(),
+// container of a temporary pod that runs a command of the Blueprint's author.
+func (c *Companion) container(name, image string, command []string) corev1.Container {
+	out := corev1.Container{
+		Name: name, Image: image, Command: command, ImagePullPolicy: c.PullPolicy, SecurityContext: taskSecurity(),
 	}
+	if c.ToolsImage != "" {
+		out.Env = []corev1.EnvVar{{Name: "KANISTER_TOOLS", Value: c.ToolsImage}}
+	}
+	return out
+}
+
+// render builds the pod.
+func (c *Companion) render(call Call, t task) (*corev1.Pod, error) {
+	container := c.container(taskContainer, t.image, t.command)
 	spec := corev1.PodSpec{
-		RestartPolicy:                corev1.RestartPolicyNever,
-		AutomountServiceAccountToken: new(t.serviceAccount != ""),
-		ServiceAccountName:           t.serviceAccount,
+		RestartPolicy:      corev1.RestartPolicyNever,
+		ServiceAccountName: t.serviceAccount,
 		SecurityContext: &corev1.PodSecurityContext{
 			RunAsUser: t.identity.UID, RunAsGroup: t.identity.GID,
 			FSGroup: t.identity.FSGroup, FSGroupChangePolicy: t.identity.FSGroupChangePolicy,
@@ -86,7 +93,16 @@ func (t task) render(call Call, policy corev1.PullPolicy) (*corev1.Pod, error) {
 	if err != nil {
 		return nil, err
 	}
+	withoutToken(&spec)
 	return taskPod(call, t.prefix, t.namespace, t.pod, spec), nil
+}
+
+// withoutToken keeps the token of a ServiceAccount that nobody named out of a pod.
+// Kanister mounts it; who needs one names the account.
+func withoutToken(spec *corev1.PodSpec) {
+	if spec.AutomountServiceAccountToken == nil && spec.ServiceAccountName == "" {
+		spec.AutomountServiceAccountToken = new(false)
+	}
 }
 
 // taskPod is a temporary pod of ours. It is swept when its operation has ended
@@ -108,7 +124,7 @@ func taskPod(call Call, prefix, namespace string, pod podArgs, spec corev1.PodSp
 
 // run makes the pod, follows its log, waits for its end and deletes it.
 func (c *Companion) run(ctx context.Context, call Call, t task) (result, error) {
-	pod, err := t.render(call, c.PullPolicy)
+	pod, err := c.render(call, t)
 	if err != nil {
 		return result{}, err
 	}
@@ -168,7 +184,8 @@ func (c *Companion) runPod(ctx context.Context, call Call, pod *corev1.Pod, cont
 var errExit = errors.New("the command ended with exit code")
 
 func (c *Companion) awaitStart(ctx context.Context, pod *corev1.Pod, container string) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, taskStart, fmt.Errorf("not running after %s", taskStart))
+	timeout := cmp.Or(c.StartTimeout, mover.DefaultStartTimeout)
+	ctx, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("not running after %s", timeout))
 	defer cancel()
 	return kube.Await(ctx, c.Client, client.ObjectKeyFromObject(pod), &corev1.Pod{}, &corev1.PodList{}, func(p *corev1.Pod) (bool, error) {
 		if p.Status.Phase != corev1.PodPending {

@@ -98,6 +98,9 @@ func (w *world) sub(t *testing.T) *world {
 // Publish is the CA's.
 func (w *world) Publish(context.Context, string) error { return nil }
 
+// stuck is the annotation of a pod that never runs.
+const stuck = "stuck"
+
 // play answers to objects as the controllers do that do not run here.
 func (w *world) play(list client.ObjectList) {
 	watcher, err := w.Watch(context.Background(), list)
@@ -110,7 +113,7 @@ func (w *world) play(list client.ObjectList) {
 			case *kopiav1alpha1.RepositoryServer:
 				w.serve(o)
 			case *corev1.Pod:
-				if o.Labels[names.ComponentLabel] == mover.Component && o.Status.Phase == corev1.PodPending && o.DeletionTimestamp == nil {
+				if o.Labels[names.ComponentLabel] == mover.Component && o.Status.Phase == corev1.PodPending && o.DeletionTimestamp == nil && o.Annotations[stuck] == "" {
 					o.Status.Phase = corev1.PodRunning
 					o.Status.ContainerStatuses = []corev1.ContainerStatus{{Name: names.MoverContainer, State: corev1.ContainerState{Running: &corev1.ContainerStateRunning{}}}}
 					_ = w.Status().Update(context.Background(), o) // it may be gone

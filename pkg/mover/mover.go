@@ -25,9 +25,9 @@ import (
 )
 
 const (
-	// startTimeout bounds how long a pod may take to run: volumes are made and
-	// attached, images pulled.
-	startTimeout = 10 * time.Minute
+	// DefaultStartTimeout is how long a temporary pod may take to run: volumes are
+	// made and attached, images pulled. Kanister's.
+	DefaultStartTimeout = 15 * time.Minute
 	// unschedulableGrace is how long a pod may find no node. A claim that is just
 	// being bound makes the scheduler say so for a moment.
 	unschedulableGrace = time.Minute
@@ -48,7 +48,9 @@ type Movers struct {
 	}
 	Image      string
 	PullPolicy corev1.PullPolicy
-	Log        *slog.Logger
+	// StartTimeout is how long a pod may take to run; 0: DefaultStartTimeout.
+	StartTimeout time.Duration
+	Log          *slog.Logger
 
 	// mu keeps two movers from looking for each other at the same time.
 	mu sync.Mutex
@@ -204,13 +206,12 @@ func createHint(err error, namespace string) string {
 	return ""
 }
 
-var errStartTimeout = fmt.Errorf("not running after %s", startTimeout)
-
 // awaitRunning waits until the agent's container runs.
 func (m *Movers) awaitRunning(ctx context.Context, pod *corev1.Pod) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	timeout := time.AfterFunc(startTimeout, func() { cancel(errStartTimeout) })
+	tooLate := fmt.Errorf("not running after %s", cmp.Or(m.StartTimeout, DefaultStartTimeout))
+	timeout := time.AfterFunc(cmp.Or(m.StartTimeout, DefaultStartTimeout), func() { cancel(tooLate) })
 	defer timeout.Stop()
 
 	var homeless *time.Timer // runs while no node takes the pod
@@ -238,11 +239,11 @@ func (m *Movers) awaitRunning(ctx context.Context, pod *corev1.Pod) error {
 				return s.Name == names.MoverContainer && s.State.Running != nil
 			}), nil
 		})
-	if errors.Is(err, errStartTimeout) {
+	if errors.Is(err, tooLate) {
 		// What holds a pod up before its containers start, volumes above all, shows
 		// in its events only.
 		if why := m.lastWarning(context.WithoutCancel(ctx), pod); why != "" {
-			err = fmt.Errorf("%w: %s", errStartTimeout, why)
+			err = fmt.Errorf("%w: %s", tooLate, why)
 		}
 	}
 	return err

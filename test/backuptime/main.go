@@ -7,6 +7,8 @@ package main
 
 import (
 	"context"
+	"errors"
+	"flag"
 	"fmt"
 	"os"
 	"os/signal"
@@ -26,13 +28,17 @@ import (
 	"github.com/kanister-kopia/kanister-kopia/test/scenario"
 )
 
-const (
-	name       = "bench-backup" // of namespace, StatefulSet, Blueprint and Profile
-	warmRounds = 20
-	coldRounds = 5
+const name = "bench-backup" // of namespace, StatefulSet, Blueprint and Profile
+
+var (
+	warmRounds = flag.Int("warm", 20, "backups with the server running")
+	coldRounds = flag.Int("cold", 5, "backups with the server stopped")
+	// patience is longer than any of the controller's own limits on its way.
+	patience = flag.Duration("timeout", 6*time.Minute, "how long one backup may take")
 )
 
 func main() {
+	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if err := run(ctx); err != nil {
@@ -41,41 +47,54 @@ func main() {
 	}
 }
 
-func run(ctx context.Context) error {
+func run(ctx context.Context) (err error) {
 	c, err := scenario.Open()
 	if err != nil {
 		return err
 	}
 	if err := prepare(ctx, c); err != nil {
-		return err
+		return fmt.Errorf("make what is backed up: %w", err)
 	}
-	defer func() { _ = c.DeleteNamespace(context.WithoutCancel(ctx), name) }()
+	defer func() { err = errors.Join(err, c.DeleteNamespace(context.WithoutCancel(ctx), name)) }()
 
 	first, as, err := backup(ctx, c)
 	if err != nil {
 		return err
 	}
 	report("new repository", "no budget", []time.Duration{first})
-	var warm, cold []time.Duration
-	for range warmRounds {
+	id := scenario.Output(as, "save", "backupID")
+	if err := rounds(*warmRounds, "server running", "budget 800 ms", func() (time.Duration, error) {
 		took, _, err := backup(ctx, c)
-		if err != nil {
-			return err
-		}
-		warm = append(warm, took)
+		return took, err
+	}); err != nil {
+		return err
 	}
-	report("server running", "budget 800 ms", warm)
-	for range coldRounds {
-		if err := stopServer(ctx, c, scenario.Output(as, "save", "backupID")); err != nil {
-			return err
+	return rounds(*coldRounds, "server stopped", "budget 6000 ms", func() (time.Duration, error) {
+		if err := stopServer(ctx, c, id); err != nil {
+			return 0, fmt.Errorf("stop the server: %w", err)
 		}
 		took, _, err := backup(ctx, c)
+		return took, err
+	})
+}
+
+// rounds measures one thing n times. What was measured before an error is told.
+func rounds(n int, what, budget string, measure func() (time.Duration, error)) error {
+	var all []time.Duration
+	for range n {
+		took, err := measure()
 		if err != nil {
-			return err
+			if len(all) > 0 {
+				report(what, budget, all)
+			}
+			return fmt.Errorf("%s, round %d of %d: %w", what, len(all)+1, n, err)
 		}
-		cold = append(cold, took)
+		fmt.Fprintf(os.Stderr, "%s: %d ms\n", what, took.Milliseconds())
+		all = append(all, took)
 	}
-	report("server stopped", "budget 6000 ms", cold)
+	if n > 0 {
+		report(what, budget, all)
+	}
 	return nil
 }
 
@@ -151,6 +170,8 @@ func prepare(ctx context.Context, c *scenario.Cluster) error {
 // backup runs the backup and returns how long it took.
 func backup(ctx context.Context, c *scenario.Cluster) (time.Duration, *crv1alpha1.ActionSet, error) {
 	began := time.Now()
+	ctx, cancel := context.WithTimeoutCause(ctx, *patience, fmt.Errorf("not ended after %s", *patience))
+	defer cancel()
 	as, err := c.Run(ctx, &crv1alpha1.ActionSet{
 		ObjectMeta: metav1.ObjectMeta{GenerateName: name + "-"},
 		Spec:       &crv1alpha1.ActionSetSpec{Actions: []crv1alpha1.ActionSpec{scenario.Action("backup", name, name, name, name)}},

@@ -22,6 +22,11 @@ func (c *Cluster) Run(ctx context.Context, as *crv1alpha1.ActionSet, watch func(
 	if err := c.Create(ctx, as); err != nil {
 		return nil, fmt.Errorf("create ActionSet: %w", err)
 	}
+	return c.Follow(ctx, as, watch)
+}
+
+// Follow follows an ActionSet to its end, as Run does.
+func (c *Cluster) Follow(ctx context.Context, as *crv1alpha1.ActionSet, watch func(*crv1alpha1.ActionSet)) (*crv1alpha1.ActionSet, error) {
 	w, err := c.Watch(ctx, &crv1alpha1.ActionSetList{}, &client.ListOptions{
 		Namespace:     as.Namespace,
 		FieldSelector: fields.OneTermEqualSelector("metadata.name", as.Name),
