@@ -55,7 +55,9 @@ func serve(ctx context.Context, args []string) error {
 	stateDir := flags.String("state-dir", names.StateDir, "private folder, in memory")
 	listen := flags.String("listen", fmt.Sprintf(":%d", names.RepositoryPort), "address for agents")
 	agentListen := flags.String("agent-listen", fmt.Sprintf("127.0.0.1:%d", names.AgentPort), "address of the agent API")
-	kopiaListen := flags.String("kopia-listen", "127.0.0.1:51516", "address of Kopia's own server, on loopback")
+	// Below the ports of outgoing connections: who asks such a port of loopback again and
+	// again until somebody listens gets, now and then, a connection with itself, which holds it.
+	kopiaListen := flags.String("kopia-listen", "127.0.0.1:15516", "address of Kopia's own server, on loopback")
 	health := flags.String("health-listen", fmt.Sprintf(":%d", names.AgentHealthPort), "address of /healthz and /readyz")
 	if err := flags.Parse(args); err != nil {
 		return err

@@ -35,6 +35,6 @@ var _ = BeforeSuite(func() {
 
 // How long a step of the story may take on a busy machine.
 const (
-	short = 2 * time.Minute
+	short = 4 * time.Minute
 	long  = 10 * time.Minute
 )
