@@ -1,11 +1,11 @@
-# The product's images: one static program each, on nothing.
+# The product's images: static programs, on nothing.
 #
 # docker build --target agent -t …/agent .     compiles inside
 # make images                                  where no image can be pulled: compiles
 #                                              outside and builds the stages *-prebuilt
 
 FROM scratch AS agent-prebuilt
-COPY agent /agent
+COPY agent operation /
 USER 65532
 ENTRYPOINT ["/agent"]
 
@@ -21,7 +21,7 @@ ENTRYPOINT ["/webhook"]
 
 FROM scratch AS repository-server-prebuilt
 COPY ca-certificates.crt /etc/ssl/certs/ca-certificates.crt
-COPY agent repository-server /
+COPY operation repository-server /
 USER 65532
 ENTRYPOINT ["/repository-server"]
 
@@ -32,10 +32,10 @@ RUN go mod download
 COPY . .
 ARG VERSION=dev
 RUN CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags "-s -w -X main.version=${VERSION}" \
-    -o /out/ ./cmd/agent ./cmd/controller ./cmd/webhook ./cmd/repository-server
+    -o /out/ ./cmd/agent ./cmd/operation ./cmd/controller ./cmd/webhook ./cmd/repository-server
 
 FROM scratch AS agent
-COPY --from=build /out/agent /agent
+COPY --from=build /out/agent /out/operation /
 USER 65532
 ENTRYPOINT ["/agent"]
 
@@ -51,6 +51,6 @@ ENTRYPOINT ["/webhook"]
 
 FROM scratch AS repository-server
 COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/ca-certificates.crt
-COPY --from=build /out/agent /out/repository-server /
+COPY --from=build /out/operation /out/repository-server /
 USER 65532
 ENTRYPOINT ["/repository-server"]

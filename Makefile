@@ -43,10 +43,11 @@ unit: need-cc ## Tests beside the code; nothing else is needed.
 	@cd test/cluster && $(GO_TEST) ./...
 
 # -count 1: Go's test cache does not know the programs that these tests build and run.
-# -parallel 4: they wait more than they compute. The longest package goes first.
+# -parallel 4: they wait more than they compute. The longest package goes first, and alone.
 .PHONY: integration
 integration: need-cc tools ## Against a real API server, Kopia server and S3 gateway, as plain processes.
-	@$(GO_TEST) -timeout 45m -count 1 -parallel 4 -tags integration -run Integration ./repositoryserver $$(go list -tags integration ./... | grep -v -e /test/ -e /repositoryserver$$)
+	@$(GO_TEST) -timeout 45m -count 1 -parallel 4 -tags integration -run Integration ./repositoryserver
+	@$(GO_TEST) -timeout 45m -count 1 -tags integration -run Integration $$(go list -tags integration ./... | grep -v -e /test/ -e /repositoryserver$$)
 
 # The long trials and the fuzz targets are found by their names: TestIntegrationSoak…
 # behind the build tag soak, and Fuzz…. On the cluster, the tag makes the specs with the

@@ -95,7 +95,7 @@ func TestManyAgentsAtOnce(t *testing.T) {
 	ways[7].mu.Lock()
 	ways[7].conn.Close()
 	ways[7].mu.Unlock()
-	testenv.Eventually(t, time.Minute, "the broken one is followed again", func() bool { return ways[7].dials.Load() == dialled[7]+1 && ways[7].news.Load() > heard })
+	testenv.Eventually(t, 3*time.Minute, "the broken one is followed again", func() bool { return ways[7].dials.Load() == dialled[7]+1 && ways[7].news.Load() > heard })
 	close(r.runner.steps)
 	ends.Wait()
 	close(failures)
@@ -112,11 +112,11 @@ func TestManyAgentsAtOnce(t *testing.T) {
 		}
 		w.Close()
 	}
-	testenv.Eventually(t, time.Minute, "no connection is left", func() bool { return open.Load() == 0 })
+	testenv.Eventually(t, 3*time.Minute, "no connection is left", func() bool { return open.Load() == 0 })
 	if n := r.runner.runs.Load(); n != agents {
 		t.Errorf("%d operations ran, want %d", n, agents)
 	}
-	testenv.Eventually(t, time.Minute, "their goroutines end", func() bool { return runtime.NumGoroutine() <= before+20 })
+	testenv.Eventually(t, 3*time.Minute, "their goroutines end", func() bool { return runtime.NumGoroutine() <= before+20 })
 }
 
 type counted struct {

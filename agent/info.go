@@ -15,16 +15,14 @@ import (
 // sampled entries of a volume's root tell early whether its data can be read.
 const sampled = 50
 
+// kopiaVersion is that of the program operation, which is built from the same module.
+const kopiaVersion = "v0.23.1"
+
 // Info describes this agent, the volumes below volumesDir and the block devices in devicesDir.
 func Info(volumesDir, devicesDir string) api.Info {
-	info := api.Info{Protocol: api.ProtocolVersion, OldestProtocol: api.OldestProtocol, Version: "devel", UID: os.Getuid(), GID: os.Getgid(), Volumes: []api.VolumeInfo{}}
+	info := api.Info{Protocol: api.ProtocolVersion, OldestProtocol: api.OldestProtocol, Version: "devel", KopiaVersion: kopiaVersion, UID: os.Getuid(), GID: os.Getgid(), Volumes: []api.VolumeInfo{}}
 	if build, ok := debug.ReadBuildInfo(); ok {
 		info.Version = build.Main.Version
-		for _, dep := range build.Deps {
-			if dep.Path == "github.com/kopia/kopia" {
-				info.KopiaVersion = dep.Version
-			}
-		}
 	}
 	entries, _ := os.ReadDir(volumesDir) // none is mirrored: an empty list says so
 	for _, e := range entries {

@@ -107,7 +107,7 @@ func (t *trial) held(agent *client.Client, link *testenv.Proxy, after int64, req
 	cut := link.CutAfter(after)
 	_, err := agent.Start(t.context(), req)
 	t.must(err)
-	testenv.Eventually(t, time.Minute, req.ID+" is under way", func() bool {
+	testenv.Eventually(t, 3*time.Minute, req.ID+" is under way", func() bool {
 		select {
 		case <-cut:
 			return true
@@ -123,7 +123,7 @@ func (t *trial) held(agent *client.Client, link *testenv.Proxy, after int64, req
 // ended waits for the end of an operation, or of what its agent knows of it.
 func (t *trial) ended(agent *client.Client, id string) (op api.Operation) {
 	t.Helper()
-	testenv.Eventually(t, 2*time.Minute, id+" ends", func() bool {
+	testenv.Eventually(t, 5*time.Minute, id+" ends", func() bool {
 		var err error
 		op, err = agent.Get(t.context(), id)
 		return err == nil && (op.State.Done() || op.State == api.StateNeedsCredentials)
@@ -298,11 +298,11 @@ func TestIntegrationNetworkCut(t *testing.T) {
 	before := tr.change(1)
 	record := tr.next()
 	want := tr.change(2)
-	impatient, _ := tr.sidecar(tr.source(), nil, "-stall-timeout", "10s")
+	impatient, _ := tr.sidecar(tr.source(), nil, "-stall-timeout", "25s")
 	late, _ := tr.sidecar(tr.source(), nil)
 
 	// An operation each, on a network of its own.
-	var links []*testenv.Proxy
+	var links []*testenv.Proxy // the last two heal
 	hold := func(agent *client.Client, after int64, req api.StartRequest) {
 		t.Helper()
 		link := tr.network()
@@ -317,7 +317,7 @@ func TestIntegrationNetworkCut(t *testing.T) {
 	healed := make(chan struct{})
 	time.AfterFunc(30*time.Second, func() {
 		defer close(healed)
-		for _, link := range links {
+		for _, link := range links[3:] {
 			link.Heal()
 		}
 	})
@@ -326,8 +326,8 @@ func TestIntegrationNetworkCut(t *testing.T) {
 		want  api.Code
 		text  string
 	}{
-		"stalled-backup":  {impatient, api.CodeStalled, "no data moved for 10s"},
-		"stalled-restore": {impatient, api.CodeStalled, "no data moved for 10s"},
+		"stalled-backup":  {impatient, api.CodeStalled, "no data moved for 25s"},
+		"stalled-restore": {impatient, api.CodeStalled, "no data moved for 25s"},
 		"late-backup":     {late, api.CodeServerUnreachable, links[2].Address},
 	} {
 		if op := tr.ended(c.agent, id); !failedWith(op, c.want) || !strings.Contains(op.Failure.Error(), c.text) {
@@ -365,7 +365,7 @@ func TestIntegrationAccessInFlight(t *testing.T) {
 		tr.held(tr.agent, links[0], noise/2, reqs[0])
 		tr.held(tr.agent, links[1], noise/2, reqs[1])
 		something(reqs[0].ID, reqs[1].ID)
-		for _, link := range links {
+		for _, link := range links[3:] {
 			link.Heal()
 		}
 		return tr.ended(tr.agent, reqs[0].ID), tr.ended(tr.agent, reqs[1].ID)
@@ -388,7 +388,7 @@ func TestIntegrationAccessInFlight(t *testing.T) {
 		ca.IssueTo(tr, tlsDir, leaf)
 		pair, err := tls.LoadX509KeyPair(filepath.Join(tlsDir, "tls.crt"), filepath.Join(tlsDir, "tls.key"))
 		tr.must(err)
-		testenv.Eventually(tr, time.Minute, "the certificate is shown", func() bool {
+		testenv.Eventually(tr, 3*time.Minute, "the certificate is shown", func() bool {
 			conn, err := tls.Dial("tcp", strings.TrimPrefix(tr.s.url, "https://"), &tls.Config{InsecureSkipVerify: true})
 			if err != nil {
 				return false

@@ -17,11 +17,16 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/kopia/kopia/repo"
+
+	"github.com/kanister-kopia/kanister-kopia/agent/contents"
 )
 
 // front is what listens on the pod network. It ends TLS, checks the password of
 // each stream against the sessions in force, and passes the stream on to Kopia
-// with the user's private password. Whoever has no session never reaches Kopia:
+// with the user's private password; who only reads is answered without Kopia's server:
+// contents.go. Whoever has no session never reaches Kopia:
 // not its slow password hash, its control API or its metrics. When a session ends,
 // its streams are cut.
 type front struct {
@@ -45,7 +50,7 @@ const (
 // kopiaService is the only thing of Kopia's that passes.
 const kopiaService = "/kopia_repository.KopiaRepository/"
 
-func newFront(s *sessions, k *kopiaServer, certificate func(*tls.ClientHelloInfo) (*tls.Certificate, error), log *slog.Logger) *front {
+func newFront(s *sessions, k *kopiaServer, rep repo.DirectRepository, certificate func(*tls.ClientHelloInfo) (*tls.Certificate, error), log *slog.Logger) *front {
 	target := &url.URL{Scheme: "https", Host: k.address}
 	f := &front{sessions: s, password: k.password, slots: make(chan struct{}, maxStreams)}
 	quiet := slog.NewLogLogger(log.Handler(), slog.LevelDebug)
@@ -62,7 +67,11 @@ func newFront(s *sessions, k *kopiaServer, certificate func(*tls.ClientHelloInfo
 	f.server = &http.Server{
 		Handler: f,
 		TLSConfig: &tls.Config{
-			MinVersion: tls.VersionTLS13, GetCertificate: certificate, NextProtos: []string{"h2"},
+			MinVersion: tls.VersionTLS13, GetCertificate: certificate, NextProtos: []string{contents.Protocol, "h2"},
+		},
+		Protocols: http2Only(),
+		TLSNextProto: map[string]func(*http.Server, *tls.Conn, http.Handler){
+			contents.Protocol: newReader(s, f.slots, rep, log).serve,
 		},
 		ReadHeaderTimeout: 10 * time.Second,
 		IdleTimeout:       5 * time.Minute,
@@ -75,6 +84,12 @@ func newFront(s *sessions, k *kopiaServer, certificate func(*tls.ClientHelloInfo
 		ErrorLog: quiet,
 	}
 	return f
+}
+
+func http2Only() *http.Protocols {
+	p := &http.Protocols{}
+	p.SetHTTP2(true)
+	return p
 }
 
 // serve serves until the server is shut down.

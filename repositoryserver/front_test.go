@@ -35,7 +35,7 @@ func TestFrontGuards(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f := newFront(open, &kopiaServer{address: kopia.Listener.Addr().String(), client: kopia.Client()},
+	f := newFront(open, &kopiaServer{address: kopia.Listener.Addr().String(), client: kopia.Client()}, nil,
 		func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return &kopia.TLS.Certificates[0], nil }, slog.New(slog.DiscardHandler))
 	f.password = func(context.Context, string, string) (string, error) { return "private", nil }
 	l, err := net.Listen("tcp", "127.0.0.1:0")

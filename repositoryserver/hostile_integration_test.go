@@ -314,7 +314,7 @@ func TestIntegrationServerCertificateRotates(t *testing.T) {
 	next.IssueTo(w, s.Cmd.Args[slices.Index(s.Cmd.Args, "--tls-dir")+1], testenv.Leaf{IPs: []net.IP{net.IPv4(127, 0, 0, 1)}, Usage: x509.ExtKeyUsageServerAuth})
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM(next.PEM)
-	testenv.Eventually(w, time.Minute, "the new certificate is shown", func() bool {
+	testenv.Eventually(w, 3*time.Minute, "the new certificate is shown", func() bool {
 		conn, err := tls.Dial("tcp", strings.TrimPrefix(s.url, "https://"), &tls.Config{RootCAs: roots})
 		if err == nil {
 			conn.Close()

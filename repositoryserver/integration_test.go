@@ -170,7 +170,7 @@ func (w *world) must(err error) {
 }
 
 func (w *world) context() context.Context {
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	w.Cleanup(cancel)
 	return ctx
 }
@@ -658,7 +658,7 @@ func TestIntegrationAgentAuthenticates(t *testing.T) {
 	pin, err := client.PinFromLog(strings.NewReader(p.Log()))
 	w.must(err)
 	var address string
-	testenv.Eventually(w, 30*time.Second, "the agent serves", func() bool {
+	testenv.Eventually(w, 2*time.Minute, "the agent serves", func() bool {
 		for _, line := range strings.Split(p.Log(), "\n") {
 			var l struct{ Msg, Listen string }
 			if json.Unmarshal([]byte(line), &l) == nil && l.Msg == "agent serves" {

@@ -19,6 +19,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -47,6 +48,9 @@ type kopiaServer struct {
 }
 
 const controlUser = "control"
+
+// maxConcurrency is how many calls of all users are under way, each with a content in memory.
+const maxConcurrency = 16
 
 // startKopia starts the server and waits until it lets the administrator in. Kopia's
 // command line code runs until the process ends; died tells if it ends before.
@@ -85,7 +89,8 @@ func startKopia(ctx context.Context, configFile, password, dir, address string, 
 		_, err := kp.Parse([]string{
 			"--config-file=" + configFile, "server", "start", "--no-ui", "--address=https://" + address,
 			"--tls-cert-file=" + certFile, "--tls-key-file=" + keyFile, "--htpasswd-file=" + k.htpasswd,
-			"--server-control-username=" + controlUser, "--refresh-interval=1h", "--no-persistent-logs", "--max-concurrency=16",
+			"--server-control-username=" + controlUser, "--refresh-interval=1h", "--no-persistent-logs",
+			"--max-concurrency=" + strconv.Itoa(maxConcurrency),
 		})
 		if err == nil {
 			err = errors.New("it ended")

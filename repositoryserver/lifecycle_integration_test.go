@@ -46,7 +46,7 @@ func TestIntegrationDrain(t *testing.T) {
 		t.Errorf("used a moment ago: %+v, %v", a, err)
 	}
 	var a api.Activity
-	testenv.Eventually(t, time.Minute, "the idle server drains", func() bool {
+	testenv.Eventually(t, 3*time.Minute, "the idle server drains", func() bool {
 		a, err = s.agent.Drain(ctx, 0)
 		return err == nil && a.Draining
 	})
@@ -182,7 +182,7 @@ func (w *world) stock() *repositoryserver.External {
 	}, testenv.Kopia(w), "server", "start", "--no-ui", fmt.Sprintf("--address=https://127.0.0.1:%d", port),
 		"--tls-cert-file="+filepath.Join(tls, "tls.crt"), "--tls-key-file="+filepath.Join(tls, "tls.key"),
 		"--config-file="+filepath.Join(dir, "config"), "--log-dir="+filepath.Join(dir, "log"))
-	testenv.Eventually(w, time.Minute, "the stock server listens", func() bool {
+	testenv.Eventually(w, 3*time.Minute, "the stock server listens", func() bool {
 		conn, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", port))
 		if err == nil {
 			conn.Close()

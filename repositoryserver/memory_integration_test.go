@@ -81,7 +81,7 @@ func TestIntegrationOutOfMemory(t *testing.T) {
 	w.must(os.WriteFile(filepath.Join(source, "f"), make([]byte, 1<<20), 0o600))
 	s := w.serve()
 	agent, process := w.sidecar(source, group.enter)
-	testenv.Eventually(t, time.Minute, "the agent answers", func() bool {
+	testenv.Eventually(t, 3*time.Minute, "the agent answers", func() bool {
 		_, err := agent.Info(w.context())
 		return err == nil
 	})

@@ -22,8 +22,9 @@ import (
 )
 
 // A server that does not enforce our rules lets nobody in, though all else is there.
+//
+// Not beside other tests: Kopia reads its passwords from this process's environment.
 func TestIntegrationProbe(t *testing.T) {
-	t.Parallel()
 	must := func(err error) {
 		t.Helper()
 		if err != nil {
@@ -32,18 +33,13 @@ func TestIntegrationProbe(t *testing.T) {
 	}
 	logs := kopiaLogs(slog.New(slog.DiscardHandler), nil)
 	ctx := logging.WithLogger(t.Context(), logs)
-	canaryAlone := func(ctx context.Context, connection, password string, now time.Time) error {
-		rep, err := openDirect(ctx, connection, password)
-		if err != nil {
-			return err
-		}
-		defer rep.Close(ctx)
+	canaryAlone := func(ctx context.Context, rep repo.DirectRepository, now time.Time) error {
 		return repo.WriteSession(ctx, rep, repo.WriteSessionOptions{}, func(ctx context.Context, w repo.RepositoryWriter) error {
 			return seedCanary(ctx, w, now)
 		})
 	}
 	for name, c := range map[string]struct {
-		seed func(ctx context.Context, connection, password string, now time.Time) error
+		seed func(ctx context.Context, rep repo.DirectRepository, now time.Time) error
 		want string
 	}{
 		"seeded":        {seed, ""},
@@ -58,11 +54,14 @@ func TestIntegrationProbe(t *testing.T) {
 		must(StateFolders(state))
 		connection, err := prepare(ctx, config, serverUser, state)
 		must(err)
-		must(c.seed(ctx, connection, config.Password, time.Now()))
+		rep, err := openDirect(ctx, connection, config.Password)
+		must(err)
+		must(c.seed(ctx, rep, time.Now()))
+		must(rep.Close(ctx))
 		kopia, _, err := startKopia(ctx, connection, config.Password, state, fmt.Sprintf("127.0.0.1:%d", testenv.Port(t)), logs)
 		must(err)
 		child := operation.Child{
-			Command:  []string{testenv.Program(t, "agent"), "run-operation", "-scratch-dir", state},
+			Command:  []string{testenv.Program(t, "operation"), "-scratch-dir", state},
 			StateDir: state, Env: agent.ChildEnv(),
 		}
 		if err := probe(ctx, child, kopia); (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {

@@ -170,12 +170,7 @@ func initialize(ctx context.Context, c Config, st blob.Storage) error {
 var errEnough = errors.New("enough was listed")
 
 // seed puts into the repository what must be there before anybody may connect.
-func seed(ctx context.Context, configFile, password string, now time.Time) error {
-	rep, err := openDirect(ctx, configFile, password)
-	if err != nil {
-		return err
-	}
-	defer rep.Close(ctx)
+func seed(ctx context.Context, rep repo.DirectRepository, now time.Time) error {
 	if err := setEpochs(ctx, rep); err != nil {
 		return err
 	}

@@ -36,7 +36,7 @@ func children(w *world, parent int) []int {
 			pid, err := strconv.Atoi(field)
 			w.must(err)
 			// Go forks once to see what the kernel can do, and each time before it executes.
-			if raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid)); err == nil && bytes.Contains(raw, []byte("run-operation")) {
+			if raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid)); err == nil && bytes.Contains(raw, []byte("/operation\x00")) {
 				pids = append(pids, pid)
 			}
 		}
@@ -56,7 +56,7 @@ func (w *world) running(agent *client.Client, p *testenv.Process, req api.StartR
 	_, err := agent.Start(w.context(), req)
 	w.must(err)
 	var pids []int
-	testenv.Eventually(w, 30*time.Second, "the operation's process runs", func() bool {
+	testenv.Eventually(w, 2*time.Minute, "the operation's process runs", func() bool {
 		op, err := agent.Get(w.context(), req.ID)
 		w.must(err)
 		pids = children(w, p.Cmd.Process.Pid)
@@ -92,7 +92,7 @@ func TestIntegrationAgentRestart(t *testing.T) {
 		}
 	}
 	process.Kill()
-	testenv.Eventually(w, 10*time.Second, "the operation's process ends with its agent", func() bool { return !alive(child) })
+	testenv.Eventually(w, time.Minute, "the operation's process ends with its agent", func() bool { return !alive(child) })
 
 	process = process.Again(w)
 	w.await(agent, "killed", api.StateNeedsCredentials)
@@ -131,7 +131,7 @@ func TestIntegrationAgentRestart(t *testing.T) {
 // await waits until an agent, which may just be starting, knows an operation in a state.
 func (w *world) await(agent *client.Client, id string, want api.State) {
 	w.Helper()
-	testenv.Eventually(w, 30*time.Second, fmt.Sprintf("operation %s is %s", id, want), func() bool {
+	testenv.Eventually(w, 2*time.Minute, fmt.Sprintf("operation %s is %s", id, want), func() bool {
 		op, err := agent.Get(w.context(), id)
 		return err == nil && op.State == want
 	})

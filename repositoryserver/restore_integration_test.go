@@ -160,7 +160,7 @@ func TestIntegrationRestoreResumes(t *testing.T) {
 	}
 	request := make(chan error, 1)
 	go func() { _, err := restore("cut-short", func(api.Progress) {}); request <- err }()
-	testenv.Eventually(w, time.Minute, "some files are complete", func() bool { return len(completed()) >= 3 })
+	testenv.Eventually(w, 3*time.Minute, "some files are complete", func() bool { return len(completed()) >= 3 })
 	for _, pid := range children(w, process.Cmd.Process.Pid) {
 		w.must(syscall.Kill(pid, syscall.SIGKILL))
 	}

@@ -72,7 +72,13 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		return o.scrubbed(err)
 	}
-	if err := seed(kctx, configFile, o.Config.Password, o.Now()); err != nil {
+	// Seeds, and later reads for restores.
+	rep, err := openDirect(kctx, configFile, o.Config.Password)
+	if err != nil {
+		return o.scrubbed(err)
+	}
+	defer rep.Close(context.WithoutCancel(kctx))
+	if err := seed(kctx, rep, o.Now()); err != nil {
 		return o.scrubbed(err)
 	}
 	o.Log.Info("repository is seeded", "repository", o.Config.RepositoryID)
@@ -98,7 +104,7 @@ func Run(ctx context.Context, o Options) error {
 			ended <- fmt.Errorf("watch certificate: %w", err)
 		}
 	}()
-	f := newFront(open, kopia, watcher.GetCertificate, o.Log)
+	f := newFront(open, kopia, rep, watcher.GetCertificate, o.Log)
 	operations, err := operation.New(operation.Options{
 		Runner: child, Kinds: recordKinds, StateDir: o.StateDir,
 		Credentials: func() *api.Credentials { return kopia.credentials(adminUser, adminHost) },

@@ -117,7 +117,7 @@ func TestIntegrationCheckpoint(t *testing.T) {
 			tr.must(err)
 			var read int64
 			awaitProgress := func(what string, enough func() bool) {
-				testenv.Eventually(t, time.Minute, what, func() bool {
+				testenv.Eventually(t, 3*time.Minute, what, func() bool {
 					op, err := tr.agent.Get(tr.context(), req.ID)
 					tr.must(err)
 					if op.State.Done() {

@@ -82,7 +82,7 @@ func (w *world) backsUpAndRestores() {
 
 func (w *world) listens(address string) {
 	w.Helper()
-	testenv.Eventually(w, time.Minute, address+" listens", func() bool {
+	testenv.Eventually(w, 3*time.Minute, address+" listens", func() bool {
 		conn, err := net.Dial("tcp", address)
 		if err == nil {
 			conn.Close()

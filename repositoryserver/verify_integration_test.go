@@ -238,7 +238,7 @@ func TestIntegrationVerify(t *testing.T) {
 	slow := api.StartRequest{ID: "slow", Kind: api.KindVerify, Verify: &api.VerifyRequest{KeyID: "default", Percent: 100}, RateLimit: api.LeastRateLimit}
 	_, err := s.agent.Start(w.context(), slow)
 	w.must(err)
-	testenv.Eventually(w, time.Minute, "the slow one reads", func() bool {
+	testenv.Eventually(w, 3*time.Minute, "the slow one reads", func() bool {
 		op, err := s.agent.Get(w.context(), "slow")
 		return err == nil && op.Progress.DownloadedBytes > 0
 	})

@@ -33,10 +33,11 @@ const (
 
 // awaitServer waits until somebody listens at the server's address, and shows a
 // certificate that is trusted: Kopia would try a wrong one again and again.
-func awaitServer(ctx context.Context, server string) error {
+// It returns a connection with the first of the protocols that the server speaks.
+func awaitServer(ctx context.Context, server string, protocols ...string) (*tls.Conn, error) {
 	u, err := url.Parse(server)
 	if err != nil {
-		return fmt.Errorf("server address %q: %w", server, err)
+		return nil, fmt.Errorf("server address %q: %w", server, err)
 	}
 	settled, cancel := context.WithTimeout(ctx, settleTimeout)
 	defer cancel()
@@ -44,36 +45,48 @@ func awaitServer(ctx context.Context, server string) error {
 	defer ticker.Stop()
 	var last error
 	for {
-		d := tls.Dialer{Config: &tls.Config{MinVersion: tls.VersionTLS12}}
-		conn, err := d.DialContext(settled, "tcp", u.Host)
+		conn, err := dial(settled, u.Host, protocols)
 		if err == nil {
-			_ = conn.Close() // it was there, and trusted: what becomes of it, others find out
-			return nil
+			return conn, nil
 		}
 		var timeout net.Error
 		if last != nil && errors.As(err, &timeout) && timeout.Timeout() {
-			return last // the dial's deadline is the wait's, and may come an instant before it
+			return nil, last // the dial's deadline is the wait's, and may come an instant before it
 		}
 		var dns *net.DNSError
 		if !errors.Is(err, syscall.ECONNREFUSED) && !(errors.As(err, &dns) && dns.IsNotFound) {
-			return err
+			return nil, err
 		}
 		last = err
 		select {
 		case <-settled.Done():
-			return last
+			return nil, last
 		case <-ticker.C:
 		}
 	}
 }
 
+func dial(ctx context.Context, address string, protocols []string) (*tls.Conn, error) {
+	d := tls.Dialer{Config: &tls.Config{MinVersion: tls.VersionTLS12, NextProtos: protocols}}
+	conn, err := d.DialContext(ctx, "tcp", address)
+	if err != nil {
+		return nil, err
+	}
+	return conn.(*tls.Conn), nil
+}
+
 // connection is one open repository, through its server.
 type connection struct {
-	rep     repo.Repository
+	// rep is nil where the connection only reads.
+	rep repo.Repository
+	// objects are what the repository holds.
+	objects objects
 	scratch string
 	creds   *api.Credentials
 	// foreign keeps records where a user of somebody else's server may: foreign.go.
 	foreign bool
+	// end closes a connection that only reads.
+	end func()
 }
 
 // connect opens the repository as the user of creds. Trust is the process's CA
@@ -86,10 +99,12 @@ func connect(ctx context.Context, creds *api.Credentials, scratch string) (*conn
 		return nil, api.OwnFolder("connect to repository server: make scratch folder", err)
 	}
 	c := &connection{scratch: dir, creds: creds}
-	if err := awaitServer(ctx, creds.URL); err != nil {
+	conn, err := awaitServer(ctx, creds.URL)
+	if err != nil {
 		c.close()
 		return nil, &connectError{err}
 	}
+	_ = conn.Close() // it was there, and trusted: what becomes of it, others find out
 	config, err := json.Marshal(repo.LocalConfig{
 		APIServer:     &repo.APIServerInfo{BaseURL: creds.URL},
 		Caching:       &content.CachingOptions{},
@@ -124,7 +139,7 @@ func connect(ctx context.Context, creds *api.Credentials, scratch string) (*conn
 			c.close()
 			return nil, &connectError{o.err}
 		}
-		c.rep = o.rep
+		c.rep, c.objects = o.rep, o.rep
 		return c, nil
 	case <-openCtx.Done():
 		c.close()
@@ -142,6 +157,10 @@ func (e *connectError) Error() string { return "connect to repository server: " 
 func (e *connectError) Unwrap() error { return e.err }
 
 func (c *connection) close() {
+	if c.end != nil {
+		c.end()
+		return
+	}
 	if c.rep != nil {
 		_ = c.rep.Close(context.Background()) // a reader's close loses nothing
 	}

@@ -22,7 +22,7 @@ func TestAwaitServer(t *testing.T) {
 	must(t, probe.Close())
 	ctx, cancel := context.WithTimeout(t.Context(), 10*settlePause)
 	defer cancel()
-	if err := awaitServer(ctx, "https://"+address); !errors.Is(err, syscall.ECONNREFUSED) {
+	if _, err := awaitServer(ctx, "https://"+address); !errors.Is(err, syscall.ECONNREFUSED) {
 		t.Errorf("nobody listens: error %v", err)
 	}
 
@@ -39,7 +39,7 @@ func TestAwaitServer(t *testing.T) {
 	})
 	defer timer.Stop()
 	var untrusted *tls.CertificateVerificationError
-	if err := awaitServer(t.Context(), "https://"+address); !errors.As(err, &untrusted) {
+	if _, err := awaitServer(t.Context(), "https://"+address); !errors.As(err, &untrusted) {
 		t.Errorf("a server that comes later, of nobody's CA: %v", err)
 	}
 	must(t, <-listening)

@@ -104,7 +104,7 @@ func restoreDevice(ctx context.Context, conn *connection, where string, r api.Re
 	case r.Path != "/" || r.SubPath != "":
 		return nil, &api.Problem{Code: api.CodePathRefused, Title: fmt.Sprintf("restore: volume %s is a block device: it is restored as a whole", r.Volume)}
 	}
-	entry, _, err := rootEntry(ctx, conn.rep, r)
+	entry, _, err := rootEntry(ctx, conn.objects, r)
 	if err != nil {
 		return nil, err
 	}
@@ -126,7 +126,7 @@ func restoreDevice(ctx context.Context, conn *connection, where string, r api.Re
 	group.SetLimit(deviceParallel)
 	for from := int64(0); from < entry.FileSize; from += devicePart {
 		group.Go(func() error {
-			object, err := conn.rep.OpenObject(inner, entry.ObjectID)
+			object, err := conn.objects.OpenObject(inner, entry.ObjectID)
 			if err != nil {
 				return fmt.Errorf("read the backup: %w", err)
 			}

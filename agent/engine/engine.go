@@ -22,7 +22,7 @@ type Env struct {
 	DevicesDir string
 	// ScratchDir is private and writable; what is made there is removed.
 	ScratchDir string
-	// CheckpointInterval of snapshots; 0 is DefaultCheckpointInterval.
+	// CheckpointInterval of snapshots; 0 is operation.DefaultCheckpointInterval.
 	CheckpointInterval time.Duration
 	Now                func() time.Time
 	// Foreign is a repository behind somebody else's server.
@@ -55,7 +55,11 @@ func Run(ctx context.Context, req api.StartRequest, env Env, report func(api.Pro
 }
 
 func run(ctx context.Context, req api.StartRequest, env Env, p *progress) (*api.Result, error) {
-	conn, err := connect(ctx, req.Credentials, env.ScratchDir)
+	open := connect
+	if req.Kind == api.KindRestore {
+		open = connectToRead
+	}
+	conn, err := open(ctx, req.Credentials, env.ScratchDir)
 	if err != nil {
 		return nil, err
 	}

@@ -16,7 +16,6 @@ import (
 	"time"
 
 	kopiafs "github.com/kopia/kopia/fs"
-	"github.com/kopia/kopia/repo"
 	"github.com/kopia/kopia/snapshot"
 	"golang.org/x/sys/unix"
 )
@@ -127,7 +126,7 @@ func (x *extras) byName() map[string]extra {
 }
 
 // readExtras reads the extras of a directory and takes their file from its entries.
-func readExtras(ctx context.Context, rep repo.Repository, entries []*snapshot.DirEntry) ([]*snapshot.DirEntry, *extras, error) {
+func readExtras(ctx context.Context, rep objects, entries []*snapshot.DirEntry) ([]*snapshot.DirEntry, *extras, error) {
 	i := slices.IndexFunc(entries, func(e *snapshot.DirEntry) bool { return e.Name == extrasName })
 	if i < 0 {
 		return entries, &extras{}, nil

@@ -19,7 +19,6 @@ import (
 	"sync/atomic"
 
 	kopiafs "github.com/kopia/kopia/fs"
-	"github.com/kopia/kopia/repo"
 	"github.com/kopia/kopia/repo/object"
 	"github.com/kopia/kopia/snapshot"
 	"golang.org/x/sync/errgroup"
@@ -60,7 +59,7 @@ func restoreVolume(ctx context.Context, conn *connection, req api.StartRequest, 
 	case r.Root.Device && !r.DeviceAsFile:
 		return nil, deviceIsNoFile(*r)
 	}
-	entry, x, err := rootEntry(ctx, conn.rep, *r)
+	entry, x, err := rootEntry(ctx, conn.objects, *r)
 	if err != nil {
 		return nil, err
 	}
@@ -74,7 +73,7 @@ func restoreVolume(ctx context.Context, conn *connection, req api.StartRequest, 
 	}
 	target := path.Join(".", r.Path)
 	w := &restorer{
-		rep: conn.rep, volume: volume, progress: p, limit: limit, deleteExtra: r.DeleteExtra,
+		rep: conn.objects, volume: volume, progress: p, limit: limit, deleteExtra: r.DeleteExtra,
 		token: rand.Text(), large: make(chan struct{}, parallelLarge), links: map[string]*link{},
 	}
 	if w.parallel = r.Parallel; w.parallel <= 0 {
@@ -110,7 +109,7 @@ func restoreVolume(ctx context.Context, conn *connection, req api.StartRequest, 
 }
 
 // rootEntry finds what is to be restored below the root object of the record, and its extra.
-func rootEntry(ctx context.Context, rep repo.Repository, r api.RestoreRequest) (*snapshot.DirEntry, extra, error) {
+func rootEntry(ctx context.Context, rep objects, r api.RestoreRequest) (*snapshot.DirEntry, extra, error) {
 	entry, err := storedRoot(r.RootObject, r.Root)
 	if err != nil {
 		return nil, extra{}, err
@@ -166,7 +165,7 @@ const directoryStream = "kopia:directory"
 const maxDirectory = 1 << 30
 
 // readEntries reads the entries of a directory and what is kept beside them.
-func readEntries(ctx context.Context, rep repo.Repository, dir *snapshot.DirEntry) ([]*snapshot.DirEntry, *extras, error) {
+func readEntries(ctx context.Context, rep objects, dir *snapshot.DirEntry) ([]*snapshot.DirEntry, *extras, error) {
 	entries, err := readDirectory(ctx, rep, dir)
 	if err != nil {
 		return nil, nil, err
@@ -176,7 +175,7 @@ func readEntries(ctx context.Context, rep repo.Repository, dir *snapshot.DirEntr
 
 // readDirectory reads the entries of a directory as they are stored. Kopia's own
 // reader puts the newest time below a directory in the place of the directory's.
-func readDirectory(ctx context.Context, rep repo.Repository, dir *snapshot.DirEntry) ([]*snapshot.DirEntry, error) {
+func readDirectory(ctx context.Context, rep objects, dir *snapshot.DirEntry) ([]*snapshot.DirEntry, error) {
 	reader, err := rep.OpenObject(ctx, dir.ObjectID)
 	if err != nil {
 		return nil, fmt.Errorf("open directory %s: %w", dir.ObjectID, err)
@@ -234,7 +233,7 @@ func untrusted(format string, args ...any) error {
 
 // restorer writes one tree into one volume.
 type restorer struct {
-	rep         repo.Repository
+	rep         objects
 	volume      *os.Root
 	progress    *progress
 	limit       *throttle

@@ -122,7 +122,7 @@ func (a *arena) restore(t *testing.T, s *stored, r api.RestoreRequest) error {
 	r.RootObject, r.Volume, r.Path = storedID(1), "data", "/target"
 	ended := make(chan error, 1)
 	go func() {
-		result, err := restoreVolume(ctx, &connection{rep: s}, api.StartRequest{Kind: api.KindRestore, Restore: &r},
+		result, err := restoreVolume(ctx, &connection{rep: s, objects: s}, api.StartRequest{Kind: api.KindRestore, Restore: &r},
 			Env{VolumesDir: filepath.Join(a.base, "volumes"), Now: time.Now}, newProgress(time.Now, func(api.Progress) {}), newThrottle(ctx, 0))
 		if err == nil {
 			a.told = strings.Join(result.Restore.NotKept, "; ")

@@ -23,14 +23,11 @@ import (
 
 	"github.com/kanister-kopia/kanister-kopia/agent/api"
 	"github.com/kanister-kopia/kanister-kopia/agent/device"
+	"github.com/kanister-kopia/kanister-kopia/agent/operation"
 	"github.com/kanister-kopia/kanister-kopia/pkg/ignore"
 )
 
 const (
-	// DefaultCheckpointInterval bounds what a killed snapshot has to send again.
-	DefaultCheckpointInterval = 5 * time.Minute
-	// MaxCheckpointInterval is Kopia's.
-	MaxCheckpointInterval = upload.DefaultCheckpointInterval
 	// parallelUploads: two keep two cores busy; more costs memory.
 	parallelUploads = 2
 	// defaultCompression is the cheapest that still halves most databases.
@@ -77,7 +74,7 @@ func snapshotVolume(ctx context.Context, conn *connection, req api.StartRequest,
 		u := upload.NewUploader(w)
 		u.Progress = p
 		u.ParallelUploads = parallelUploads
-		u.CheckpointInterval = cmp.Or(env.CheckpointInterval, DefaultCheckpointInterval)
+		u.CheckpointInterval = cmp.Or(env.CheckpointInterval, operation.DefaultCheckpointInterval)
 		// Kopia looks at this, not at the context.
 		stop := context.AfterFunc(ctx, u.Cancel)
 		defer stop()

@@ -12,6 +12,7 @@ import (
 	"github.com/kopia/kopia/snapshot/upload"
 
 	"github.com/kanister-kopia/kanister-kopia/agent/api"
+	"github.com/kanister-kopia/kanister-kopia/agent/operation"
 )
 
 // An upload that returned no error is a backup only if nothing speaks against it.
@@ -99,5 +100,12 @@ func TestSnapshotPolicy(t *testing.T) {
 		if _, err := snapshotPolicy(api.SnapshotRequest{Compression: name}); code(err) != api.CodeBadRequest {
 			t.Errorf("compression %q: %v, want a refusal", name, err)
 		}
+	}
+}
+
+// An agent does not link Kopia, and still refuses an interval that Kopia does not take.
+func TestMaxCheckpointInterval(t *testing.T) {
+	if operation.MaxCheckpointInterval != upload.DefaultCheckpointInterval {
+		t.Errorf("%s is not Kopia's %s", operation.MaxCheckpointInterval, upload.DefaultCheckpointInterval)
 	}
 }

@@ -56,7 +56,7 @@ func (r *recordedBackup) look(t *testing.T) (*api.VerifyResult, error) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
-	conn := &connection{rep: r, creds: &api.Credentials{URL: "https://server"}}
+	conn := &connection{rep: r, objects: r, creds: &api.Credentials{URL: "https://server"}}
 	p := newProgress(time.Now, func(api.Progress) {})
 	result, err := verifyBackups(ctx, conn, api.VerifyRequest{Percent: 100}, p, newThrottle(ctx, 0))
 	for _, mode := range api.StatsModes {

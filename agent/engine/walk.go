@@ -8,7 +8,6 @@ import (
 	"path"
 	"sync"
 
-	"github.com/kopia/kopia/repo"
 	"github.com/kopia/kopia/snapshot"
 )
 
@@ -16,7 +15,7 @@ import (
 // their paths in the backup. Its names are those on the volume, and checked. below
 // says whether to go into a directory. The file of a directory's extras is visited
 // under its stored name, which no file of a volume has.
-func walk(ctx context.Context, rep repo.Repository, e *snapshot.DirEntry, where string, x extra,
+func walk(ctx context.Context, rep objects, e *snapshot.DirEntry, where string, x extra,
 	visit func(where string, e *snapshot.DirEntry, x extra) (below bool, err error),
 ) error {
 	if err := context.Cause(ctx); err != nil {

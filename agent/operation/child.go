@@ -66,6 +66,13 @@ type control struct {
 	RateLimit int64 `json:"rateLimit"`
 }
 
+const (
+	// DefaultCheckpointInterval bounds what a killed snapshot has to send again.
+	DefaultCheckpointInterval = 5 * time.Minute
+	// MaxCheckpointInterval is Kopia's.
+	MaxCheckpointInterval = 45 * time.Minute
+)
+
 // DefaultStall is longer than what a network takes to come back, and than what a
 // storage takes to answer.
 const DefaultStall = 5 * time.Minute

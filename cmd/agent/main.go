@@ -2,8 +2,10 @@
 
 // Agent moves the bytes of the volumes it sees: as a sidecar, or in a mover pod.
 //
-//	agent serve           the API on loopback, and health on the pod network
-//	agent run-operation   one operation, from standard input; started by serve, and by a repository server
+//	agent serve   the API on loopback, and health on the pod network
+//
+// It links no Kopia: it sits in other people's pods day and night. Each operation is a
+// process of the program operation, which lies beside it.
 package main
 
 import (
@@ -15,13 +17,13 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"runtime/debug"
 	"syscall"
 	"time"
 
 	"github.com/kanister-kopia/kanister-kopia/agent"
 	"github.com/kanister-kopia/kanister-kopia/agent/api"
-	"github.com/kanister-kopia/kanister-kopia/agent/engine"
 	"github.com/kanister-kopia/kanister-kopia/agent/operation"
 	"github.com/kanister-kopia/kanister-kopia/pkg/names"
 )
@@ -33,14 +35,9 @@ func main() {
 	if len(os.Args) > 1 {
 		command = os.Args[1]
 	}
-	var err error
-	switch command {
-	case "serve":
+	err := fmt.Errorf("unknown command %q: use serve", command)
+	if command == "serve" {
 		err = serve(ctx, os.Args[2:])
-	case "run-operation":
-		err = runOperation(ctx, os.Args[2:])
-	default:
-		err = fmt.Errorf("unknown command %q: use serve", command)
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "agent:", err)
@@ -57,12 +54,12 @@ func serve(ctx context.Context, args []string) error {
 	listen := flags.String("listen", fmt.Sprintf("127.0.0.1:%d", names.AgentPort), "address of the API")
 	health := flags.String("health-listen", fmt.Sprintf(":%d", names.AgentHealthPort), "address of /healthz and /metrics; empty: none")
 	stall := flags.Duration("stall-timeout", operation.DefaultStall, "how long an operation may move no data before it is ended")
-	checkpoint := flags.Duration("checkpoint-interval", engine.DefaultCheckpointInterval, "what a snapshot that is cut short has to send again, in time; at most 45m")
+	checkpoint := flags.Duration("checkpoint-interval", operation.DefaultCheckpointInterval, "what a snapshot that is cut short has to send again, in time; at most 45m")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
-	if *checkpoint <= 0 || *checkpoint > engine.MaxCheckpointInterval {
-		return fmt.Errorf("-checkpoint-interval %s is none from 0 to %s", *checkpoint, engine.MaxCheckpointInterval)
+	if *checkpoint <= 0 || *checkpoint > operation.MaxCheckpointInterval {
+		return fmt.Errorf("-checkpoint-interval %s is none from 0 to %s", *checkpoint, operation.MaxCheckpointInterval)
 	}
 	// The resident process does next to nothing: a heap this small costs no time.
 	debug.SetGCPercent(50)
@@ -74,7 +71,7 @@ func serve(ctx context.Context, args []string) error {
 	operations, err := operation.New(operation.Options{
 		Kinds: []api.Kind{api.KindSnapshot, api.KindRestore}, StateDir: *stateDir, Now: time.Now, Log: log,
 		Runner: operation.Child{
-			Command: []string{self, "run-operation", "-volumes-dir", *volumesDir, "-devices-dir", *devicesDir,
+			Command: []string{filepath.Join(filepath.Dir(self), "operation"), "-volumes-dir", *volumesDir, "-devices-dir", *devicesDir,
 				"-scratch-dir", *stateDir, "-checkpoint-interval", checkpoint.String(), "-give-way"},
 			StateDir: *stateDir, Env: agent.ChildEnv(), Stall: *stall,
 		},
@@ -108,28 +105,4 @@ func serve(ctx context.Context, args []string) error {
 	defer cancel()
 	_ = server.Close() // first: nobody starts what would be ended
 	return errors.Join(err, operations.Close(bounded))
-}
-
-func runOperation(ctx context.Context, args []string) error {
-	flags := flag.NewFlagSet("run-operation", flag.ExitOnError)
-	volumesDir := flags.String("volumes-dir", names.VolumesDir, "")
-	devicesDir := flags.String("devices-dir", names.DevicesDir, "")
-	checkpoint := flags.Duration("checkpoint-interval", engine.DefaultCheckpointInterval, "")
-	scratchDir := flags.String("scratch-dir", names.StateDir, "")
-	giveWay := flags.Bool("give-way", false, "")
-	foreign := flags.Bool("foreign", false, "")
-	if err := flags.Parse(args); err != nil {
-		return err
-	}
-	var pressure engine.Pressure
-	if *giveWay {
-		engine.LowerPriority()
-		pressure = engine.DefaultPressure
-	}
-	return operation.Serve(ctx, os.Stdin, os.Stdout, func(ctx context.Context, req api.StartRequest, limits <-chan int64, report func(api.Progress)) (*api.Result, *api.Problem) {
-		return engine.Run(ctx, req, engine.Env{
-			VolumesDir: *volumesDir, DevicesDir: *devicesDir, ScratchDir: *scratchDir, CheckpointInterval: *checkpoint, Now: time.Now, Limits: limits,
-			Pressure: pressure, Foreign: *foreign,
-		}, report)
-	})
 }

@@ -76,9 +76,9 @@ func serve(ctx context.Context, args []string) error {
 	return repositoryserver.Run(ctx, repositoryserver.Options{
 		Config: c, TLSDir: *tlsDir, CADir: *caDir, StateDir: *stateDir,
 		Listen: *listen, AgentListen: *agentListen, KopiaListen: *kopiaListen, HealthListen: *health,
-		// Operations run in the agent's program, which links no storage: it starts in half
-		// the time, in a third of the memory.
-		Child: []string{filepath.Join(filepath.Dir(self), "agent"), "run-operation", "-scratch-dir", *stateDir},
+		// Operations run in the same program as an agent's, which links no storage: it starts
+		// in half the time, in a third of the memory.
+		Child: []string{filepath.Join(filepath.Dir(self), "operation"), "-scratch-dir", *stateDir},
 		Log:   slog.New(slog.NewJSONHandler(os.Stdout, nil)), Now: time.Now,
 	})
 }

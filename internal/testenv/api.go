@@ -62,7 +62,7 @@ func (a *API) Must(err error) {
 
 // Context ends with the test, and after a minute: a test that hangs says where.
 func (a *API) Context() context.Context {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
 	a.Cleanup(cancel)
 	return ctx
 }

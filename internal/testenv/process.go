@@ -74,8 +74,8 @@ func Main(m *testing.M) {
 // Program builds a program of ours, once a test binary, with the race detector.
 func Program(t testing.TB, name string) string {
 	t.Helper()
-	if name == "repository-server" {
-		build(t, "agent", "./cmd/agent") // beside it: its operations run in it
+	if name == "repository-server" || name == "agent" {
+		build(t, "operation", "./cmd/operation") // beside it
 	}
 	return build(t, name, "./cmd/"+name)
 }
@@ -256,7 +256,7 @@ func (s *S3) start(t testing.TB, posixArgs ...string) {
 	s.Gateway = Start(t, func(c *exec.Cmd) {
 		c.Env = append(os.Environ(), "ROOT_ACCESS_KEY="+s.AccessKey, "ROOT_SECRET_KEY="+s.SecretKey)
 	}, Tool(t, "versitygw"), append(append(args, posixArgs...), data)...)
-	Eventually(t, time.Minute, "S3 gateway answers", func() bool {
+	Eventually(t, 3*time.Minute, "S3 gateway answers", func() bool {
 		conn, err := net.Dial("tcp", s.Endpoint)
 		if err == nil {
 			conn.Close()
@@ -300,7 +300,7 @@ func NewControlPlane(t testing.TB) *ControlPlane {
 func (c *ControlPlane) Client(t testing.TB, p *Process, port int) *client.Client {
 	t.Helper()
 	var pin string
-	Eventually(t, time.Minute, "the agent logs its identity", func() bool {
+	Eventually(t, 3*time.Minute, "the agent logs its identity", func() bool {
 		var err error
 		pin, err = client.PinFromLog(strings.NewReader(p.Log()))
 		return err == nil

@@ -222,7 +222,7 @@ func TestIntegrationSnapshot(t *testing.T) {
 		Spec: &crv1alpha1.ActionSetSpec{Actions: []crv1alpha1.ActionSpec{{Name: "act", Blueprint: "scale",
 			Object: crv1alpha1.ObjectReference{Kind: "StatefulSet", Namespace: "shop", Name: "db"}}}},
 	}))
-	testenv.Eventually(t, 20*time.Second, "the phase runs", func() bool { return slices.Contains(w.done(), "begins") })
+	testenv.Eventually(t, time.Minute, "the phase runs", func() bool { return slices.Contains(w.done(), "begins") })
 	stop()
 	for _, n := range []string{"db-0", "db-1"} {
 		w.Must(w.Delete(w.Context(), &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: n}}, client.GracePeriodSeconds(0)))
@@ -303,7 +303,7 @@ func TestIntegrationTold(t *testing.T) {
 
 	// An event comes after the status that it tells of.
 	for name, last := range map[string]string{"fine": "Update Complete", "broken": "ActionSetFailed", "bad": "ActionSetFailed"} {
-		testenv.Eventually(t, 10*time.Second, "the last event", func() bool {
+		testenv.Eventually(t, time.Minute, "the last event", func() bool {
 			return slices.ContainsFunc(w.told(name), func(e string) bool { return strings.Contains(e, last) })
 		})
 	}
@@ -366,7 +366,7 @@ kanister_kopia_action_sets_running 0
 # TYPE kanister_kopia_phase_bytes_total counter
 kanister_kopia_phase_bytes_total{direction="upload",function="Echo"} 10
 `
-	testenv.Eventually(t, 10*time.Second, "the metrics", func() bool {
+	testenv.Eventually(t, time.Minute, "the metrics", func() bool {
 		return testutil.GatherAndCompare(w.metrics, strings.NewReader(metrics), "kanister_action_set_resolutions_total", "kanister_kopia_action_sets_running", "kanister_kopia_phase_bytes_total") == nil
 	})
 	if n, err := testutil.GatherAndCount(w.metrics, "kanister_kopia_phase_duration_seconds"); err != nil || n != 3 {
@@ -535,13 +535,13 @@ func TestIntegrationTakeover(t *testing.T) {
 			return slices.ContainsFunc(w.done(), func(s string) bool { return strings.HasPrefix(s, who+" works") })
 		}
 	}
-	testenv.Eventually(t, 30*time.Second, "the first works", works("first"))
+	testenv.Eventually(t, 2*time.Minute, "the first works", works("first"))
 	w.controller(functions("second"), elect)
 	if works("second")() {
 		t.Error("two controllers work at once")
 	}
 	stop()
-	testenv.Eventually(t, 30*time.Second, "the second takes over", works("second"))
+	testenv.Eventually(t, 2*time.Minute, "the second takes over", works("second"))
 	close(release)
 	if s := w.wait(key, "complete", finished); s.State != crv1alpha1.StateComplete {
 		t.Errorf("%s: %q", s.State, s.Error.Message)
@@ -599,7 +599,7 @@ func TestIntegrationMany(t *testing.T) {
 	before := heap()
 	began := time.Now()
 	w.controller(functions)
-	testenv.Eventually(t, 2*time.Minute, "all have met", func() bool {
+	testenv.Eventually(t, 5*time.Minute, "all have met", func() bool {
 		select {
 		case <-all:
 			return true
@@ -609,7 +609,7 @@ func TestIntegrationMany(t *testing.T) {
 	})
 	met, used := time.Since(began), heap()-before
 	list := &crv1alpha1.ActionSetList{}
-	testenv.Eventually(t, 2*time.Minute, "all have ended", func() bool {
+	testenv.Eventually(t, 5*time.Minute, "all have ended", func() bool {
 		w.Must(w.List(w.Context(), list, client.InNamespace(namespace)))
 		return !slices.ContainsFunc(list.Items, func(a crv1alpha1.ActionSet) bool { return a.Status == nil || !finished(a.Status) })
 	})
@@ -693,7 +693,7 @@ func (w *world) customResource(group, kind, plural string) {
 		},
 	}
 	w.Must(w.Create(w.Context(), crd))
-	testenv.Eventually(w, 20*time.Second, kind+" is served", func() bool {
+	testenv.Eventually(w, time.Minute, kind+" is served", func() bool {
 		w.Must(w.Get(w.Context(), client.ObjectKeyFromObject(crd), crd))
 		return slices.ContainsFunc(crd.Status.Conditions, func(c apiextensionsv1.CustomResourceDefinitionCondition) bool {
 			return c.Type == apiextensionsv1.Established && c.Status == apiextensionsv1.ConditionTrue

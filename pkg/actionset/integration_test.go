@@ -196,7 +196,7 @@ func (w *world) start(name string, blueprints ...string) client.ObjectKey {
 func (w *world) wait(key client.ObjectKey, what string, is func(*crv1alpha1.ActionSetStatus) bool) *crv1alpha1.ActionSetStatus {
 	w.Helper()
 	var as crv1alpha1.ActionSet
-	testenv.Eventually(w, 30*time.Second, what, func() bool {
+	testenv.Eventually(w, 2*time.Minute, what, func() bool {
 		w.Must(w.Get(w.Context(), key, &as))
 		return as.Status != nil && is(as.Status)
 	})
@@ -377,9 +377,9 @@ func TestIntegrationEngine(t *testing.T) {
 		w.wait(key, "running", func(s *crv1alpha1.ActionSetStatus) bool {
 			return s.Actions[0].Phases[0].State == crv1alpha1.StateRunning
 		})
-		testenv.Eventually(t, 10*time.Second, "the function runs", func() bool { return slices.Contains(w.done(), "Block begins") })
+		testenv.Eventually(t, time.Minute, "the function runs", func() bool { return slices.Contains(w.done(), "Block begins") })
 		w.Must(w.Delete(w.Context(), &crv1alpha1.ActionSet{ObjectMeta: metav1.ObjectMeta{Namespace: key.Namespace, Name: key.Name}}))
-		testenv.Eventually(t, 10*time.Second, "the function is told", func() bool {
+		testenv.Eventually(t, time.Minute, "the function is told", func() bool {
 			return slices.Contains(w.done(), "Block ends: the ActionSet was deleted")
 		})
 	})
@@ -411,7 +411,7 @@ func TestIntegrationEngine(t *testing.T) {
 		}
 		before := w.wait(good, "running", running(1))
 		w.wait(bad, "running", running(0))
-		testenv.Eventually(t, 10*time.Second, "both functions run", func() bool {
+		testenv.Eventually(t, time.Minute, "both functions run", func() bool {
 			return slices.Contains(w.done(), "Resume begins") && slices.Contains(w.done(), "Block begins")
 		})
 		stop()
@@ -430,7 +430,7 @@ func TestIntegrationEngine(t *testing.T) {
 		if failed.State != crv1alpha1.StateFailed || !strings.Contains(failed.Error.Message, "the controller was restarted") {
 			t.Errorf("state %s, error %q", failed.State, failed.Error.Message)
 		}
-		testenv.Eventually(t, 20*time.Second, "the phase is picked up", func() bool {
+		testenv.Eventually(t, time.Minute, "the phase is picked up", func() bool {
 			return len(slices.DeleteFunc(w.done(), func(s string) bool { return s != "Resume begins" })) == 2
 		})
 		close(release)

@@ -24,7 +24,7 @@ import (
 )
 
 func TestIntegrationPublish(t *testing.T) {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
 	defer cancel()
 	c, err := client.NewWithWatch(testenv.StartAPIServer(t), client.Options{})
 	must := func(err error) {

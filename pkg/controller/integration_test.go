@@ -97,7 +97,7 @@ func TestIntegrationController(t *testing.T) {
 		testenv.Start(t, func(cmd *exec.Cmd) { cmd.Env = append(os.Environ(), "KUBECONFIG="+kubeconfig) }, testenv.Program(t, "controller"),
 			"serve", "--agent-image=agent:test", "--repository-server-image=server:test", "--tls-dir="+tlsDir, "--metrics-address=0",
 			fmt.Sprintf("--health-address=127.0.0.1:%d", health), "--webhook-cert-dir="+hookDir, fmt.Sprintf("--webhook-address=127.0.0.1:%d", hooks[i]))
-		testenv.Eventually(t, time.Minute, "replica is healthy", func() bool {
+		testenv.Eventually(t, 3*time.Minute, "replica is healthy", func() bool {
 			r, err := http.Get(fmt.Sprintf("http://127.0.0.1:%d/v0/healthz", health))
 			if err != nil {
 				return false
@@ -127,7 +127,7 @@ func TestIntegrationController(t *testing.T) {
 			Actions:    map[string]*crv1alpha1.BlueprintAction{"backup": {Phases: []crv1alpha1.BlueprintPhase{{Name: "p", Func: fn, Args: args}}}},
 		}
 	}
-	testenv.Eventually(t, 30*time.Second, "the webhook is in force", func() bool {
+	testenv.Eventually(t, 2*time.Minute, "the webhook is in force", func() bool {
 		bad := blueprint(names.ControlPlaneNamespace, "bad", "NoSuch", nil)
 		err := c.Create(ctx, bad)
 		if err == nil {
@@ -156,7 +156,7 @@ func TestIntegrationController(t *testing.T) {
 		Spec:       &crv1alpha1.ActionSetSpec{},
 	}
 	must(t, c.Create(ctx, as))
-	testenv.Eventually(t, 30*time.Second, "an Event of the end", func() bool {
+	testenv.Eventually(t, 2*time.Minute, "an Event of the end", func() bool {
 		var events corev1.EventList
 		must(t, c.List(ctx, &events, client.InNamespace(names.ControlPlaneNamespace)))
 		for _, e := range events.Items {
@@ -186,7 +186,7 @@ func certificates(t testing.TB, c client.Client) {
 		},
 	}}
 	must(t, c.Create(context.Background(), crd))
-	testenv.Eventually(t, 30*time.Second, "certificates are served", func() bool {
+	testenv.Eventually(t, 2*time.Minute, "certificates are served", func() bool {
 		list := &unstructured.UnstructuredList{Object: map[string]any{"apiVersion": "cert-manager.io/v1", "kind": "CertificateList"}}
 		return c.List(context.Background(), list) == nil
 	})

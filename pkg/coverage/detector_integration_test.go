@@ -58,7 +58,7 @@ func (r *recorder) take() []string {
 
 // What an operator sees of a namespace over time: metric, Events and holds.
 func TestIntegrationDetector(t *testing.T) {
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
 	c, err := client.New(testenv.StartAPIServer(t), client.Options{})
 	must(t, err)

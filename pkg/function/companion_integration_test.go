@@ -172,7 +172,7 @@ func testScaleWorkload(w *world) {
 			_, err := w.exec("ScaleWorkload", "sw-5", object, args{"replicas": 1})
 			ended <- err
 		}()
-		testenv.Eventually(w, 10*time.Second, "it is scaled", func() bool { return replicas(set) == 1 })
+		testenv.Eventually(w, time.Minute, "it is scaled", func() bool { return replicas(set) == 1 })
 		select {
 		case err := <-ended:
 			w.Fatalf("it did not wait: %v", err)

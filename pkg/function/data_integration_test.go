@@ -850,11 +850,12 @@ func testInsecureTLS(w *world) {
 // A pod that does not run in time fails the phase and is gone.
 func testStartTimeout(w *world) {
 	w.claim("stuck")
-	movers, data := *w.data.Movers, *w.data
-	movers.StartTimeout = 300 * time.Millisecond
-	data.Movers = &movers
-	companion := function.Companion{Client: w, Movers: &movers, Namespace: shop, StartTimeout: movers.StartTimeout}
-	w.functions = function.NewRegistry(append(data.Functions(), companion.Functions()...)...)
+	const soon = 300 * time.Millisecond
+	before := w.data.Movers.StartTimeout
+	w.data.Movers.StartTimeout = soon
+	defer func() { w.data.Movers.StartTimeout = before }()
+	companion := function.Companion{Client: w, Movers: w.data.Movers, Namespace: shop, StartTimeout: soon}
+	w.functions = function.NewRegistry(append(w.data.Functions(), companion.Functions()...)...)
 	w.refused("CopyVolumeData", "stuck-1", param.TemplateParams{}, args{
 		"namespace": shop, "volume": "stuck", "dataArtifactPrefix": "stuck", "podAnnotations": args{stuck: "yes"},
 	}, "not running after 300ms")
@@ -1051,7 +1052,7 @@ func testResume(w *world) {
 	if !reflect.DeepEqual(again, out) {
 		w.Errorf("outputs %v, then %v", out, again)
 	}
-	testenv.Eventually(w, 10*time.Second, "no mover is left", func() bool { return len(w.movers()) == 0 })
+	testenv.Eventually(w, time.Minute, "no mover is left", func() bool { return len(w.movers()) == 0 })
 }
 
 func infoOf(w *world, out map[string]any) map[string]struct{ PodName, BackupID, BackupTag string } {

@@ -20,7 +20,7 @@ import (
 )
 
 func TestIntegrationAwait(t *testing.T) {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
 	defer cancel()
 	c, err := client.NewWithWatch(testenv.StartAPIServer(t), client.Options{})
 	if err != nil {

@@ -132,7 +132,7 @@ func (w *world) get() *kopiav1alpha1.RepositoryServer {
 // turn lets the controller and the node work until a condition holds.
 func (w *world) turn(r *repository.Reconciler, what string, done func() bool) {
 	w.Helper()
-	testenv.Eventually(w, time.Minute, what, func() bool {
+	testenv.Eventually(w, 3*time.Minute, what, func() bool {
 		_, err := r.Reconcile(w.Context(), ctrl.Request{NamespacedName: client.ObjectKey{Namespace: w.namespace, Name: shared}})
 		if err != nil && !apierrors.IsConflict(err) {
 			w.Fatalf("reconcile: %v", err)
@@ -299,7 +299,7 @@ func TestIntegrationLifeCycle(t *testing.T) {
 	agent, err := w.Connect(ctx, "", w.pod.Name, "")
 	w.must(err)
 	w.must(agent.EndSession(ctx, "op-1"))
-	testenv.Eventually(w, time.Minute, "the server drains", func() bool {
+	testenv.Eventually(w, 3*time.Minute, "the server drains", func() bool {
 		a, err := agent.Drain(ctx, 0)
 		return err == nil && a.Draining
 	})
@@ -321,7 +321,7 @@ func TestIntegrationLifeCycle(t *testing.T) {
 		_, err := repo.Delete(ctx, "delete-2", api.DeleteRequest{BackupID: "y", Prefix: "p"})
 		deleted <- err
 	}()
-	testenv.Eventually(w, time.Minute, "the second deletion is held", func() bool {
+	testenv.Eventually(w, 3*time.Minute, "the second deletion is held", func() bool {
 		for _, c := range w.get().Status.Conditions {
 			if c.Type == kopiav1alpha1.ConditionDeletionsHeld && c.Status == metav1.ConditionTrue {
 				return true

@@ -73,11 +73,13 @@ func run(ctx context.Context) error {
 	if p, report.Peers, err = build(ctx, root); err != nil {
 		return err
 	}
-	program, err := os.Stat(p.agent)
-	if err != nil {
-		return err
+	for _, program := range []string{p.agent, filepath.Join(filepath.Dir(p.agent), "operation")} {
+		info, err := os.Stat(program)
+		if err != nil {
+			return err
+		}
+		report.AgentBytes += info.Size()
 	}
-	report.AgentBytes = program.Size()
 	report.Peers = slices.DeleteFunc(report.Peers, func(p Peer) bool { return p.Name != peerOurs && !chosen(*against, p.Name) })
 	err = within(ctx, root, func(s *scope) error {
 		report.StartSeconds, err = starts(s, p)
@@ -140,7 +142,7 @@ func build(ctx context.Context, dir string) (p programs, peers []Peer, err error
 	}
 	// Kopia's own program is a package of a module that we link anyway.
 	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", bin+"/",
-		"./cmd/agent", "./cmd/repository-server", kopiaModule)
+		"./cmd/agent", "./cmd/operation", "./cmd/repository-server", kopiaModule)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return p, nil, fmt.Errorf("build programs: %w\n%s", err, out)

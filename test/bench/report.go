@@ -18,7 +18,7 @@ type Report struct {
 	Peers []Peer `json:"peers"`
 	// StartSeconds are the times from an agent's exec to its first answer.
 	StartSeconds []float64 `json:"startSeconds"`
-	// AgentBytes is the size of the agent's program, which is all of its image.
+	// AgentBytes is the size of the programs that the agent's image is made of.
 	AgentBytes int64    `json:"agentBytes"`
 	Server     Server   `json:"server"`
 	Data       []Data   `json:"data"`

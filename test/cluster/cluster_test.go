@@ -116,7 +116,7 @@ func TestStage(t *testing.T) {
 	}
 	for _, p := range []string{"agent", "controller", "webhook", "repository-server"} {
 		got := stage(string(raw), p+"-prebuilt")
-		if strings.Count(got, "FROM") != 1 || !regexp.MustCompile(`COPY (agent )?`+p+` /`).MatchString(got) || !strings.Contains(got, "ENTRYPOINT [\"/"+p+"\"]") {
+		if strings.Count(got, "FROM") != 1 || !regexp.MustCompile(`COPY .*\b`+p+`\b.* /`).MatchString(got) || !strings.Contains(got, "ENTRYPOINT [\"/"+p+"\"]") {
 			t.Errorf("stage of %s:\n%s", p, got)
 		}
 	}

@@ -190,7 +190,7 @@ func (e *env) productImages(ctx context.Context) error {
 	programs := []string{"agent", "controller", "webhook", "repository-server"}
 	out := filepath.Join(e.build, "image")
 	args := []string{"build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w", "-o", out + "/"}
-	for _, p := range programs {
+	for _, p := range append([]string{"operation"}, programs...) {
 		args = append(args, "./cmd/"+p)
 	}
 	if err := os.MkdirAll(out, 0o755); err != nil {
@@ -215,8 +215,12 @@ func (e *env) productImages(ctx context.Context) error {
 			name: registry + p + ":dev", dockerfile: stage(string(dockerfile), p+"-prebuilt"),
 			files: map[string]string{p: filepath.Join(out, p)},
 		}
-		if p == "repository-server" {
-			spec.files["ca-certificates.crt"], spec.files["agent"] = roots, filepath.Join(out, "agent")
+		switch p {
+		case "repository-server":
+			spec.files["ca-certificates.crt"] = roots
+			fallthrough
+		case "agent":
+			spec.files["operation"] = filepath.Join(out, "operation")
 		}
 		if err := e.image(ctx, spec); err != nil {
 			return err

@@ -131,14 +131,14 @@ func startAdmission(t *testing.T, config *rest.Config) *cluster {
 	must(t, a.client.Create(ctx, a.webhook.DeepCopy()))
 
 	a.namespace(t, "warm-up", map[string]string{names.InjectionLabel: "enabled"}, nil)
-	testenv.Eventually(t, time.Minute, "the webhook and the policy are in force", func() bool {
+	testenv.Eventually(t, 3*time.Minute, "the webhook and the policy are in force", func() bool {
 		a.warnings.take()
 		pod, err := a.create(ctx, "warm-up", withClaim())
 		return err == nil && agentOf(pod) != nil
 	})
 	unfit := withClaim()
 	unfit.Spec.HostNetwork = true
-	testenv.Eventually(t, time.Minute, "the policy is in force", func() bool {
+	testenv.Eventually(t, 3*time.Minute, "the policy is in force", func() bool {
 		a.warnings.take()
 		_, err := a.create(ctx, "warm-up", unfit)
 		return err == nil && strings.Contains(a.warnings.take(), "ValidatingAdmissionPolicy 'kanister-kopia-agent'")
@@ -282,14 +282,14 @@ func (a *cluster) randomPods(t *testing.T, count int) {
 		}
 	}
 	// The webhook's view of these rules comes by a watch.
-	testenv.Eventually(t, time.Minute, "the webhook knows the limits", func() bool {
+	testenv.Eventually(t, 3*time.Minute, "the webhook knows the limits", func() bool {
 		big := withClaim()
 		big.Spec.Containers[0].Resources = corev1.ResourceRequirements{Requests: list("500m", "512Mi"), Limits: list("1", "1Gi")}
 		a.warnings.take()
 		pod, err := a.create(ctx, "r-limits", big)
 		return err == nil && agentOf(pod) != nil && agentOf(pod).Resources.Requests.Memory().Cmp(resource.MustParse("128Mi")) == 0
 	})
-	testenv.Eventually(t, time.Minute, "the webhook knows the quota", func() bool {
+	testenv.Eventually(t, 3*time.Minute, "the webhook knows the quota", func() bool {
 		big := withClaim()
 		big.Spec.Containers[0].Resources = corev1.ResourceRequirements{Requests: list("1", "1Gi"), Limits: list("2", "2Gi")}
 		pod, err := a.create(ctx, "r-quota", big)
@@ -351,7 +351,7 @@ func (a *cluster) neverAsked(t *testing.T) {
 	}
 	must(t, a.client.Create(ctx, dead))
 	defer func() { must(t, a.client.Delete(context.WithoutCancel(ctx), dead)) }()
-	testenv.Eventually(t, time.Minute, "the dead webhook is in force", func() bool {
+	testenv.Eventually(t, 3*time.Minute, "the dead webhook is in force", func() bool {
 		_, err := a.create(ctx, "asked-enabled", withClaim())
 		return err != nil
 	})
@@ -420,7 +420,7 @@ func (a *cluster) policies(t *testing.T) {
 	}
 	must(t, a.client.Delete(ctx, a.webhook.DeepCopy()))
 	t.Cleanup(func() { must(t, a.client.Create(context.Background(), a.webhook.DeepCopy())) })
-	testenv.Eventually(t, time.Minute, "the webhook is gone", func() bool {
+	testenv.Eventually(t, 3*time.Minute, "the webhook is gone", func() bool {
 		a.warnings.take()
 		pod, err := a.create(ctx, "enabled", withClaim())
 		return err == nil && agentOf(pod) == nil

@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build integration
+
+package repositoryserver
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/kopia/kopia/repo"
+	"github.com/kopia/kopia/repo/logging"
+	"github.com/kopia/kopia/repo/object"
+
+	"github.com/kanister-kopia/kanister-kopia/agent/api"
+	"github.com/kanister-kopia/kanister-kopia/agent/contents"
+)
+
+// Who reads with our own protocol needs a session's password too, sees what was written a
+// moment ago by another, and is cut when the session ends.
+func TestIntegrationReader(t *testing.T) {
+	t.Parallel()
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	quiet := slog.New(slog.DiscardHandler)
+	ctx := logging.WithLogger(t.Context(), kopiaLogs(quiet, nil))
+	dir := t.TempDir()
+	state := filepath.Join(dir, "state")
+	must(StateFolders(state))
+	config := Config{
+		RepositoryID: "reader", Password: "reader", AllowCreate: true, Format: Format{}.withDefaults(),
+		Storage: StorageConfig{Type: "filesystem", Path: filepath.Join(dir, "storage")},
+	}
+	connection, err := prepare(ctx, config, serverUser, state)
+	must(err)
+	rep, err := openDirect(ctx, connection, config.Password)
+	must(err)
+	defer rep.Close(ctx)
+	written := func(text string) (id object.ID) {
+		t.Helper()
+		other, err := openDirect(ctx, connection, config.Password)
+		must(err)
+		defer other.Close(ctx)
+		must(repo.WriteSession(ctx, other, repo.WriteSessionOptions{}, func(ctx context.Context, w repo.RepositoryWriter) error {
+			id, err = writeObject(ctx, w, text)
+			return err
+		}))
+		return id
+	}
+
+	open := newSessions(mostSessions, time.Now)
+	session, err := open.start(api.SessionRequest{ID: "1", Username: "u", Hostname: "h"})
+	must(err)
+	certificates := httptest.NewUnstartedServer(nil)
+	certificates.StartTLS()
+	certificates.Close()
+	f := newFront(open, &kopiaServer{client: http.DefaultClient}, rep, func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return &certificates.TLS.Certificates[0], nil }, quiet)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	must(err)
+	go func() { _ = f.serve(l) }()
+	defer f.server.Close()
+	roots := x509.NewCertPool()
+	roots.AddCert(certificates.Certificate())
+	enter := func(user, password string) (*contents.Reader, error) {
+		conn, err := tls.Dial("tcp", l.Addr().String(), &tls.Config{RootCAs: roots, NextProtos: []string{contents.Protocol}})
+		must(err)
+		stream, err := contents.Open(conn, contents.Login{Username: user, Hostname: "h", Password: password})
+		if err != nil {
+			return nil, err
+		}
+		r := contents.NewReader(stream, func(context.Context) (*contents.Stream, error) { return nil, io.EOF }, func(error) bool { return true })
+		t.Cleanup(r.Close)
+		return r, nil
+	}
+	reads := func(r *contents.Reader, id object.ID) (string, error) {
+		o, err := r.OpenObject(ctx, id)
+		if err != nil {
+			return "", err
+		}
+		defer o.Close()
+		raw, err := io.ReadAll(o)
+		return string(raw), err
+	}
+
+	for _, guess := range [][2]string{{"u", "guess"}, {"u", ""}, {"other", session.Password}, {"", session.Password}} {
+		if _, err := enter(guess[0], guess[1]); !errors.Is(err, contents.ErrDenied) {
+			t.Errorf("user %q: %v, want to be denied", guess[0], err)
+		}
+	}
+	if open.denied != 4 {
+		t.Errorf("%d denials counted, want 4", open.denied)
+	}
+	const text = "of a moment ago"
+	id := written(text)
+	r, err := enter("u", session.Password)
+	must(err)
+	if got, err := reads(r, id); got != text || err != nil {
+		t.Errorf("read %q, %v", got, err)
+	}
+	if a := open.activity(); a.Streams != 1 {
+		t.Errorf("%d streams are counted, want 1", a.Streams)
+	}
+	open.end("1")
+	if got, err := reads(r, id); !errors.Is(err, io.EOF) {
+		t.Errorf("after the session's end: %q, %v", got, err)
+	}
+	if _, err := enter("u", session.Password); !errors.Is(err, contents.ErrDenied) {
+		t.Errorf("a password after its session: %v", err)
+	}
+}
