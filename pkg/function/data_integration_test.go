@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -63,6 +64,7 @@ func TestIntegrationFunctions(t *testing.T) {
 	t.Run("insecureTLS", func(t *testing.T) { testInsecureTLS(w.sub(t)) })
 	t.Run("start timeout", func(t *testing.T) { testStartTimeout(w.sub(t)) })
 	t.Run("whose claim", func(t *testing.T) { testIdentityFor(w.sub(t)) })
+	t.Run("resume each", func(t *testing.T) { testResumeEach(w.sub(t)) })
 	t.Run("resume", func(t *testing.T) { testResume(w.sub(t)) })
 }
 
@@ -903,6 +905,105 @@ func testTurns(w *world) {
 }
 
 // A phase that is picked up again goes on with its operation, and makes one backup.
+// Each data function is left by its controller in the middle of an operation and taken
+// over by another: what it does is done once, and nothing is left behind.
+func testResumeEach(w *world) {
+	for _, pod := range []string{"re-0", "re-1"} {
+		w.claim(pod)
+		w.pod(pod, pod)
+	}
+	var held atomic.Bool
+	begun, release := make(chan string, 8), make(chan struct{})
+	hold := func(req api.StartRequest) {
+		// What is looked up before, and recorded after, is not held.
+		if held.Load() && req.Kind != api.KindFind && req.Kind != api.KindRecord {
+			begun <- req.ID
+			<-release
+		}
+	}
+	w.records.before.Store(&hold)
+	defer w.records.before.Store(nil)
+	for pod, s := range map[string]script{
+		"re-0": saves(1, hold), "re-1": saves(1, hold), "copy-vol-data-": saves(1, hold),
+		"restore-data-": restores(hold), "restore-data-all-": restores(hold),
+	} {
+		w.script(pod, s)
+	}
+	from := args{"namespace": shop, "container": "app", "includePath": "/data", "backupArtifactPrefix": "re"}
+	to := args{"namespace": shop, "image": "i", "backupArtifactPrefix": "re"}
+	out, err := w.exec("BackupData", "re-a", param.TemplateParams{}, with(from, args{"pod": "re-0"}))
+	w.Must(err)
+	id := out["backupID"]
+	out, err = w.exec("BackupDataAll", "re-b", param.TemplateParams{}, with(from, args{"pods": "re-0 re-1"}))
+	w.Must(err)
+	info := out["BackupAllInfo"]
+	count := func() (n int) {
+		for _, r := range w.records.list() {
+			if r.Prefix == "bucket/re" || strings.HasPrefix(r.Prefix, "bucket/re/") {
+				n++
+			}
+		}
+		return n
+	}
+	for _, c := range []struct {
+		function string
+		args     args
+		// atOnce operations of all run before the controller goes; backups are more or
+		// less when it is over.
+		atOnce, all, backups int
+	}{
+		{"BackupData", with(from, args{"pod": "re-0"}), 1, 1, 1},
+		{"BackupDataAll", with(from, args{"pods": "re-0 re-1"}), 2, 2, 2},
+		{"CopyVolumeData", args{"namespace": shop, "volume": "re-0", "dataArtifactPrefix": "re"}, 1, 1, 1},
+		{"BackupDataStats", with(to, args{"backupID": id}), 1, 1, 0},
+		{"RestoreData", with(to, args{"backupIdentifier": id, "volumes": args{"re-0": "/data"}}), 1, 1, 0},
+		{"RestoreDataAll", with(to, args{"backupInfo": info, "pods": "re-0 re-1"}), 2, 2, 0},
+		{"DeleteData", with(to, args{"backupID": id}), 1, 1, -1},
+		{"DeleteDataAll", with(to, args{"backupInfo": info}), 1, 2, -2},
+	} {
+		w.run(c.function, func(w *world) {
+			before := count()
+			release = make(chan struct{})
+			held.Store(true)
+			f, err := w.functions.Get(c.function)
+			w.Must(err)
+			call := function.Call{
+				Params: param.TemplateParams{Profile: w.profile}, Args: c.args, OperationID: "re-" + strings.ToLower(c.function), ActionSet: "as",
+				Log: slog.New(slog.DiscardHandler), Progress: func(api.Progress) {},
+			}
+			ctx, detach := context.WithCancelCause(w.Context())
+			ended := make(chan error, 1)
+			go func() { _, err := f.Exec(ctx, call); ended <- err }()
+			for range c.atOnce {
+				select {
+				case <-begun:
+				case err := <-ended:
+					w.Fatalf("it ended before it began: %v", err)
+				}
+			}
+			detach(agentclient.ErrDetached)
+			if err := <-ended; !errors.Is(err, agentclient.ErrDetached) {
+				w.Errorf("error %v, want that the controller goes away", err)
+			}
+			close(release)
+			if _, err := f.Exec(w.Context(), call); err != nil {
+				w.Errorf("taken over: %v", err)
+			}
+			held.Store(false)
+			if n := c.atOnce + len(begun); n != c.all {
+				w.Errorf("%d operations, want %d", n, c.all)
+			}
+			for range len(begun) {
+				<-begun
+			}
+			if n := count() - before; n != c.backups {
+				w.Errorf("%d backups more, want %d", n, c.backups)
+			}
+			testenv.Eventually(w, 10*time.Second, "no mover is left", func() bool { return len(w.movers()) == 0 })
+		})
+	}
+}
+
 func testResume(w *world) {
 	w.claim("resume")
 	begun, release := make(chan string, 4), make(chan struct{})

@@ -19,6 +19,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -330,9 +331,14 @@ func (a *agent) client() *agentclient.Client {
 type records struct {
 	mu  sync.Mutex
 	all []api.Record
+	// before, if it is there, sees a request before anything is done.
+	before atomic.Pointer[func(api.StartRequest)]
 }
 
 func (r *records) run(req api.StartRequest) (*api.Result, *api.Problem) {
+	if before := r.before.Load(); before != nil {
+		(*before)(req)
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	matching := func(f *api.FindRequest) (found []api.Record) {

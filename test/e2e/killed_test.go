@@ -114,7 +114,8 @@ var _ = Describe("the controller killed in the middle of the functions", Ordered
 	}
 	// operations are the processes of agents, beside are those next to a volume, not a
 	// repository server's. One that stands still for long finds that its server did not answer.
-	const operations, beside = "^/agent run-operation", "^/agent run-operation -volumes-dir"
+	const operations = "^/operation "
+	const beside = operations + "-volumes-dir"
 	// freeze stops each of them as soon as it is there, until thaw.
 	freeze := func(ctx context.Context, which string) {
 		GinkgoHelper()
