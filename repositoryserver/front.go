@@ -123,8 +123,17 @@ func (f *front) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()
 	defer f.sessions.stream(session)()
-	stop := context.AfterFunc(session.ctx, cancel)
-	defer stop()
+	cut := make(chan struct{})
+	stop := context.AfterFunc(session.ctx, func() {
+		defer close(cut)
+		cancel()
+		_ = http.NewResponseController(w).SetWriteDeadline(time.Now()) // a client that reads no more
+	})
+	defer func() {
+		if !stop() {
+			<-cut // w is this call's only
+		}
+	}()
 	r = r.WithContext(ctx)
 	// Exactly these: a second value of a header would be another user's word.
 	r.Header["Kopia-Username"], r.Header["Kopia-Hostname"], r.Header["Kopia-Password"] = []string{user}, []string{host}, []string{private}

@@ -18,37 +18,33 @@ import (
 	"github.com/kanister-kopia/kanister-kopia/agent/api"
 )
 
-// A guess at a password never reaches Kopia, whose check of it is slow for everybody;
-// one that is right does, with the private password and nobody's second word.
-func TestFrontGuards(t *testing.T) {
-	var reached atomic.Int32
-	var seen atomic.Pointer[http.Header]
-	kopia := httptest.NewUnstartedServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
-		reached.Add(1)
-		seen.Store(&r.Header)
-	}))
-	kopia.EnableHTTP2 = true
-	kopia.StartTLS()
-	defer kopia.Close()
+// startFront runs a front with one session, of u@h, before something that it takes for
+// Kopia. send calls it.
+func startFront(t *testing.T, kopia http.HandlerFunc) (f *front, session api.Session, send func(user, password string) *http.Response) {
+	t.Helper()
+	behind := httptest.NewUnstartedServer(kopia)
+	behind.EnableHTTP2 = true
+	behind.StartTLS()
+	t.Cleanup(behind.Close)
 	open := newSessions(mostSessions, time.Now)
 	session, err := open.start(api.SessionRequest{ID: "1", Username: "u", Hostname: "h"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	f := newFront(open, &kopiaServer{address: kopia.Listener.Addr().String(), client: kopia.Client()}, nil,
-		func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return &kopia.TLS.Certificates[0], nil }, slog.New(slog.DiscardHandler))
+	f = newFront(open, &kopiaServer{address: behind.Listener.Addr().String(), client: behind.Client()}, nil,
+		func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return &behind.TLS.Certificates[0], nil }, slog.New(slog.DiscardHandler))
 	f.password = func(context.Context, string, string) (string, error) { return "private", nil }
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	go func() { _ = f.serve(l) }()
-	defer f.server.Close()
+	t.Cleanup(func() { _ = f.server.Close() })
 	roots := x509.NewCertPool()
-	roots.AddCert(kopia.Certificate())
+	roots.AddCert(behind.Certificate())
 	client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots}, ForceAttemptHTTP2: true}}
-	defer client.CloseIdleConnections()
-	call := func(user, password string) string {
+	t.Cleanup(client.CloseIdleConnections)
+	return f, session, func(user, password string) *http.Response {
 		t.Helper()
 		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "https://"+l.Addr().String()+kopiaService+"Session", strings.NewReader(""))
 		if err != nil {
@@ -59,6 +55,57 @@ func TestFrontGuards(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		return resp
+	}
+}
+
+// A stream ends with its session, also when its client reads nothing of what it is sent.
+func TestFrontCutsWhoDoesNotRead(t *testing.T) {
+	var sent atomic.Int64
+	f, session, send := startFront(t, func(w http.ResponseWriter, _ *http.Request) {
+		for block := make([]byte, 64<<10); ; sent.Add(1) {
+			if _, err := w.Write(block); err != nil {
+				return
+			}
+		}
+	})
+	resp := send("u", session.Password)
+	defer resp.Body.Close()
+	if n := len(f.slots); n != 1 {
+		t.Fatalf("%d streams, want one", n)
+	}
+	eventually := func(what string, every time.Duration, done func() bool) {
+		t.Helper()
+		for end := time.After(20 * time.Second); !done(); {
+			select {
+			case <-end:
+				t.Fatalf("%s: not within 20 s", what)
+			case <-time.After(every):
+			}
+		}
+	}
+	before := int64(-1)
+	eventually("no more can be sent", 300*time.Millisecond, func() bool {
+		stands := sent.Load() == before
+		before = sent.Load()
+		return stands
+	})
+	f.sessions.end("1")
+	eventually("the stream is cut", 10*time.Millisecond, func() bool { return len(f.slots) == 0 })
+}
+
+// A guess at a password never reaches Kopia, whose check of it is slow for everybody;
+// one that is right does, with the private password and nobody's second word.
+func TestFrontGuards(t *testing.T) {
+	var reached atomic.Int32
+	var seen atomic.Pointer[http.Header]
+	f, session, send := startFront(t, func(_ http.ResponseWriter, r *http.Request) {
+		reached.Add(1)
+		seen.Store(&r.Header)
+	})
+	call := func(user, password string) string {
+		t.Helper()
+		resp := send(user, password)
 		defer resp.Body.Close()
 		return resp.Header.Get("Grpc-Status")
 	}
@@ -70,8 +117,8 @@ func TestFrontGuards(t *testing.T) {
 	if n := reached.Load(); n != 0 {
 		t.Errorf("%d guesses reached Kopia", n)
 	}
-	if open.denied != 4 {
-		t.Errorf("%d denials counted, want 4", open.denied)
+	if f.sessions.denied != 4 {
+		t.Errorf("%d denials counted, want 4", f.sessions.denied)
 	}
 	if status := call("u", session.Password); status != "" || reached.Load() != 1 {
 		t.Fatalf("the right password: status %q, %d calls", status, reached.Load())
@@ -80,7 +127,7 @@ func TestFrontGuards(t *testing.T) {
 	if users := h["Kopia-Username"]; len(users) != 1 || users[0] != "u" || h.Get("Kopia-Password") != "private" {
 		t.Errorf("Kopia is told %v", users)
 	}
-	open.end("1")
+	f.sessions.end("1")
 	if call("u", session.Password) != "16" || reached.Load() != 1 {
 		t.Error("an ended session's password reaches Kopia")
 	}

@@ -42,9 +42,13 @@ type kopiaServer struct {
 	htpasswd string       // file that Kopia reads on refresh
 	control  string       // password of the control API
 
+	// adding lets one user be made known at a time: Kopia reads the storage for that, and
+	// those who are known already do not wait for it.
+	adding sync.Mutex
+	lines  []string // of htpasswd; adding protects them
+
 	mu    sync.Mutex // protects the following
 	users map[string]string
-	lines []string
 }
 
 const controlUser = "control"
@@ -61,9 +65,11 @@ func startKopia(ctx context.Context, configFile, password, dir, address string, 
 		return nil, nil, fmt.Errorf("make internal certificate: %w", err)
 	}
 	for _, u := range [][2]string{{adminUser, adminHost}, {probeUser, probeHost}} {
-		if _, err := k.addUser(u[0], u[1]); err != nil {
+		p, err := k.addUser(u[0], u[1])
+		if err != nil {
 			return nil, nil, err
 		}
+		k.know(u[0], u[1], p)
 	}
 	if err := k.writeUsers(); err != nil {
 		return nil, nil, err
@@ -144,29 +150,44 @@ func (k *kopiaServer) controlCall(ctx context.Context, method, call string) erro
 // password returns the private password of a user, who can log in with it when
 // this returns.
 func (k *kopiaServer) password(ctx context.Context, user, host string) (string, error) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	if p, ok := k.users[user+"@"+host]; ok {
+	if p := k.known(user, host); p != "" {
 		return p, nil
 	}
+	k.adding.Lock()
+	defer k.adding.Unlock()
+	if p := k.known(user, host); p != "" {
+		return p, nil // somebody else's request, a moment ago
+	}
+	before := k.lines
 	p, err := k.addUser(user, host)
+	if err == nil {
+		err = k.writeUsers()
+	}
+	if err == nil {
+		err = k.controlCall(ctx, http.MethodPost, "refresh")
+	}
 	if err != nil {
-		return "", err
-	}
-	if err := k.writeUsers(); err != nil {
-		delete(k.users, user+"@"+host)
-		k.lines = k.lines[:len(k.lines)-1]
-		return "", err
-	}
-	if err := k.controlCall(ctx, http.MethodPost, "refresh"); err != nil {
-		delete(k.users, user+"@"+host)
-		k.lines = k.lines[:len(k.lines)-1]
+		k.lines = before
 		return "", fmt.Errorf("let user in: %w", err)
 	}
+	k.know(user, host, p)
 	return p, nil
 }
 
-// addUser makes a user's password. The lock is held, or nobody else is there yet.
+// known is the password of a user who can log in, "" if there is none.
+func (k *kopiaServer) known(user, host string) string {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.users[user+"@"+host]
+}
+
+func (k *kopiaServer) know(user, host, password string) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.users[user+"@"+host] = password
+}
+
+// addUser makes a user's password. The lock adding is held, or nobody else is there yet.
 func (k *kopiaServer) addUser(user, host string) (string, error) {
 	p := rand.Text() + rand.Text()
 	// The password has 256 random bits and never leaves this process, and the hash
@@ -175,7 +196,6 @@ func (k *kopiaServer) addUser(user, host string) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("hash password: %w", err)
 	}
-	k.users[user+"@"+host] = p
 	k.lines = append(k.lines, user+"@"+host+":"+string(hash))
 	return p, nil
 }
@@ -189,11 +209,9 @@ func (k *kopiaServer) writeUsers() error {
 
 // credentials reach this server, past our front, as one of the server's own users.
 func (k *kopiaServer) credentials(user, host string) *api.Credentials {
-	k.mu.Lock()
-	defer k.mu.Unlock()
 	return &api.Credentials{
 		URL: "https://" + k.address, CA: string(k.certPEM),
-		Username: user, Hostname: host, Password: k.users[user+"@"+host],
+		Username: user, Hostname: host, Password: k.known(user, host),
 	}
 }
 

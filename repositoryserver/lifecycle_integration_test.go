@@ -110,7 +110,8 @@ func TestIntegrationMaintenance(t *testing.T) {
 		t.Errorf("of no repository: %q", message)
 	}
 	source := w.volume()
-	for i := range 20 {
+	const files = 400
+	for i := range files {
 		w.must(os.WriteFile(filepath.Join(source, fmt.Sprint("f", i)), []byte(strings.Repeat(fmt.Sprint(i), 1000)), 0o600))
 	}
 	s := w.serve()
@@ -118,12 +119,17 @@ func TestIntegrationMaintenance(t *testing.T) {
 	record := w.backup(s, agent, "op-1", "/")
 	w.backup(s, agent, "op-2", "/")
 	quick, message := w.maintain("--mode", "quick")
-	if message != "" || quick.Contents < 20 || quick.Sources != 1 || quick.IndexBlobs == 0 || quick.StoredBytes == 0 || quick.VerifiedFiles != 0 {
+	if message != "" || quick.Contents < files || quick.Sources != 1 || quick.IndexBlobs == 0 || quick.StoredBytes == 0 || quick.VerifiedFiles != 0 {
 		t.Errorf("quick: %+v %s", quick, message)
 	}
 	full, message := w.maintain("--mode", "full", "--verify-percent", "100")
-	if message != "" || full.VerifiedSnapshots != 1 || full.VerifiedFiles < 20 {
+	if message != "" || full.VerifiedSnapshots != 1 || full.VerifiedFiles < files {
 		t.Errorf("full: %+v %s", full, message)
+	}
+	// Chance chooses them: a hundred, give or take a few.
+	part, message := w.maintain("--mode", "full", "--verify-percent", "25")
+	if message != "" || part.VerifiedSnapshots != 1 || part.VerifiedFiles < files/8 || part.VerifiedFiles > files/2 {
+		t.Errorf("a quarter: %+v %s", part, message)
 	}
 	folder, _ := w.restore(s, "op-3", record, "", "/after")
 	w.same(testenv.Tree(w, source), testenv.Tree(w, folder))

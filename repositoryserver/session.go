@@ -224,6 +224,7 @@ func (s *sessions) authenticate(user, host, password string) (*session, bool) {
 	sum := sha256.Sum256([]byte(password))
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.forget(s.now())
 	var found *session
 	for _, one := range s.by {
 		if one.Username == user && one.Hostname == host && subtle.ConstantTimeCompare(one.hash[:], sum[:]) == 1 {
