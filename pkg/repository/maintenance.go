@@ -145,7 +145,7 @@ func (r *Reconciler) maintain(ctx context.Context, before, rs *kopiav1alpha1.Rep
 	case err != nil:
 		return 0, fmt.Errorf("read the maintenance pod of repository %s: %w", rs.Name, err)
 	case pod.DeletionTimestamp != nil:
-		return r.buryMaintenance(ctx, rs, &pod)
+		return 0, nil
 	case len(pod.Spec.SchedulingGates) > 0:
 		return r.admitMaintenance(ctx, rs, &pod)
 	case pod.Status.Phase != corev1.PodSucceeded && pod.Status.Phase != corev1.PodFailed:
@@ -218,48 +218,28 @@ func (r *Reconciler) admitMaintenance(ctx context.Context, rs *kopiav1alpha1.Rep
 	return 0, nil
 }
 
-// buryMaintenance removes a pod that is about to end, for ever if its node is gone, when no
-// run has the Lease any more: by then no container of it is left.
-func (r *Reconciler) buryMaintenance(ctx context.Context, rs *kopiav1alpha1.RepositoryServer, pod *corev1.Pod) (time.Duration, error) {
-	_, left, err := r.lease(ctx, rs)
-	if err != nil || left > 0 {
-		return left, err
-	}
-	err = r.Client.Delete(ctx, pod, client.GracePeriodSeconds(0), client.Preconditions{UID: &pod.UID})
-	if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) {
-		return 0, fmt.Errorf("remove the maintenance pod of repository %s, whose node is gone: %w", rs.Name, err)
-	}
-	return 0, nil
-}
-
-// lease reads the repository's Lease, without a cache, and says for how long a run still
-// has it. One that does not exist has no name.
-func (r *Reconciler) lease(ctx context.Context, rs *kopiav1alpha1.RepositoryServer) (lease coordinationv1.Lease, left time.Duration, err error) {
-	err = r.Manager.Client.Get(ctx, client.ObjectKey{Namespace: rs.Namespace, Name: maintenanceName(rs)}, &lease)
-	if client.IgnoreNotFound(err) != nil {
-		return lease, 0, fmt.Errorf("read the maintenance Lease of repository %s: %w", rs.Name, err)
-	}
-	if s := lease.Spec; s.HolderIdentity != nil && *s.HolderIdentity != "" && s.RenewTime != nil {
-		held := leaseDuration
-		if s.LeaseDurationSeconds != nil {
-			held = time.Duration(*s.LeaseDurationSeconds) * time.Second
-		}
-		left = max(0, s.RenewTime.Add(held).Sub(r.Clock.Now()))
-	}
-	return lease, left, nil
-}
-
 // takeLease takes the repository's Lease for a run, for as long as it takes to make its
-// pod, or says how long another run may have it.
+// pod, or says how long another run may have it. The Lease is read without a cache.
 func (r *Reconciler) takeLease(ctx context.Context, rs *kopiav1alpha1.RepositoryServer, run string) (time.Duration, error) {
 	now := metav1.NewMicroTime(r.Clock.Now())
 	seconds := int32(takeDuration / time.Second)
-	lease, left, err := r.lease(ctx, rs)
-	if err != nil || left > 0 {
-		return left, err
+	var lease coordinationv1.Lease
+	err := r.Manager.Client.Get(ctx, client.ObjectKey{Namespace: rs.Namespace, Name: maintenanceName(rs)}, &lease)
+	exists := err == nil
+	if client.IgnoreNotFound(err) != nil {
+		return 0, fmt.Errorf("read the maintenance Lease of repository %s: %w", rs.Name, err)
+	}
+	if exists && lease.Spec.HolderIdentity != nil && *lease.Spec.HolderIdentity != "" && lease.Spec.RenewTime != nil {
+		held := leaseDuration
+		if lease.Spec.LeaseDurationSeconds != nil {
+			held = time.Duration(*lease.Spec.LeaseDurationSeconds) * time.Second
+		}
+		if left := lease.Spec.RenewTime.Add(held).Sub(now.Time); left > 0 {
+			return left, nil
+		}
 	}
 	lease.Spec = coordinationv1.LeaseSpec{HolderIdentity: &run, AcquireTime: &now, RenewTime: &now, LeaseDurationSeconds: &seconds}
-	if lease.Name != "" {
+	if exists {
 		err = r.Manager.Client.Update(ctx, &lease) // refused if somebody else took it meanwhile
 	} else {
 		lease.ObjectMeta = ownedMeta(rs, maintenanceName(rs))
