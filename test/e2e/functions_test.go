@@ -154,6 +154,18 @@ var _ = Describe("the functions", Ordered, func() {
 		Expect(err).NotTo(HaveOccurred())
 		return out
 	}
+	// killing kills the controller once, while a phase of that name runs.
+	killing := func(ctx context.Context, phase string, killed *bool) func(*crv1alpha1.ActionSet) {
+		return func(as *crv1alpha1.ActionSet) {
+			if *killed || as.Status == nil || as.Status.Progress.RunningPhase != phase {
+				return
+			}
+			*killed = true
+			_, err := cluster.Kubectl(ctx, "delete", "pod", "-n", names.ControlPlaneNamespace, "--grace-period=0", "--force",
+				"-l", "app.kubernetes.io/name=kanister-kopia-controller")
+			Expect(err).NotTo(HaveOccurred())
+		}
+	}
 
 	BeforeAll(func(ctx SpecContext) {
 		DeferCleanup(func(ctx SpecContext) {
@@ -203,7 +215,7 @@ var _ = Describe("the functions", Ordered, func() {
 		Expect(backup.Status.Progress.PercentCompleted).To(Equal("100"))
 	}, SpecTimeout(long))
 
-	It("restores each pod's own data", func(ctx SpecContext) {
+	It("restores each pod's own data while the controller is killed", func(ctx SpecContext) {
 		before := map[string]string{}
 		for _, pod := range []string{"files-0", "files-1"} {
 			before[pod] = tree(ctx, pod)
@@ -211,8 +223,10 @@ var _ = Describe("the functions", Ordered, func() {
 			Expect(err).NotTo(HaveOccurred())
 		}
 		Expect(before["files-0"]).NotTo(Equal(before["files-1"]))
-		_, err := run(ctx, onSet("restore", nil), backup, nil)
+		killed := false
+		_, err := run(ctx, onSet("restore", nil), backup, killing(ctx, "restoreAll", &killed))
 		Expect(err).NotTo(HaveOccurred())
+		Expect(killed).To(BeTrue(), "the restore was over before anything could be killed")
 		Expect(cluster.Rollout(ctx, several, "statefulset/files")).To(Succeed())
 		for pod, want := range before {
 			Expect(tree(ctx, pod)).To(Equal(want), pod)
@@ -302,8 +316,10 @@ var _ = Describe("the functions", Ordered, func() {
 			return strings.TrimSpace(out)
 		}
 		look(`cd /data && mkdir -p dir && echo first > dir/file && chmod 755 dir && chmod 644 dir/file`)
-		copied, err := run(ctx, onClaim("copy"), nil, nil)
+		killed := false
+		copied, err := run(ctx, onClaim("copy"), nil, killing(ctx, "copyVolume", &killed))
 		Expect(err).NotTo(HaveOccurred())
+		Expect(killed).To(BeTrue(), "the copy was over before anything could be killed")
 		artifact := copied.Status.Actions[0].Artifacts["copy"].KeyValue
 		Expect(artifact["root"]).To(Equal("/mnt/vol_data/files"))
 		Expect(artifact["location"]).To(Equal(scenario.S3Bucket + "/e2e/volume"))

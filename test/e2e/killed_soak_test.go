@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//go:build e2e
+//go:build e2e && soak
 
 package e2e
 
@@ -79,7 +79,7 @@ func midwayBlueprint() *crv1alpha1.Blueprint {
 
 // Their operations stand still, so all of them are in the middle of what they do when
 // the controller is killed.
-var _ = Describe("the controller killed in the middle of the functions", Ordered, func() {
+var _ = Describe("the controller killed in the middle of the functions", Ordered, Label("soak"), func() {
 	begin := func(ctx context.Context, parent *crv1alpha1.ActionSet, functions ...string) *crv1alpha1.ActionSet {
 		GinkgoHelper()
 		as := &crv1alpha1.ActionSet{
