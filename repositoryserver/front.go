@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/tls"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -71,7 +72,7 @@ func newFront(s *sessions, k *kopiaServer, rep repo.DirectRepository, certificat
 		},
 		Protocols: http2Only(),
 		TLSNextProto: map[string]func(*http.Server, *tls.Conn, http.Handler){
-			contents.Protocol: newReader(s, f.slots, rep, log).serve,
+			contents.Protocol: newReader(f, rep, log).serve,
 		},
 		ReadHeaderTimeout: 10 * time.Second,
 		IdleTimeout:       5 * time.Minute,
@@ -97,24 +98,37 @@ func (f *front) serve(l net.Listener) error {
 	return fmt.Errorf("serve repository: %w", f.server.ServeTLS(l, "", ""))
 }
 
+// enter finds the session of a password and holds a stream's slot until leave. The error
+// is contents.ErrDenied or contents.ErrBusy, whichever protocol is spoken.
+func (f *front) enter(user, host, password string) (one *session, leave func(), err error) {
+	one, ok := f.sessions.authenticate(user, host, password)
+	if !ok {
+		return nil, nil, contents.ErrDenied
+	}
+	select {
+	case f.slots <- struct{}{}:
+		return one, func() { <-f.slots }, nil
+	default:
+		return nil, nil, contents.ErrBusy
+	}
+}
+
 func (f *front) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if r.ProtoMajor != 2 || r.Method != http.MethodPost || !strings.HasPrefix(r.URL.Path, kopiaService) {
 		http.NotFound(w, r)
 		return
 	}
 	user, host := r.Header.Get("Kopia-Username"), r.Header.Get("Kopia-Hostname")
-	session, ok := f.sessions.authenticate(user, host, r.Header.Get("Kopia-Password"))
-	if !ok {
-		refuse(w, r, grpcUnauthenticated, "access denied: no operation is going on with this user and password")
+	session, leave, err := f.enter(user, host, r.Header.Get("Kopia-Password"))
+	switch {
+	case errors.Is(err, contents.ErrDenied):
+		refuse(w, r, grpcUnauthenticated, err.Error())
+		return
+	case err != nil:
+		refuse(w, r, grpcResourceExhausted, err.Error())
 		return
 	}
-	select {
-	case f.slots <- struct{}{}:
-		defer func() { <-f.slots }()
-	default:
-		refuse(w, r, grpcResourceExhausted, "too many streams: try again later")
-		return
-	}
+	defer leave()
 	private, err := f.password(r.Context(), user, host)
 	if err != nil {
 		refuse(w, r, grpcUnavailable, err.Error())

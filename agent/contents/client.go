@@ -28,19 +28,18 @@ const (
 
 // Open logs in on a connection that speaks Protocol. The connection is the stream's.
 func Open(conn net.Conn, l Login) (*Stream, error) {
-	lift := deadline(conn)
 	s, err := open(conn, l)
 	if err != nil {
 		_ = conn.Close()
 		return nil, fmt.Errorf("log in at repository server: %w", err)
 	}
-	lift()
 	go s.write()
 	go s.read()
 	return s, nil
 }
 
 func open(conn net.Conn, l Login) (*Stream, error) {
+	defer deadline(conn)()
 	w := bufio.NewWriter(conn)
 	if err := writeLogin(w, l); err != nil {
 		return nil, err

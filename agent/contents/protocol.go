@@ -29,7 +29,6 @@ const (
 	// MaxContent is more than Kopia's largest content has.
 	MaxContent = 32 << 20
 	maxLogin   = 4 << 10
-	maxID      = 255
 	maxText    = 4 << 10
 	// loginTimeout is for both ends' part of the login.
 	loginTimeout = 30 * time.Second

@@ -83,7 +83,6 @@ func Serve(ctx context.Context, conn net.Conn, source Source, slots chan struct{
 		return err
 	}
 	writer.Go(func() {
-		defer cancel()
 		w := bufio.NewWriterSize(conn, 64<<10)
 		var err error
 		for f := range answers { // to the end, whatever happens: readers wait for it
