@@ -131,7 +131,7 @@ func Run(ctx context.Context, config *rest.Config, o Options) error {
 	}
 	companion := &function.Companion{
 		Client: direct, Kube: kube, Config: config, Movers: movers,
-		Namespace: o.Namespace, PullPolicy: o.PullPolicy, StartTimeout: o.PodStartTimeout, ToolsImage: o.ToolsImage,
+		Namespace: o.Namespace, PullPolicy: o.PullPolicy, ToolsImage: o.ToolsImage,
 	}
 	functions := allFunctions(data, companion, o.Functions)
 	// One Event for each phase: the newer API would make one of all that differ in

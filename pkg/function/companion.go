@@ -3,8 +3,6 @@
 package function
 
 import (
-	"time"
-
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
@@ -25,9 +23,6 @@ type Companion struct {
 	// Namespace of temporary pods that name none: the controller's.
 	Namespace  string
 	PullPolicy corev1.PullPolicy
-	// StartTimeout is how long a temporary pod may take to run; 0:
-	// mover.DefaultStartTimeout.
-	StartTimeout time.Duration
 	// ToolsImage is Kanister's KANISTER_TOOLS, for commands that look for it in their
 	// environment; "" for none.
 	ToolsImage string

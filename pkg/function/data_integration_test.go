@@ -854,7 +854,7 @@ func testStartTimeout(w *world) {
 	before := w.data.Movers.StartTimeout
 	w.data.Movers.StartTimeout = soon
 	defer func() { w.data.Movers.StartTimeout = before }()
-	companion := function.Companion{Client: w, Movers: w.data.Movers, Namespace: shop, StartTimeout: soon}
+	companion := function.Companion{Client: w, Movers: w.data.Movers, Namespace: shop}
 	w.functions = function.NewRegistry(append(w.data.Functions(), companion.Functions()...)...)
 	w.refused("CopyVolumeData", "stuck-1", param.TemplateParams{}, args{
 		"namespace": shop, "volume": "stuck", "dataArtifactPrefix": "stuck", "podAnnotations": args{stuck: "yes"},
@@ -904,7 +904,26 @@ func testTurns(w *world) {
 	}
 }
 
-// A phase that is picked up again goes on with its operation, and makes one backup.
+// leave begins a phase, waits until n of its operations run, and goes away like a
+// controller that ends.
+func leave(w *world, f function.Func, call function.Call, n int, begun <-chan string) {
+	w.Helper()
+	ctx, detach := context.WithCancelCause(w.Context())
+	ended := make(chan error, 1)
+	go func() { _, err := f.Exec(ctx, call); ended <- err }()
+	for range n {
+		select {
+		case <-begun:
+		case err := <-ended:
+			w.Fatalf("it ended before it began: %v", err)
+		}
+	}
+	detach(agentclient.ErrDetached)
+	if err := <-ended; !errors.Is(err, agentclient.ErrDetached) {
+		w.Errorf("error %v, want that the controller goes away", err)
+	}
+}
+
 // Each data function is left by its controller in the middle of an operation and taken
 // over by another: what it does is done once, and nothing is left behind.
 func testResumeEach(w *world) {
@@ -971,20 +990,7 @@ func testResumeEach(w *world) {
 				Params: param.TemplateParams{Profile: w.profile}, Args: c.args, OperationID: "re-" + strings.ToLower(c.function), ActionSet: "as",
 				Log: slog.New(slog.DiscardHandler), Progress: func(api.Progress) {},
 			}
-			ctx, detach := context.WithCancelCause(w.Context())
-			ended := make(chan error, 1)
-			go func() { _, err := f.Exec(ctx, call); ended <- err }()
-			for range c.atOnce {
-				select {
-				case <-begun:
-				case err := <-ended:
-					w.Fatalf("it ended before it began: %v", err)
-				}
-			}
-			detach(agentclient.ErrDetached)
-			if err := <-ended; !errors.Is(err, agentclient.ErrDetached) {
-				w.Errorf("error %v, want that the controller goes away", err)
-			}
+			leave(w, f, call, c.atOnce, begun)
 			close(release)
 			if _, err := f.Exec(w.Context(), call); err != nil {
 				w.Errorf("taken over: %v", err)
@@ -1004,6 +1010,7 @@ func testResumeEach(w *world) {
 	}
 }
 
+// A phase that is picked up again goes on with its operation, and makes one backup.
 func testResume(w *world) {
 	w.claim("resume")
 	begun, release := make(chan string, 4), make(chan struct{})
@@ -1020,18 +1027,7 @@ func testResume(w *world) {
 		Params: param.TemplateParams{Profile: w.profile}, OperationID: "resume-1", ActionSet: "as", Log: slog.New(slog.DiscardHandler), Progress: func(api.Progress) {},
 		Args: args{"namespace": shop, "volume": "resume", "dataArtifactPrefix": "resume"},
 	}
-	ctx, detach := context.WithCancelCause(w.Context())
-	ended := make(chan error, 1)
-	go func() { _, err := f.Exec(ctx, call); ended <- err }()
-	select {
-	case <-begun:
-	case err := <-ended:
-		w.Fatalf("it ended before it began: %v", err)
-	}
-	detach(agentclient.ErrDetached)
-	if err := <-ended; !errors.Is(err, agentclient.ErrDetached) {
-		w.Errorf("error %v, want that the controller goes away", err)
-	}
+	leave(w, f, call, 1, begun)
 	if len(w.movers()) != 1 {
 		w.Fatalf("%d movers, want the one that works on", len(w.movers()))
 	}

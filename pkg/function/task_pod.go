@@ -3,7 +3,6 @@
 package function
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -184,8 +183,8 @@ func (c *Companion) runPod(ctx context.Context, call Call, pod *corev1.Pod, cont
 var errExit = errors.New("the command ended with exit code")
 
 func (c *Companion) awaitStart(ctx context.Context, pod *corev1.Pod, container string) error {
-	timeout := cmp.Or(c.StartTimeout, mover.DefaultStartTimeout)
-	ctx, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("not running after %s", timeout))
+	limit, tooLate := c.Movers.StartLimit()
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, tooLate)
 	defer cancel()
 	return kube.Await(ctx, c.Client, client.ObjectKeyFromObject(pod), &corev1.Pod{}, &corev1.PodList{}, func(p *corev1.Pod) (bool, error) {
 		if p.Status.Phase != corev1.PodPending {

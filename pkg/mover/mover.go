@@ -25,9 +25,9 @@ import (
 )
 
 const (
-	// DefaultStartTimeout is how long a temporary pod may take to run: volumes are
+	// defaultStartTimeout is how long a temporary pod may take to run: volumes are
 	// made and attached, images pulled. Kanister's.
-	DefaultStartTimeout = 15 * time.Minute
+	defaultStartTimeout = 15 * time.Minute
 	// unschedulableGrace is how long a pod may find no node. A claim that is just
 	// being bound makes the scheduler say so for a moment.
 	unschedulableGrace = time.Minute
@@ -48,7 +48,8 @@ type Movers struct {
 	}
 	Image      string
 	PullPolicy corev1.PullPolicy
-	// StartTimeout is how long a pod may take to run; 0: DefaultStartTimeout.
+	// StartTimeout is how long a temporary pod, also one of a companion, may take to run;
+	// 0: 15 minutes.
 	StartTimeout time.Duration
 	Log          *slog.Logger
 
@@ -206,12 +207,18 @@ func createHint(err error, namespace string) string {
 	return ""
 }
 
+// StartLimit is how long a temporary pod may take to run, and the error of one that took longer.
+func (m *Movers) StartLimit() (limit time.Duration, tooLate error) {
+	limit = cmp.Or(m.StartTimeout, defaultStartTimeout)
+	return limit, fmt.Errorf("not running after %s", limit)
+}
+
 // awaitRunning waits until the agent's container runs.
 func (m *Movers) awaitRunning(ctx context.Context, pod *corev1.Pod) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	tooLate := fmt.Errorf("not running after %s", cmp.Or(m.StartTimeout, DefaultStartTimeout))
-	timeout := time.AfterFunc(cmp.Or(m.StartTimeout, DefaultStartTimeout), func() { cancel(tooLate) })
+	limit, tooLate := m.StartLimit()
+	timeout := time.AfterFunc(limit, func() { cancel(tooLate) })
 	defer timeout.Stop()
 
 	var homeless *time.Timer // runs while no node takes the pod
