@@ -699,6 +699,11 @@ func (w *world) customResource(group, kind, plural string) {
 			return c.Type == apiextensionsv1.Established && c.Status == apiextensionsv1.ConditionTrue
 		})
 	})
+	// Discovery follows after.
+	testenv.Eventually(w, time.Minute, kind+" is in discovery", func() bool {
+		_, err := w.RESTMapper().RESTMapping(schema.GroupKind{Group: group, Kind: kind}, "v1")
+		return err == nil
+	})
 }
 
 func object(apiVersion, kind, namespace, name string) *unstructured.Unstructured {
