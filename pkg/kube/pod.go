@@ -65,6 +65,20 @@ func Unschedulable(pod *corev1.Pod) string {
 	return ""
 }
 
+// NodeLost says whether the pod's node has stopped to answer. Then the control plane takes
+// the pod's readiness away, and that of its containers stays as the kubelet left it.
+func NodeLost(pod *corev1.Pod) bool {
+	for _, c := range pod.Status.Conditions {
+		if c.Type != corev1.PodReady {
+			continue
+		}
+		return c.Status != corev1.ConditionTrue && pod.Status.Phase == corev1.PodRunning && len(pod.Spec.ReadinessGates) == 0 &&
+			len(pod.Status.ContainerStatuses) > 0 &&
+			!slices.ContainsFunc(pod.Status.ContainerStatuses, func(s corev1.ContainerStatus) bool { return !s.Ready })
+	}
+	return false
+}
+
 // lastWord is what a container said before it ended: the last error of its JSON
 // log (the termination message is the log's end), else its last line.
 func lastWord(t *corev1.ContainerStateTerminated) string {

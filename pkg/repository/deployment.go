@@ -119,7 +119,10 @@ func mount(spec *corev1.PodSpec, m corev1.VolumeMount, from corev1.VolumeSource)
 	spec.Volumes = append(spec.Volumes, corev1.Volume{Name: m.Name, VolumeSource: from})
 }
 
-// buildDeployment runs the server: one replica that is replaced, never doubled.
+// buildDeployment runs the server: one replica. The next pod does not wait for the end
+// of the one before, as it would with the strategy Recreate: a pod of a node that is gone
+// never ends. Two servers at once do no harm: Kopia bears two writers, and the Service
+// leads to the one that is ready and not about to end.
 //
 // There is no PodDisruptionBudget: with one replica it would block the drain of a
 // node for as long as a backup runs. An operation that a drain cuts fails with the
@@ -162,21 +165,23 @@ func buildDeployment(rs *kopiav1alpha1.RepositoryServer, image Image, revision s
 	c.StartupProbe = probe("/readyz", 1, 600)
 	c.ReadinessProbe = probe("/readyz", 10, 3)
 	c.LivenessProbe = probe("/healthz", 20, 3)
-	// A node that is gone is given up soon: Kopia bears a second writer, should the
-	// first live on unseen.
-	lost := int64(30)
+	lost := lostNodeSeconds
 	for _, key := range []string{corev1.TaintNodeNotReady, corev1.TaintNodeUnreachable} {
 		spec.Tolerations = append(spec.Tolerations, corev1.Toleration{
 			Key: key, Operator: corev1.TolerationOpExists, Effect: corev1.TaintEffectNoExecute, TolerationSeconds: &lost,
 		})
 	}
+	none, one := intstr.FromInt32(0), intstr.FromInt32(1)
 	meta := ownedMeta(rs, rs.Name)
 	meta.Annotations = map[string]string{templateAnnotation: templateOf(spec)}
 	return &appsv1.Deployment{
 		ObjectMeta: meta,
 		Spec: appsv1.DeploymentSpec{
 			Replicas: &replicas,
-			Strategy: appsv1.DeploymentStrategy{Type: appsv1.RecreateDeploymentStrategyType},
+			Strategy: appsv1.DeploymentStrategy{
+				Type:          appsv1.RollingUpdateDeploymentStrategyType,
+				RollingUpdate: &appsv1.RollingUpdateDeployment{MaxSurge: &none, MaxUnavailable: &one},
+			},
 			Selector: &metav1.LabelSelector{MatchLabels: labels(rs)},
 			Template: corev1.PodTemplateSpec{
 				ObjectMeta: metav1.ObjectMeta{
@@ -193,6 +198,10 @@ func buildDeployment(rs *kopiav1alpha1.RepositoryServer, image Image, revision s
 }
 
 const healthPortName = "health"
+
+// lostNodeSeconds is how long a node may be out of reach before its server is given up.
+// That is soon: Kopia bears a second writer, should the first live on unseen.
+const lostNodeSeconds int64 = 30
 
 // templateAnnotation on a Deployment says what its pods were made from: another image,
 // other resources or another version of this file give another value. The API server

@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -58,12 +59,15 @@ type world struct {
 	process *testenv.Process
 	port    int
 	health  int
+	// The node's name, of which the API server needs to know nothing.
+	on string
 }
 
 const shared = "shared"
 
 func newWorld(t *testing.T) *world {
-	w := &world{T: t, s3: testenv.StartS3(t), plane: testenv.NewControlPlane(t)}
+	testenv.Program(t, "repository-server") // before anything waits for it
+	w := &world{T: t, on: "node-1", s3: testenv.StartS3(t), plane: testenv.NewControlPlane(t)}
 	scheme := runtime.NewScheme()
 	w.must(clientgoscheme.AddToScheme(scheme))
 	w.must(kopiav1alpha1.AddToScheme(scheme))
@@ -178,15 +182,23 @@ func (w *world) node() {
 		w.launch(&d)
 	}
 	if testenv.Healthy(fmt.Sprintf("127.0.0.1:%d", w.health), "/readyz") {
-		before := w.pod.DeepCopy()
-		w.pod.Status.Conditions = []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}}
-		w.must(w.Status().Patch(ctx, w.pod, client.MergeFrom(before)))
+		w.judge(corev1.ConditionTrue)
 	}
 	select {
 	case <-w.process.Done:
 		w.Fatalf("the server ended: %s", testenv.LastLine(w.process.Log()))
 	default:
 	}
+}
+
+// judge says whether the pod is ready; its container is, by the kubelet's last word.
+func (w *world) judge(ready corev1.ConditionStatus) {
+	w.Helper()
+	before := w.pod.DeepCopy()
+	w.pod.Status.Phase = corev1.PodRunning
+	w.pod.Status.Conditions = []corev1.PodCondition{{Type: corev1.PodReady, Status: ready}}
+	w.pod.Status.ContainerStatuses = []corev1.ContainerStatus{{Name: repository.Container, Ready: true}}
+	w.must(w.Status().Patch(w.Context(), w.pod, client.MergeFrom(before)))
 }
 
 func (w *world) launch(d *appsv1.Deployment) {
@@ -209,6 +221,7 @@ func (w *world) launch(d *appsv1.Deployment) {
 		},
 		Spec: d.Spec.Template.Spec,
 	}
+	w.pod.Spec.NodeName = w.on
 	w.must(w.Create(w.Context(), w.pod))
 }
 
@@ -374,6 +387,64 @@ func TestIntegrationLifeCycle(t *testing.T) {
 	}
 }
 
+// A node is gone, and with it the word that its pod has ended: the object stays, as if
+// about to end, and the next server is another node's. The control plane's part of that
+// (a Deployment's next pod, the eviction) is done here as Kubernetes does it.
+func TestIntegrationNodeLost(t *testing.T) {
+	w := newWorld(t)
+	w.make("shop")
+	ctx := t.Context()
+	r := w.reconciler()
+	repo := w.open(r, func() (*repository.Repository, error) { return w.manager.Open(ctx, w.ref("shop")) })
+	defer repo.Close()
+	_, err := repo.Session(ctx, "op-1", "pvc.data", "ns-uid")
+	w.must(err)
+
+	w.must(w.process.Cmd.Process.Signal(syscall.SIGSTOP))
+	w.judge(corev1.ConditionFalse)
+	_, err = r.Reconcile(ctx, ctrl.Request{NamespacedName: client.ObjectKeyFromObject(w.get())})
+	w.must(err)
+	if s := w.get().Status; s.Phase != kopiav1alpha1.PhaseStarting || !strings.Contains(fmt.Sprint(s.Conditions), "node-1 does not answer") {
+		t.Errorf("with its node gone: %+v", s)
+	}
+	// What is asked of it now fails with the reason, in the caller's time.
+	fresh := &repository.Manager{Client: w, Namespace: w.namespace, Agents: w, Clock: clock.RealClock{}, CA: w.manager.CA}
+	short, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	if _, err := fresh.Open(short, w.ref("shop")); err == nil || !strings.Contains(err.Error(), "node-1 does not answer") {
+		t.Errorf("opened while its node is gone: %v", err)
+	}
+
+	// It is given up, and the object stays.
+	lost := w.pod
+	w.must(w.Delete(ctx, lost))
+	w.mu.Lock()
+	frozen := w.process
+	w.pod, w.on = nil, "node-2"
+	w.mu.Unlock()
+	defer frozen.Kill()
+	w.turn(r, "another node has a server", func() bool { return w.get().Status.Phase == kopiav1alpha1.PhaseReady })
+	w.must(w.Get(ctx, client.ObjectKeyFromObject(lost), lost))
+	if lost.DeletionTimestamp == nil {
+		t.Fatal("the pod of the node that is gone was not given up: nothing was tested")
+	}
+	if w.pod.Spec.NodeName != "node-2" {
+		t.Errorf("the server is on %s", w.pod.Spec.NodeName)
+	}
+	// It is the one that is asked, by who was connected with the other, too.
+	again, err := repo.Session(ctx, "op-1", "pvc.data", "ns-uid")
+	if err != nil {
+		t.Fatalf("the operation, asked for again: %v", err)
+	}
+	agent, err := w.Connect(ctx, "", w.pod.Name, "")
+	w.must(err)
+	defer agent.Close()
+	if a, err := agent.Activity(ctx); err != nil || a.Sessions != 1 || again.Password == "" {
+		t.Errorf("the new server has %+v, %v", a, err)
+	}
+	w.must(repo.EndSession(ctx, "op-1"))
+}
+
 // No second maintenance starts before the first one's end is known for certain.
 func TestIntegrationOneMaintenance(t *testing.T) {
 	w := newWorld(t)
@@ -479,6 +550,26 @@ func TestIntegrationOneMaintenance(t *testing.T) {
 	if s := w.get().Status.Maintenance; s.IndexBlobs != 3 || s.Contents != 40 {
 		t.Errorf("status %+v", s)
 	}
+
+	// A pod that waited long for its node is told to end, after its Lease has run out. The
+	// object goes when the node says so, or when no container can be left.
+	rs = w.get()
+	rs.Status.Maintenance = nil
+	w.must(w.Status().Update(ctx, rs))
+	at.SetTime(now.Add(-20 * time.Hour))
+	w.turn(r, "a maintenance starts", func() bool { return pod() != nil && len(pod().Spec.SchedulingGates) == 0 })
+	gone := pod()
+	w.must(w.SubResource("binding").Create(ctx, gone, &corev1.Binding{Target: corev1.ObjectReference{Kind: "Node", Name: "node-9"}}))
+	w.must(w.Delete(ctx, gone))
+	for _, later := range []time.Duration{0, time.Hour, 12 * time.Hour} {
+		at.SetTime(now.Add(later))
+		w.looks(r)
+		if p := pod(); p == nil || p.UID != gone.UID || p.DeletionTimestamp == nil {
+			t.Fatalf("after %s the pod that is about to end was not waited for: %+v", later, p)
+		}
+	}
+	at.SetTime(now.Add(13 * time.Hour))
+	w.turn(r, "another maintenance is made", func() bool { return pod() != nil && pod().UID != gone.UID })
 
 	// A second object at the same place is refused, and its maintenance too.
 	within := w.get()

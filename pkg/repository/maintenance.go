@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"time"
 
@@ -145,7 +146,7 @@ func (r *Reconciler) maintain(ctx context.Context, before, rs *kopiav1alpha1.Rep
 	case err != nil:
 		return 0, fmt.Errorf("read the maintenance pod of repository %s: %w", rs.Name, err)
 	case pod.DeletionTimestamp != nil:
-		return 0, nil
+		return r.buryMaintenance(ctx, rs, &pod)
 	case len(pod.Spec.SchedulingGates) > 0:
 		return r.admitMaintenance(ctx, rs, &pod)
 	case pod.Status.Phase != corev1.PodSucceeded && pod.Status.Phase != corev1.PodFailed:
@@ -163,7 +164,9 @@ func (r *Reconciler) startMaintenance(ctx context.Context, rs *kopiav1alpha1.Rep
 	if err := r.Client.List(ctx, &pods, client.InNamespace(rs.Namespace), client.MatchingLabels{names.ComponentLabel: maintenanceComponent}); err != nil {
 		return 0, fmt.Errorf("list maintenance pods: %w", err)
 	}
-	if len(pods.Items) >= mostRuns {
+	// One that is about to end, for hours if its node is gone, takes no other repository's place.
+	runs := slices.DeleteFunc(pods.Items, func(p corev1.Pod) bool { return p.DeletionTimestamp != nil })
+	if len(runs) >= mostRuns {
 		return runPause, nil
 	}
 	run := rand.Text()
@@ -214,6 +217,21 @@ func (r *Reconciler) admitMaintenance(ctx context.Context, rs *kopiav1alpha1.Rep
 	err = r.Client.Patch(ctx, open, client.MergeFromWithOptions(pod, client.MergeFromWithOptimisticLock{}))
 	if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) {
 		return 0, fmt.Errorf("let the maintenance of repository %s start: %w", rs.Name, err)
+	}
+	return 0, nil
+}
+
+// buryMaintenance removes a pod that is about to end, for ever if its node is gone: when a
+// run that began as late as the order to end it would be over, wherever its kubelet is. Not
+// when its Lease has run out: a pod that waited long for a node may run on after that, and
+// one whose Lease was given back, as if it never started, may have started since.
+func (r *Reconciler) buryMaintenance(ctx context.Context, rs *kopiav1alpha1.RepositoryServer, pod *corev1.Pod) (time.Duration, error) {
+	if left := pod.DeletionTimestamp.Add(leaseDuration).Sub(r.Clock.Now()); left > 0 {
+		return left, nil
+	}
+	err := r.Client.Delete(ctx, pod, client.GracePeriodSeconds(0), client.Preconditions{UID: &pod.UID})
+	if client.IgnoreNotFound(err) != nil {
+		return 0, fmt.Errorf("remove the maintenance pod of repository %s, whose node is gone: %w", rs.Name, err)
 	}
 	return 0, nil
 }

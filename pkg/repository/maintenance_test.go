@@ -3,6 +3,7 @@
 package repository
 
 import (
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -44,6 +45,27 @@ func TestMaintenanceIsDue(t *testing.T) {
 		rs.Status.Initialized, rs.Status.LastUsed, rs.Status.Maintenance = c.initialized, c.used, &c.status
 		if mode, pause := due(rs, noon); mode != c.mode || pause != c.pause {
 			t.Errorf("%s: %q after %s, want %q after %s", name, mode, pause, c.mode, c.pause)
+		}
+	}
+}
+
+// A full maintenance reads the share of files that the spec says, a quick one none.
+func TestMaintenanceVerifies(t *testing.T) {
+	none, all := int32(0), int32(100)
+	for name, c := range map[string]struct {
+		spec *kopiav1alpha1.Maintenance
+		mode string
+		want string
+	}{
+		"nothing said": {nil, modeFull, "1"},
+		"quick":        {&kopiav1alpha1.Maintenance{VerifyPercent: &all}, modeQuick, "0"},
+		"all":          {&kopiav1alpha1.Maintenance{VerifyPercent: &all}, modeFull, "100"},
+		"none":         {&kopiav1alpha1.Maintenance{VerifyPercent: &none}, modeFull, "0"},
+	} {
+		rs := &kopiav1alpha1.RepositoryServer{Spec: kopiav1alpha1.RepositoryServerSpec{Maintenance: c.spec}}
+		want := []string{"maintain", "--mode", c.mode, "--verify-percent", c.want}
+		if got := buildMaintenancePod(rs, Image{}, c.mode, "run").Spec.Containers[0].Args; !slices.Equal(got, want) {
+			t.Errorf("%s: it runs %v, want %v", name, got, want)
 		}
 	}
 }

@@ -389,13 +389,16 @@ func (m *Manager) awaitReady(ctx context.Context, id, revision string) (*kopiav1
 			}
 			return false, nil
 		})
-	if errors.Is(err, errStartTimeout) && last != nil {
+	switch {
+	case err == nil:
+		return last, nil
+	case errors.Is(err, errStartTimeout) && last != nil:
 		return nil, fmt.Errorf("%w: %s", errStartTimeout, readyMessage(last))
+	case ctx.Err() != nil && last != nil:
+		// The caller does not wait as long: what it was waiting for is the reason.
+		return nil, fmt.Errorf("%w: %s", err, readyMessage(last))
 	}
-	if err != nil {
-		return nil, err
-	}
-	return last, nil
+	return nil, err
 }
 
 func readyMessage(rs *kopiav1alpha1.RepositoryServer) string {

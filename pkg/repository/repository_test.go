@@ -217,11 +217,27 @@ func TestJudge(t *testing.T) {
 		Name: Container, State: corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{Reason: "OOMKilled"}},
 	}}}
 	homeless := corev1.PodStatus{Conditions: []corev1.PodCondition{{Type: corev1.PodScheduled, Status: corev1.ConditionFalse, Reason: corev1.PodReasonUnschedulable, Message: "0/1 nodes"}}}
+	// As the control plane and the kubelet leave it, each in its part.
+	lost := pod("r", corev1.PodStatus{
+		Phase:             corev1.PodRunning,
+		Conditions:        []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionFalse}},
+		ContainerStatuses: []corev1.ContainerStatus{{Name: Container, Ready: true}},
+	})
+	lost.Spec.NodeName = "node-7"
+	unready := *lost.DeepCopy()
+	unready.Status.ContainerStatuses[0].Ready = false // by the kubelet's word
+	given := pod("r", ready)
+	given.DeletionTimestamp = at(0)
 	for name, c := range map[string]struct {
 		pods  []corev1.Pod
 		phase kopiav1alpha1.Phase
 		text  string
 	}{
+		"its node is lost":       {[]corev1.Pod{lost}, kopiav1alpha1.PhaseStarting, "node-7 does not answer"},
+		"its probe fails":        {[]corev1.Pod{unready}, kopiav1alpha1.PhaseStarting, "starting"},
+		"it is given up":         {[]corev1.Pod{given}, kopiav1alpha1.PhaseStarting, "waiting"},
+		"its successor starts":   {[]corev1.Pod{given, pod("r", homeless)}, kopiav1alpha1.PhaseStarting, "0/1 nodes"},
+		"its successor is ready": {[]corev1.Pod{given, pod("r", ready)}, kopiav1alpha1.PhaseReady, "serving"},
 		"none yet":               {nil, kopiav1alpha1.PhaseStarting, "waiting"},
 		"ready":                  {[]corev1.Pod{pod("r", ready)}, kopiav1alpha1.PhaseReady, "serving"},
 		"ready, of old":          {[]corev1.Pod{pod("old", ready)}, kopiav1alpha1.PhaseStarting, "waiting"},
@@ -248,8 +264,8 @@ func TestDeploymentHoldsNoSecret(t *testing.T) {
 		t.Error("it gets a token")
 	case !*spec.SecurityContext.RunAsNonRoot || !*c.SecurityContext.ReadOnlyRootFilesystem || *c.SecurityContext.AllowPrivilegeEscalation:
 		t.Errorf("not restricted: %+v %+v", spec.SecurityContext, c.SecurityContext)
-	case d.Spec.Strategy.Type != "Recreate":
-		t.Errorf("strategy %s: two servers would have two sets of sessions", d.Spec.Strategy.Type)
+	case d.Spec.Strategy.RollingUpdate == nil || d.Spec.Strategy.RollingUpdate.MaxSurge.IntValue() != 0:
+		t.Errorf("strategy %+v: the next pod waits for a node that is gone, or the last one does for the next", d.Spec.Strategy)
 	}
 	for _, e := range c.Env {
 		if e.ValueFrom != nil || strings.Contains(e.Value, "key") {

@@ -3,6 +3,7 @@
 package repository
 
 import (
+	"fmt"
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
@@ -18,6 +19,7 @@ const (
 	reasonCertificate   = "WaitingForCertificate"
 	reasonStarting      = "Starting"
 	reasonUnschedulable = "Unschedulable"
+	reasonNodeLost      = "NodeLost"
 	reasonLocationTaken = "LocationTaken"
 	reasonStorage       = "StorageUnavailable"
 )
@@ -50,6 +52,10 @@ func judge(pods []corev1.Pod, revision string) verdict {
 			f.Message += ": raise spec.resources.limits.memory of the RepositoryServer"
 		}
 		return verdict{kopiav1alpha1.PhaseFailed, f.Reason, f.Message}
+	}
+	if kube.NodeLost(&pod) {
+		return verdict{kopiav1alpha1.PhaseStarting, reasonNodeLost, fmt.Sprintf(
+			"node %s does not answer: another one gets a pod when it has not for %d s", pod.Spec.NodeName, lostNodeSeconds)}
 	}
 	if why := kube.Unschedulable(&pod); why != "" {
 		return verdict{kopiav1alpha1.PhaseStarting, reasonUnschedulable, "no node takes the pod: " + why}

@@ -83,27 +83,11 @@ var _ = Describe("repositories of many namespaces under load", Ordered, Label("s
 		Expect(client.IgnoreNotFound(cluster.Delete(ctx, teamServer(nil)))).To(Succeed())
 		Expect(cluster.Create(ctx, teamServer(consent))).To(Succeed())
 		each(apps, len(apps), func(a *application) {
-			Expect(cluster.DeleteNamespace(ctx, a.namespace)).To(Succeed())
-			ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{
-				Name: a.namespace, Labels: map[string]string{names.InjectionLabel: names.InjectionEnabled},
-			}}
+			var annotations map[string]string
 			if slices.Contains(consent, a.namespace) {
-				ns.Annotations = map[string]string{names.RepositoryAnnotation: team}
+				annotations = map[string]string{names.RepositoryAnnotation: team}
 			}
-			Expect(cluster.Create(ctx, ns)).To(Succeed())
-			Expect(cluster.Bind(ctx, a.namespace, "kanister-kopia-namespace")).To(Succeed())
-			Expect(cluster.Create(ctx, claim(a.namespace))).To(Succeed())
-			// The webhook fails open when it has too much to do.
-			Eventually(func(g Gomega) {
-				pod := filesPod(a.namespace, "app", labelled)
-				g.Expect(cluster.Create(ctx, pod)).To(Succeed())
-				if !hasAgent(pod) {
-					g.Expect(cluster.Delete(ctx, pod, client.GracePeriodSeconds(0))).To(Succeed())
-				}
-				g.Expect(hasAgent(pod)).To(BeTrue())
-			}).WithContext(ctx).WithTimeout(short).WithPolling(time.Second).Should(Succeed(), a.namespace)
-			_, err := cluster.Kubectl(ctx, "wait", "--for=condition=Ready", "pod/app", "-n", a.namespace, "--timeout=8m")
-			Expect(err).NotTo(HaveOccurred())
+			a.start(ctx, annotations)
 		})
 	}, NodeTimeout(long))
 
@@ -232,6 +216,28 @@ func killOne(ctx context.Context, random *rand.Rand, v victim) bool {
 	pod := &pods.Items[random.IntN(len(pods.Items))]
 	Expect(client.IgnoreNotFound(cluster.Delete(ctx, pod, client.GracePeriodSeconds(0)))).To(Succeed())
 	return true
+}
+
+// start makes the namespace anew, with a pod that has an agent.
+func (a *application) start(ctx context.Context, annotations map[string]string) {
+	GinkgoHelper()
+	Expect(cluster.DeleteNamespace(ctx, a.namespace)).To(Succeed())
+	Expect(cluster.Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{
+		Name: a.namespace, Labels: map[string]string{names.InjectionLabel: names.InjectionEnabled}, Annotations: annotations,
+	}})).To(Succeed())
+	Expect(cluster.Bind(ctx, a.namespace, "kanister-kopia-namespace")).To(Succeed())
+	Expect(cluster.Create(ctx, claim(a.namespace))).To(Succeed())
+	// The webhook fails open when it has too much to do.
+	Eventually(func(g Gomega) {
+		pod := filesPod(a.namespace, "app", labelled)
+		g.Expect(cluster.Create(ctx, pod)).To(Succeed())
+		if !hasAgent(pod) {
+			g.Expect(cluster.Delete(ctx, pod, client.GracePeriodSeconds(0))).To(Succeed())
+		}
+		g.Expect(hasAgent(pod)).To(BeTrue())
+	}).WithContext(ctx).WithTimeout(short).WithPolling(time.Second).Should(Succeed(), a.namespace)
+	_, err := cluster.Kubectl(ctx, "wait", "--for=condition=Ready", "pod/app", "-n", a.namespace, "--timeout=8m")
+	Expect(err).NotTo(HaveOccurred())
 }
 
 // backup changes the tree and backs it up.
