@@ -182,4 +182,44 @@ func testScaleWorkload(w *world) {
 		w.Must(w.Status().Update(w.Context(), set))
 		w.Must(<-ended)
 	})
+	// A Deployment does not count a pod that is going; one that stays is not waited for.
+	w.run("until pods are gone", func(w *world) {
+		labels := map[string]string{"app": "fewer"}
+		pod := func(name string, finalizers ...string) *corev1.Pod {
+			p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: shop, Name: name, Labels: labels, Finalizers: finalizers}, Spec: template.Spec}
+			w.Must(w.Create(w.Context(), p))
+			return p
+		}
+		ofFewer := *template.DeepCopy()
+		ofFewer.Labels = labels
+		fewer := &appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Namespace: shop, Name: "fewer"}, Spec: appsv1.DeploymentSpec{
+			Replicas: new(int32(2)), Selector: &metav1.LabelSelector{MatchLabels: labels}, Template: ofFewer,
+		}}
+		w.Must(w.Create(w.Context(), fewer))
+		pod("fewer-a")
+		going := pod("fewer-b", "kopia.kanister.io/test")
+		w.Must(w.Delete(w.Context(), going))
+		ended := make(chan error, 1)
+		go func() {
+			_, err := w.exec("ScaleWorkload", "sw-6", param.TemplateParams{}, args{"replicas": 1, "namespace": shop, "name": "fewer", "kind": "Deployment"})
+			ended <- err
+		}()
+		testenv.Eventually(w, time.Minute, "it is scaled", func() bool { return replicas(fewer) == 1 })
+		fewer.Status = appsv1.DeploymentStatus{ObservedGeneration: fewer.Generation, Replicas: 1, UpdatedReplicas: 1, ReadyReplicas: 1, AvailableReplicas: 1}
+		w.Must(w.Status().Update(w.Context(), fewer))
+		select {
+		case err := <-ended:
+			w.Fatalf("it did not wait for the pod that is going: %v", err)
+		default:
+		}
+		before := going.DeepCopy()
+		going.Finalizers = nil
+		w.Must(w.Patch(w.Context(), going, client.MergeFrom(before)))
+		select {
+		case err := <-ended:
+			w.Must(err)
+		case <-time.After(time.Minute):
+			w.Fatal("it waits for a pod that stays")
+		}
+	})
 }

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -14,6 +15,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/watch"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/kanister-kopia/kanister-kopia/pkg/kube"
@@ -138,27 +140,46 @@ func (f *scaleWorkload) await(ctx context.Context, w workload, key client.Object
 	return f.awaitPods(ctx, key.Namespace, selector, int(replicas))
 }
 
-// awaitPods waits until at most so many pods are left.
+// awaitPods waits until at most so many pods are left, whichever they are.
 func (f *scaleWorkload) awaitPods(ctx context.Context, namespace string, selector labels.Selector, most int) error {
+	of := []client.ListOption{client.InNamespace(namespace), client.MatchingLabelsSelector{Selector: selector}}
+	for {
+		ok, err := f.followPods(ctx, of, most)
+		if ctx.Err() != nil {
+			err = context.Cause(ctx)
+		}
+		if ok || err != nil {
+			return err
+		}
+	}
+}
+
+// followPods is one watch. False without an error: it broke off.
+func (f *scaleWorkload) followPods(ctx context.Context, of []client.ListOption, most int) (bool, error) {
+	news, err := f.Client.Watch(ctx, &corev1.PodList{}, of...)
+	if err != nil {
+		return false, err
+	}
+	defer news.Stop()
 	for {
 		var pods corev1.PodList
-		if err := f.Client.List(ctx, &pods, client.InNamespace(namespace), client.MatchingLabelsSelector{Selector: selector}); err != nil {
-			return err
+		if err := f.Client.List(ctx, &pods, of...); err != nil {
+			return false, err
 		}
-		left := 0
-		for i := range pods.Items {
-			// Jobs may share labels with a workload; what has ended holds no volume.
-			if p := pods.Items[i].Status.Phase; p != corev1.PodSucceeded && p != corev1.PodFailed {
-				left++
+		// Jobs may share labels with a workload; what has ended holds no volume.
+		left := slices.DeleteFunc(pods.Items, func(p corev1.Pod) bool {
+			return p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed
+		})
+		if len(left) <= most {
+			return true, nil
+		}
+		select {
+		case <-ctx.Done():
+			return false, ctx.Err()
+		case event, ok := <-news.ResultChan():
+			if !ok || event.Type == watch.Error {
+				return false, nil
 			}
-		}
-		if left <= most {
-			return nil
-		}
-		err := kube.Await(ctx, f.Client, client.ObjectKeyFromObject(&pods.Items[0]), &corev1.Pod{}, &corev1.PodList{},
-			func(p *corev1.Pod) (bool, error) { return p.UID != pods.Items[0].UID, nil })
-		if err != nil && !errors.Is(err, kube.ErrGone) {
-			return err
 		}
 	}
 }
