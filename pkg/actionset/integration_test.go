@@ -314,6 +314,12 @@ func TestIntegrationEngine(t *testing.T) {
 		w := &world{API: w.In(t)}
 		w.blueprint("profiled", &crv1alpha1.BlueprintAction{Phases: []crv1alpha1.BlueprintPhase{phase("p", "Echo", crv1alpha1.JSONMap{"value": "x"})}})
 		keys := crv1alpha1.ObjectReference{Namespace: namespace, Name: "profile-keys"}
+		inKeys := func(key string) crv1alpha1.KopiaServerSecretRef {
+			return crv1alpha1.KopiaServerSecretRef{Key: key, Secret: &keys}
+		}
+		kopia := func(ks *crv1alpha1.KopiaServerSecret) *crv1alpha1.Credential {
+			return &crv1alpha1.Credential{Type: crv1alpha1.CredentialTypeKopia, KopiaServerSecret: ks}
+		}
 		w.Must(w.Create(w.Context(), &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: keys.Name}, StringData: map[string]string{"id": "AK"}}))
 		lost := crv1alpha1.ObjectReference{Namespace: namespace, Name: "lost"}
 		pair := crv1alpha1.CredentialTypeKeyPair
@@ -325,6 +331,10 @@ func TestIntegrationEngine(t *testing.T) {
 			"profile-no-secret": {&crv1alpha1.Credential{Type: pair, KeyPair: &crv1alpha1.KeyPair{IDField: "id", SecretField: "key", Secret: lost}}, "read Secret control/lost"},
 			"profile-no-pair":   {&crv1alpha1.Credential{Type: pair}, "KeyPair cannot be empty"},
 			"profile-of-secret": {&crv1alpha1.Credential{Type: crv1alpha1.CredentialTypeSecret}, "Secret cannot be empty"},
+			"profile-of-kopia":  {kopia(nil), "Kopia Secret reference cannot be nil"},
+			"kopia-no-password": {kopia(&crv1alpha1.KopiaServerSecret{TLSCert: inKeys("id")}), "Kopia UserPassphrase Secret reference cannot be nil"},
+			"kopia-no-cert":     {kopia(&crv1alpha1.KopiaServerSecret{UserPassphrase: inKeys("id")}), "Kopia TLS cert Secret reference cannot be nil"},
+			"kopia-no-key":      {kopia(&crv1alpha1.KopiaServerSecret{UserPassphrase: inKeys("id"), TLSCert: inKeys("lost")}), "Key 'lost' not found in secret 'control:profile-keys'"},
 			"profile-lost":      {nil, "read Profile control/profile-lost"},
 		} {
 			if c.credential != nil {
@@ -345,6 +355,41 @@ func TestIntegrationEngine(t *testing.T) {
 			if s.State != crv1alpha1.StateFailed || !strings.Contains(s.Error.Message, c.want) {
 				t.Errorf("%s: %s, %q; want %q in it", name, s.State, s.Error.Message, c.want)
 			}
+		}
+	})
+
+	t.Run("a Profile of a Kopia server is handed to commands as kando reads it", func(t *testing.T) {
+		w := &world{API: w.In(t)}
+		w.blueprint("kopia-profiled", &crv1alpha1.BlueprintAction{Phases: []crv1alpha1.BlueprintPhase{phase("p", "Echo", crv1alpha1.JSONMap{"value": "{{ toJson .Profile }}"})}})
+		secret := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "kopia-server"}, StringData: map[string]string{"pass": "p", "pem": "c"}}
+		w.Must(w.Create(w.Context(), secret))
+		of := func(key string) crv1alpha1.KopiaServerSecretRef {
+			return crv1alpha1.KopiaServerSecretRef{Key: key, Secret: &crv1alpha1.ObjectReference{Namespace: namespace, Name: secret.Name}}
+		}
+		w.Must(w.Create(w.Context(), &crv1alpha1.Profile{
+			ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "kopia-server"},
+			Location:   crv1alpha1.Location{Type: crv1alpha1.LocationTypeKopia, Endpoint: "https://kopia:51515"},
+			Credential: crv1alpha1.Credential{Type: crv1alpha1.CredentialTypeKopia, KopiaServerSecret: &crv1alpha1.KopiaServerSecret{
+				Username: "u", Hostname: "h", UserPassphrase: of("pass"), TLSCert: of("pem"), ConnectOptions: map[string]int{"cache": 1},
+			}},
+		}))
+		as := &crv1alpha1.ActionSet{
+			ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "kopia-profiled"},
+			Spec: &crv1alpha1.ActionSetSpec{Actions: []crv1alpha1.ActionSpec{{
+				Name: "act", Blueprint: "kopia-profiled", Object: crv1alpha1.ObjectReference{Kind: "Namespace", Name: namespace, Namespace: namespace},
+				Profile: &crv1alpha1.ObjectReference{Namespace: namespace, Name: "kopia-server"},
+			}}},
+		}
+		w.Must(w.Create(w.Context(), as))
+		s := w.wait(client.ObjectKeyFromObject(as), "complete", finished)
+		if s.State != crv1alpha1.StateComplete {
+			t.Fatalf("%s: %s", s.State, s.Error.Message)
+		}
+		const want = `{"Location":{"type":"kopia","bucket":"","endpoint":"https://kopia:51515","prefix":"","region":""},` +
+			`"Credential":{"Type":"kopia","KeyPair":null,"Secret":null,` +
+			`"KopiaServerSecret":{"Username":"u","Hostname":"h","Password":"p","Cert":"c","ConnectOptions":{"cache":1}}},"SkipSSLVerify":false}`
+		if got := s.Actions[0].Phases[0].Output["value"]; got != want {
+			t.Errorf("output %v, want %s", got, want)
 		}
 	})
 

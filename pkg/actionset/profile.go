@@ -64,18 +64,11 @@ func resolveCredential(ctx context.Context, c client.Reader, in crv1alpha1.Crede
 		if err != nil {
 			return out, err
 		}
-		get := func(key string) (string, error) {
-			v, ok := secret.Data[key]
-			if !ok {
-				return "", fmt.Errorf("Key '%s' not found in secret '%s:%s'", key, secret.Namespace, secret.Name) // Kanister's text
-			}
-			return string(v), nil
-		}
-		id, err := get(in.KeyPair.IDField)
+		id, err := valueOf(secret, in.KeyPair.IDField)
 		if err != nil {
 			return out, err
 		}
-		key, err := get(in.KeyPair.SecretField)
+		key, err := valueOf(secret, in.KeyPair.SecretField)
 		if err != nil {
 			return out, err
 		}
@@ -88,9 +81,45 @@ func resolveCredential(ctx context.Context, c client.Reader, in crv1alpha1.Crede
 		secret, err := readSecret(ctx, c, *in.Secret)
 		out.Secret = secret
 		return out, err
+	case crv1alpha1.CredentialTypeKopia:
+		ks := in.KopiaServerSecret
+		switch {
+		case ks == nil:
+			return out, errors.New("Kopia Secret reference cannot be nil") // Kanister's text
+		case ks.UserPassphrase.Secret == nil:
+			return out, errors.New("Kopia UserPassphrase Secret reference cannot be nil") // Kanister's text
+		case ks.TLSCert.Secret == nil:
+			return out, errors.New("Kopia TLS cert Secret reference cannot be nil") // Kanister's text
+		}
+		password, err := readValue(ctx, c, ks.UserPassphrase)
+		if err != nil {
+			return out, err
+		}
+		cert, err := readValue(ctx, c, ks.TLSCert)
+		out.KopiaServerSecret = &param.KopiaServerCreds{
+			Username: ks.Username, Hostname: ks.Hostname, Password: password, Cert: cert, ConnectOptions: ks.ConnectOptions,
+		}
+		return out, err
 	default:
 		return out, fmt.Errorf("Unsupported type '%s' for credentials", in.Type) // Kanister's text
 	}
+}
+
+// valueOf is a key of a Secret; it may be empty.
+func valueOf(s *corev1.Secret, key string) (string, error) {
+	v, ok := s.Data[key]
+	if !ok {
+		return "", fmt.Errorf("Key '%s' not found in secret '%s:%s'", key, s.Namespace, s.Name) // Kanister's text
+	}
+	return string(v), nil
+}
+
+func readValue(ctx context.Context, c client.Reader, ref crv1alpha1.KopiaServerSecretRef) (string, error) {
+	s, err := readSecret(ctx, c, *ref.Secret)
+	if err != nil {
+		return "", err
+	}
+	return valueOf(s, ref.Key)
 }
 
 func readSecret(ctx context.Context, c client.Reader, ref crv1alpha1.ObjectReference) (*corev1.Secret, error) {

@@ -30,8 +30,22 @@ func checkProfile(p *param.Profile) error {
 		case c.KeyPair.Secret == "":
 			return errors.New("Secret access key is not set") // Kanister's text
 		}
-	case param.CredentialTypeSecret, param.CredentialTypeKopia:
-		// What is in them depends on the location: the repository looks at it.
+	case param.CredentialTypeSecret:
+		// What is in it depends on the location: the repository looks at it.
+	case param.CredentialTypeKopia:
+		// Of use with a RepositoryServer that needs no bucket; else the repository refuses it.
+		switch {
+		case c.KopiaServerSecret == nil:
+			return errors.New("Empty KopiaServerSecret field") // Kanister's text
+		case c.KopiaServerSecret.Username == "":
+			return errors.New("Kopia Username is not set") // Kanister's text
+		case c.KopiaServerSecret.Password == "":
+			return errors.New("Kopia UserPassphrase is not set") // Kanister's text
+		case c.KopiaServerSecret.Hostname == "":
+			return errors.New("Kopia Hostname is not set") // Kanister's text
+		case c.KopiaServerSecret.Cert == "":
+			return errors.New("Kopia TLSCert is not set") // Kanister's text
+		}
 	default:
 		return fmt.Errorf("Unsupported type '%s' for credentials", c.Type) // Kanister's text
 	}

@@ -114,6 +114,11 @@ func TestProfile(t *testing.T) {
 		change(p)
 		return p
 	}
+	kopia := func(creds *param.KopiaServerCreds) *param.Profile {
+		return with(func(p *param.Profile) {
+			p.Credential = param.Credential{Type: param.CredentialTypeKopia, KopiaServerSecret: creds}
+		})
+	}
 	profiles := []struct {
 		name    string
 		profile *param.Profile
@@ -125,6 +130,11 @@ func TestProfile(t *testing.T) {
 		{"no id", with(func(p *param.Profile) { p.Credential.KeyPair.ID = "" }), "Access key ID is not set"},
 		{"no secret", with(func(p *param.Profile) { p.Credential.KeyPair.Secret = "" }), "Secret access key is not set"},
 		{"credential", with(func(p *param.Profile) { p.Credential.Type = "card" }), "Unsupported type 'card' for credentials"},
+		{"no server", kopia(nil), "Empty KopiaServerSecret field"},
+		{"no user", kopia(&param.KopiaServerCreds{Hostname: "h", Password: "p", Cert: "c"}), "Kopia Username is not set"},
+		{"no password", kopia(&param.KopiaServerCreds{Username: "u", Hostname: "h", Cert: "c"}), "Kopia UserPassphrase is not set"},
+		{"no host", kopia(&param.KopiaServerCreds{Username: "u", Password: "p", Cert: "c"}), "Kopia Hostname is not set"},
+		{"no certificate", kopia(&param.KopiaServerCreds{Username: "u", Hostname: "h", Password: "p"}), "Kopia TLSCert is not set"},
 	}
 	// Kanister wraps the refusal in some functions only.
 	wrapped := map[string]bool{

@@ -121,7 +121,16 @@ type Credential struct {
 	Type              CredentialType
 	KeyPair           *KeyPair
 	Secret            *corev1.Secret
-	KopiaServerSecret any
+	KopiaServerSecret *KopiaServerCreds
+}
+
+// KopiaServerCreds reach a Kopia server; only commands (kando) use them.
+type KopiaServerCreds struct {
+	Username       string
+	Hostname       string
+	Password       string
+	Cert           string
+	ConnectOptions map[string]int
 }
 
 // KeyPair is an access key id and its secret.

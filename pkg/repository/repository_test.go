@@ -141,7 +141,7 @@ func TestStorageOf(t *testing.T) {
 		want   string
 	}{
 		{func(p *param.Profile) { p.Location.Bucket = "" }, "bucket is not set"},
-		{func(p *param.Profile) { p.Location.Type = param.LocationTypeKopia }, "Unsupported type 'kopia' for the location"},
+		{func(p *param.Profile) { p.Location.Type = param.LocationTypeKopia }, "Unsupported type 'kopia' for the location: give the action a Profile of the bucket"},
 		{func(p *param.Profile) { p.Location.Type = "tape" }, "Location type not supported"},
 	} {
 		p := profile()
@@ -178,6 +178,7 @@ func TestKeys(t *testing.T) {
 		"half a pair":        {s3, pair("", "s"), storageKeys{}, "Access key ID is not set"},
 		"the other half":     {s3, pair("i", ""), storageKeys{}, "Secret access key is not set"},
 		"magic":              {s3, param.Credential{Type: "magic"}, storageKeys{}, "Unsupported type 'magic' for credentials"},
+		"Kopia server":       {s3, param.Credential{Type: param.CredentialTypeKopia, KopiaServerSecret: &param.KopiaServerCreds{Password: "s3cret"}}, storageKeys{}, "Unsupported type 'kopia' for credentials: give the action a Profile of the bucket"},
 		"any Secret":         {s3, secret("Opaque"), storageKeys{}, awsSecretType},
 		"Secret":             {s3, secret(awsSecretType, "aws_access_key_id", "i", "aws_secret_access_key", "s"), storageKeys{AccessKeyID: "i", SecretAccessKey: "s"}, ""},
 		"role":               {s3, secret(awsSecretType, "aws_access_key_id", "i", "aws_secret_access_key", "s", "role", "r"), storageKeys{AccessKeyID: "i", SecretAccessKey: "s", RoleARN: "r"}, ""},

@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	kopiav1alpha1 "github.com/kanister-kopia/kanister-kopia/pkg/apis/kopia/v1alpha1"
+	"github.com/kanister-kopia/kanister-kopia/pkg/names"
 	"github.com/kanister-kopia/kanister-kopia/pkg/param"
 )
 
@@ -46,6 +47,11 @@ var azureDomains = map[string]string{
 	"AzureChinaCloud":        "blob.core.chinacloudapi.cn",
 }
 
+// bucketOrExternal is what to do where a Profile is of a Kopia server: Blueprints may
+// hand it to kando, functions have no use for it.
+const bucketOrExternal = "give the action a Profile of the bucket and its keys, or make the server a RepositoryServer with spec.external " +
+	"and let the namespace ask for it with the annotation " + names.RepositoryAnnotation
+
 // keysOf takes a Profile's credentials. Error texts for missing parts are Kanister's.
 func keysOf(p *param.Profile) (storageKeys, error) {
 	if p == nil {
@@ -75,6 +81,8 @@ func keysOf(p *param.Profile) (storageKeys, error) {
 		default:
 			id, secret, environment = get("azure_storage_account_id"), get("azure_storage_key"), get("azure_storage_environment")
 		}
+	case param.CredentialTypeKopia:
+		return storageKeys{}, fmt.Errorf("Unsupported type 'kopia' for credentials: %s", bucketOrExternal) // Kanister's text, and the way out
 	default:
 		return storageKeys{}, fmt.Errorf("Unsupported type '%s' for credentials", c.Type) // Kanister's text
 	}
@@ -109,7 +117,7 @@ func storageOf(p *param.Profile, t kopiav1alpha1.Tenant, keyID string) (kopiav1a
 	switch l.Type {
 	case param.LocationTypeS3Compliant, param.LocationTypeGCS, param.LocationTypeAzure:
 	case param.LocationTypeKopia:
-		return kopiav1alpha1.Storage{}, errors.New("Unsupported type 'kopia' for the location") // Kanister's text
+		return kopiav1alpha1.Storage{}, fmt.Errorf("Unsupported type 'kopia' for the location: %s", bucketOrExternal) // Kanister's text, and the way out
 	default:
 		return kopiav1alpha1.Storage{}, errors.New("Location type not supported") // Kanister's text
 	}
