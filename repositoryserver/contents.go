@@ -3,55 +3,180 @@
 package repositoryserver
 
 import (
+	"context"
 	"crypto/tls"
 	"fmt"
 	"log/slog"
 	"net/http"
+	"reflect"
+	"sync"
 
 	"github.com/kopia/kopia/repo"
+	"github.com/kopia/kopia/repo/compression"
+	"github.com/kopia/kopia/repo/content"
 
+	"github.com/kanister-kopia/kanister-kopia/agent/api"
 	"github.com/kanister-kopia/kanister-kopia/agent/contents"
 )
 
-// reader answers those who read with our own protocol (agent/contents) instead of
-// through Kopia: from a session of our own at the storage, which only reads. What a user
-// may do there, Kopia lets him do too: read a content whose id he knows.
-type reader struct {
-	front *front
-	reads chan struct{} // as many under way as Kopia allows
-	rep   repo.DirectRepository
-	log   *slog.Logger
+// streams answers those who move contents with our own protocol (agent/contents) instead
+// of through Kopia, from a session of our own at the storage. What a user may do there,
+// Kopia lets him do too: read a content whose id he knows, and write contents of snapshots.
+type streams struct {
+	front  *front
+	kopia  *kopiaServer
+	rep    repo.DirectRepository
+	limits *contents.Limits
+	log    *slog.Logger
 }
 
-func newReader(f *front, rep repo.DirectRepository, log *slog.Logger) *reader {
-	return &reader{front: f, reads: make(chan struct{}, maxConcurrency), rep: rep, log: log}
+func newStreams(f *front, k *kopiaServer, rep repo.DirectRepository, log *slog.Logger) *streams {
+	// As many requests under way as Kopia allows.
+	return &streams{front: f, kopia: k, rep: rep, limits: contents.NewLimits(maxConcurrency), log: log}
 }
 
 // serve is for http.Server.TLSNextProto: the handshake has chosen the protocol. A
-// connection that ends is no error: the client closes it when it has read enough.
-func (r *reader) serve(_ *http.Server, conn *tls.Conn, _ http.Handler) {
+// connection that ends is no error: the client closes it when it has done enough.
+func (s *streams) serve(_ *http.Server, conn *tls.Conn, _ http.Handler) {
 	login, err := contents.Accept(conn)
 	if err != nil {
 		_ = conn.Close()
 		return
 	}
-	session, leave, err := r.front.enter(login.Username, login.Hostname, login.Password)
+	session, leave, err := s.front.enter(login.Username, login.Hostname, login.Password)
 	if err != nil {
-		r.refuse(conn, err)
+		s.refuse(conn, err)
 		return
 	}
 	defer leave()
-	defer r.front.sessions.stream(session)()
-	// What is to be restored may have been written a moment ago, through Kopia.
-	if err := r.rep.Refresh(session.ctx); err != nil {
-		r.refuse(conn, fmt.Errorf("read the repository's index blobs: %w", err))
+	defer s.front.sessions.stream(session)()
+	// What is to be read may have been written a moment ago, through Kopia.
+	if err := s.rep.Refresh(session.ctx); err != nil {
+		s.refuse(conn, fmt.Errorf("read the repository's index blobs: %w", err))
 		return
 	}
-	err = contents.Serve(session.ctx, conn, r.rep.ContentReader(), r.reads)
-	r.log.Debug("a stream of contents ended", "user", login.Username, "error", err)
+	one := &stream{rep: s.rep, kopia: s.kopia}
+	defer one.close()
+	f := s.rep.ContentReader().ContentFormat()
+	err = contents.Serve(session.ctx, conn, one, contents.Parameters{
+		Hash: f.GetHashFunction(), HMACSecret: f.GetHmacSecret(), Splitter: s.rep.ObjectFormat().Splitter,
+		Compression: s.rep.ContentReader().SupportsContentCompression(),
+	}, s.limits)
+	s.log.Debug("a stream of contents ended", "user", login.Username, "error", err)
 }
 
-func (r *reader) refuse(conn *tls.Conn, why error) {
+func (s *streams) refuse(conn *tls.Conn, why error) {
 	_ = contents.Refuse(conn, why)
 	_ = conn.Close()
+}
+
+// stream is the repository as one stream sees it: with what it wrote and did not flush yet.
+type stream struct {
+	rep   repo.DirectRepository
+	kopia *kopiaServer
+
+	mu     sync.Mutex // protects the following
+	writer repo.DirectRepositoryWriter
+	dirty  bool // it was written to since the last flush
+}
+
+// wrote returns what the stream writes to, nil if it has not written.
+func (s *stream) wrote() repo.DirectRepositoryWriter {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.writer
+}
+
+func (s *stream) GetContent(ctx context.Context, id content.ID) ([]byte, error) {
+	if w := s.wrote(); w != nil {
+		return w.ContentManager().GetContent(ctx, id)
+	}
+	return s.rep.ContentReader().GetContent(ctx, id)
+}
+
+func (s *stream) HasContent(ctx context.Context, id content.ID) error {
+	var info content.Info
+	var err error
+	if w := s.wrote(); w != nil {
+		info, err = w.ContentManager().ContentInfo(ctx, id)
+	} else {
+		info, err = s.rep.ContentReader().ContentInfo(ctx, id)
+	}
+	if err == nil && info.Deleted {
+		// A write brings it back.
+		return content.ErrContentNotFound
+	}
+	return err
+}
+
+func (s *stream) WriteContent(ctx context.Context, data []byte, prefix content.IDPrefix, comp compression.HeaderID) (content.ID, error) {
+	if !compressions[comp] {
+		return content.EmptyID, fmt.Errorf("access denied: compression %#x is not an operation's to choose", uint32(comp))
+	}
+	w, err := s.toWrite(ctx)
+	if err != nil {
+		return content.EmptyID, err
+	}
+	return writeContent(w.ContentManager(), (*content.WriteManager).WriteContent, ctx, data, prefix, comp)
+}
+
+// toWrite begins a write session with the stream's first write.
+func (s *stream) toWrite(ctx context.Context) (repo.DirectRepositoryWriter, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.dirty = true
+	if s.writer == nil {
+		_, w, err := s.rep.NewDirectWriter(ctx, repo.WriteSessionOptions{Purpose: "contents"})
+		if err != nil {
+			return nil, fmt.Errorf("begin write session: %w", err)
+		}
+		s.writer = w
+	}
+	return s.writer, nil
+}
+
+// Flush brings what was written to the storage, and to Kopia's server, which reads the
+// index for itself: whoever is told of a backup may look at it through Kopia.
+func (s *stream) Flush(ctx context.Context) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.dirty {
+		return nil
+	}
+	if err := s.writer.ContentManager().Flush(ctx); err != nil {
+		return err
+	}
+	if err := s.kopia.controlCall(ctx, http.MethodPost, "refresh"); err != nil {
+		return fmt.Errorf("show what was written to others: %w", err)
+	}
+	s.dirty = false
+	return nil
+}
+
+// close gives up what was not flushed.
+func (s *stream) close() {
+	if w := s.wrote(); w != nil {
+		_ = w.Close(context.Background())
+	}
+}
+
+// compressions are those that an operation may ask for.
+var compressions = func() map[compression.HeaderID]bool {
+	known := map[compression.HeaderID]bool{0: true} // none
+	for _, name := range api.Compressions {
+		if c := compression.ByName[compression.Name(name)]; c != nil {
+			known[c.HeaderID()] = true
+		}
+	}
+	return known
+}()
+
+// writeContent calls write with data as Kopia's gather.Bytes, a type that cannot be named
+// outside of Kopia: B is inferred to be it, and its one exported field is set.
+func writeContent[B any](w *content.WriteManager, write func(*content.WriteManager, context.Context, B, content.IDPrefix, compression.HeaderID) (content.ID, error),
+	ctx context.Context, data []byte, prefix content.IDPrefix, comp compression.HeaderID,
+) (content.ID, error) {
+	var b B
+	reflect.ValueOf(&b).Elem().FieldByName("Slices").Set(reflect.ValueOf([][]byte{data}))
+	return write(w, ctx, b, prefix, comp)
 }

@@ -19,6 +19,8 @@ import (
 	"time"
 
 	"github.com/kopia/kopia/repo"
+	"github.com/kopia/kopia/repo/compression"
+	"github.com/kopia/kopia/repo/content"
 	"github.com/kopia/kopia/repo/logging"
 	"github.com/kopia/kopia/repo/object"
 
@@ -26,9 +28,9 @@ import (
 	"github.com/kanister-kopia/kanister-kopia/agent/contents"
 )
 
-// Who reads with our own protocol needs a session's password too, sees what was written a
-// moment ago by another, and is cut when the session ends.
-func TestIntegrationReader(t *testing.T) {
+// Who moves contents with our own protocol needs a session's password too, sees what was
+// written a moment ago by another and what he wrote himself, and is cut when the session ends.
+func TestIntegrationContents(t *testing.T) {
 	t.Parallel()
 	must := func(err error) {
 		t.Helper()
@@ -62,23 +64,26 @@ func TestIntegrationReader(t *testing.T) {
 		return id
 	}
 
-	open := newSessions(mostSessions, time.Now)
-	session, err := open.start(api.SessionRequest{ID: "1", Username: "u", Hostname: "h"})
+	sessions := newSessions(mostSessions, time.Now)
+	session, err := sessions.start(api.SessionRequest{ID: "1", Username: "u", Hostname: "h"})
 	must(err)
 	certificates := httptest.NewUnstartedServer(nil)
 	certificates.StartTLS()
 	certificates.Close()
-	f := newFront(open, &kopiaServer{client: http.DefaultClient}, rep, func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return &certificates.TLS.Certificates[0], nil }, quiet)
+	f := newFront(sessions, &kopiaServer{client: http.DefaultClient}, rep, func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return &certificates.TLS.Certificates[0], nil }, quiet)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	must(err)
 	go func() { _ = f.serve(l) }()
 	defer f.server.Close()
 	roots := x509.NewCertPool()
 	roots.AddCert(certificates.Certificate())
-	enter := func(user, password string) (*contents.Reader, error) {
+	open := func(user, password string) (*contents.Stream, error) {
 		conn, err := tls.Dial("tcp", l.Addr().String(), &tls.Config{RootCAs: roots, NextProtos: []string{contents.Protocol}})
 		must(err)
-		stream, err := contents.Open(conn, contents.Login{Username: user, Hostname: "h", Password: password})
+		return contents.Open(conn, contents.Login{Username: user, Hostname: "h", Password: password})
+	}
+	enter := func(user, password string) (*contents.Reader, error) {
+		stream, err := open(user, password)
 		if err != nil {
 			return nil, err
 		}
@@ -101,8 +106,8 @@ func TestIntegrationReader(t *testing.T) {
 			t.Errorf("user %q: %v, want to be denied", guess[0], err)
 		}
 	}
-	if open.denied != 4 {
-		t.Errorf("%d denials counted, want 4", open.denied)
+	if sessions.denied != 4 {
+		t.Errorf("%d denials counted, want 4", sessions.denied)
 	}
 	const text = "of a moment ago"
 	id := written(text)
@@ -111,14 +116,55 @@ func TestIntegrationReader(t *testing.T) {
 	if got, err := reads(r, id); got != text || err != nil {
 		t.Errorf("read %q, %v", got, err)
 	}
-	if a := open.activity(); a.Streams != 1 {
-		t.Errorf("%d streams are counted, want 1", a.Streams)
+	stream, err := open("u", session.Password)
+	must(err)
+	w, err := contents.NewWriter(ctx, stream, func(int64) {})
+	must(err)
+	defer w.Close()
+	put := func(text string, compression compression.Name) (object.ID, error) {
+		o := w.NewObjectWriter(ctx, object.WriterOptions{Compressor: compression})
+		defer o.Close()
+		if _, err := o.Write([]byte(text)); err != nil {
+			return object.EmptyID, err
+		}
+		return o.Result()
 	}
-	open.end("1")
+	const own = "of this stream, not flushed"
+	mine, err := put(own, "zstd-fastest")
+	must(err)
+	if o, err := w.OpenObject(ctx, mine); err != nil {
+		t.Errorf("what the stream wrote: %v", err)
+	} else if raw, err := io.ReadAll(o); string(raw) != own || err != nil {
+		t.Errorf("what the stream wrote: %q, %v", raw, err)
+	}
+	if _, err := w.VerifyObject(ctx, mine); err != nil {
+		t.Errorf("whether the stream wrote it: %v", err)
+	}
+	if got, err := reads(r, mine); err == nil {
+		t.Errorf("another stream reads what was not flushed: %q", got)
+	}
+	if _, err := w.VerifyObject(ctx, object.DirectObjectID(missingContent)); !errors.Is(err, content.ErrContentNotFound) && !errors.Is(err, object.ErrObjectNotFound) {
+		t.Errorf("whether there is what nobody wrote: %v", err)
+	}
+	if a := sessions.activity(); a.Streams != 2 {
+		t.Errorf("%d streams are counted, want 2", a.Streams)
+	}
+	sessions.end("1")
 	if got, err := reads(r, id); !errors.Is(err, io.EOF) {
 		t.Errorf("after the session's end: %q, %v", got, err)
+	}
+	if err := w.Flush(ctx); err == nil {
+		t.Error("a flush succeeded after the session's end")
 	}
 	if _, err := enter("u", session.Password); !errors.Is(err, contents.ErrDenied) {
 		t.Errorf("a password after its session: %v", err)
 	}
 }
+
+var missingContent = func() content.ID {
+	id, err := content.ParseID("0123456789abcdef0123456789abcdef")
+	if err != nil {
+		panic(err)
+	}
+	return id
+}()

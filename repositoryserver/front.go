@@ -26,7 +26,7 @@ import (
 
 // front is what listens on the pod network. It ends TLS, checks the password of
 // each stream against the sessions in force, and passes the stream on to Kopia
-// with the user's private password; who only reads is answered without Kopia's server:
+// with the user's private password; contents move without Kopia's server:
 // contents.go. Whoever has no session never reaches Kopia:
 // not its slow password hash, its control API or its metrics. When a session ends,
 // its streams are cut.
@@ -72,7 +72,7 @@ func newFront(s *sessions, k *kopiaServer, rep repo.DirectRepository, certificat
 		},
 		Protocols: http2Only(),
 		TLSNextProto: map[string]func(*http.Server, *tls.Conn, http.Handler){
-			contents.Protocol: newReader(f, rep, log).serve,
+			contents.Protocol: newStreams(f, k, rep, log).serve,
 		},
 		ReadHeaderTimeout: 10 * time.Second,
 		IdleTimeout:       5 * time.Minute,

@@ -5,25 +5,14 @@ package contents
 import (
 	"bufio"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"sync"
-	"time"
 
 	"github.com/kopia/kopia/repo/content"
-	"github.com/kopia/kopia/repo/object"
-)
-
-const (
-	// patience is how long a server may be gone before a read fails; as long as Kopia's
-	// own reads try.
-	patience = 2 * time.Minute
-	// retryPause is between two tries.
-	retryPause = 500 * time.Millisecond
-	// mostBreaks of one read's streams: a server that ends each of them is no server.
-	mostBreaks = 20
 )
 
 // Open logs in on a connection that speaks Protocol. The connection is the stream's.
@@ -54,7 +43,11 @@ func open(conn net.Conn, l Login) (*Stream, error) {
 	}
 	switch answer.verdict {
 	case good:
-		return &Stream{conn: conn, r: r, requests: make(chan request, 64), ended: make(chan struct{}), waiting: map[uint32]chan<- frame{}}, nil
+		s := &Stream{conn: conn, r: r, requests: make(chan asked, 64), ended: make(chan struct{}), waiting: map[uint32]chan<- frame{}}
+		if err := json.Unmarshal(answer.body, &s.Parameters); err != nil {
+			return nil, fmt.Errorf("read the repository's parameters: %w", err)
+		}
+		return s, nil
 	case denied:
 		return nil, ErrDenied
 	case busy:
@@ -66,9 +59,12 @@ func open(conn net.Conn, l Login) (*Stream, error) {
 
 // Stream is one connection that was let in.
 type Stream struct {
+	// Parameters of the repository.
+	Parameters Parameters
+
 	conn     net.Conn
 	r        *bufio.Reader
-	requests chan request
+	requests chan asked
 	ended    chan struct{} // closed when err is set
 
 	mu      sync.Mutex // protects the following
@@ -76,15 +72,15 @@ type Stream struct {
 	err     error
 }
 
-type request struct {
-	id     content.ID
+type asked struct {
+	request
 	answer chan<- frame
 }
 
 // brokenError says that a stream ended before it answered.
 type brokenError struct{ err error }
 
-func (e *brokenError) Error() string { return "read from repository server: " + e.err.Error() }
+func (e *brokenError) Error() string { return "connection to repository server: " + e.err.Error() }
 func (e *brokenError) Unwrap() error { return e.err }
 
 // Close ends the stream, and what waits for it.
@@ -102,16 +98,16 @@ func (s *Stream) end(err error) {
 
 // write sends requests; those that are there at the same time go together. It ends with the stream.
 func (s *Stream) write() {
-	w := bufio.NewWriter(s.conn)
+	w := bufio.NewWriterSize(s.conn, 64<<10)
 	for number := uint32(0); ; number++ {
 		select {
 		case <-s.ended:
 			return
-		case r := <-s.requests:
+		case a := <-s.requests:
 			s.mu.Lock()
-			s.waiting[number] = r.answer
+			s.waiting[number] = a.answer
 			s.mu.Unlock()
-			err := writeID(w, r.id)
+			err := writeRequest(w, a.request)
 			if err == nil && len(s.requests) == 0 {
 				err = w.Flush()
 			}
@@ -146,16 +142,21 @@ func (s *Stream) read() {
 	}
 }
 
-// get asks for one content.
-func (s *Stream) get(ctx context.Context, id content.ID) ([]byte, error) {
+// ask sends a request, whose answer comes to the channel that it returns.
+func (s *Stream) ask(ctx context.Context, r request) (<-chan frame, error) {
 	answer := make(chan frame, 1)
 	select {
-	case s.requests <- request{id, answer}:
+	case s.requests <- asked{r, answer}:
+		return answer, nil
 	case <-s.ended:
 		return nil, &brokenError{s.err}
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}
+}
+
+// await waits for the answer of a request.
+func (s *Stream) await(ctx context.Context, answer <-chan frame) ([]byte, error) {
 	select {
 	case f := <-answer:
 		switch f.verdict {
@@ -173,89 +174,11 @@ func (s *Stream) get(ctx context.Context, id content.ID) ([]byte, error) {
 	}
 }
 
-// Reader reads objects through one stream at a time, and opens another where it breaks:
-// reading again changes nothing.
-type Reader struct {
-	// again opens a stream.
-	again func(context.Context) (*Stream, error)
-	// final says of an error of again that no further try will end otherwise.
-	final func(error) bool
-
-	mu     sync.Mutex // protects the following, and is held while a stream is opened
-	stream *Stream
-	err    error // that there will be no other
-}
-
-// NewReader takes over a stream. final says of an error of again that trying once more is no use.
-func NewReader(first *Stream, again func(context.Context) (*Stream, error), final func(error) bool) *Reader {
-	return &Reader{stream: first, again: again, final: final}
-}
-
-// Close ends the stream, and what waits for it.
-func (r *Reader) Close() {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.err = net.ErrClosed
-	r.stream.Close()
-}
-
-// OpenObject opens an object as Kopia's repo.Repository does.
-func (r *Reader) OpenObject(ctx context.Context, id object.ID) (object.Reader, error) {
-	return object.Open(ctx, r, id)
-}
-
-// GetContent reads one content. It waits for a server that is gone, for a while.
-func (r *Reader) GetContent(ctx context.Context, id content.ID) ([]byte, error) {
-	s, err := r.after(ctx, nil)
-	for breaks := 0; err == nil; breaks++ {
-		var data []byte
-		data, err = s.get(ctx, id)
-		if broken := (*brokenError)(nil); !errors.As(err, &broken) || breaks == mostBreaks {
-			return data, err
-		}
-		s, err = r.after(ctx, s)
+// call is a request and its answer.
+func (s *Stream) call(ctx context.Context, r request) ([]byte, error) {
+	answer, err := s.ask(ctx, r)
+	if err != nil {
+		return nil, err
 	}
-	return nil, err
+	return s.await(ctx, answer)
 }
-
-// after is the stream in use, which is another than the one that broke.
-func (r *Reader) after(ctx context.Context, broken *Stream) (*Stream, error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.err != nil {
-		return nil, r.err
-	}
-	if r.stream != broken {
-		return r.stream, nil
-	}
-	bounded, cancel := context.WithTimeout(ctx, patience)
-	defer cancel()
-	ticker := time.NewTicker(retryPause)
-	defer ticker.Stop()
-	for {
-		s, err := r.again(bounded)
-		if err == nil {
-			r.stream = s
-			return s, nil
-		}
-		if ctx.Err() != nil {
-			return nil, context.Cause(ctx)
-		}
-		if bounded.Err() != nil || r.final(err) {
-			r.err = err
-			return nil, err
-		}
-		select {
-		case <-bounded.Done():
-		case <-ticker.C:
-		}
-	}
-}
-
-// ContentInfo is asked by Kopia to verify an object without reading it, which this does not do.
-func (r *Reader) ContentInfo(context.Context, content.ID) (content.Info, error) {
-	return content.Info{}, errors.New("the contents of a stream are read, not described")
-}
-
-// PrefetchContents is Kopia's hint to fill a cache; there is none.
-func (r *Reader) PrefetchContents(context.Context, []content.ID, string) []content.ID { return nil }

@@ -9,17 +9,25 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 
+	"github.com/kopia/kopia/repo/compression"
 	"github.com/kopia/kopia/repo/content"
+	"github.com/kopia/kopia/repo/object"
+	"golang.org/x/crypto/blake2b"
 )
 
 // store is a repository of contents that say which they are.
 type store struct {
 	asked chan struct{} // gets one for each read, if it is there
 	hold  chan struct{} // reads wait for it, if it is there
+	full  error         // that nothing can be written
+
+	mu               sync.Mutex // protects the following
+	written, flushed int        // bytes
 }
 
 const missing, unlucky = 7, 8
@@ -61,14 +69,45 @@ func (s *store) GetContent(ctx context.Context, id content.ID) ([]byte, error) {
 	return contentOf(id), nil
 }
 
+func (s *store) HasContent(ctx context.Context, id content.ID) error {
+	_, err := s.GetContent(ctx, id)
+	return err
+}
+
+// parameters are those of a repository whose contents have Kopia's usual hash.
+var parameters = Parameters{Hash: "BLAKE2B-256-128", HMACSecret: []byte("secret"), Splitter: "FIXED-1M", Compression: true}
+
+// WriteContent hashes as Kopia does (BLAKE2b with a key, the first half of it).
+func (s *store) WriteContent(_ context.Context, data []byte, prefix content.IDPrefix, _ compression.HeaderID) (content.ID, error) {
+	if s.full != nil {
+		return content.EmptyID, s.full
+	}
+	h, err := blake2b.New256(parameters.HMACSecret)
+	if err != nil {
+		return content.EmptyID, err
+	}
+	h.Write(data)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.written += len(data)
+	return content.IDFromHash(prefix, h.Sum(nil)[:16])
+}
+
+func (s *store) Flush(context.Context) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.flushed = s.written
+	return nil
+}
+
 // server is one that lets a password in.
 type server struct {
 	*store
 	net.Listener
-	slots chan struct{}
-	ctx   context.Context
-	ends  atomic.Int64 // streams that it has ended
-	wg    sync.WaitGroup
+	limits *Limits
+	ctx    context.Context
+	ends   atomic.Int64 // streams that it has ended
+	wg     sync.WaitGroup
 
 	mu      sync.Mutex
 	refusal error
@@ -79,7 +118,7 @@ func serve(t *testing.T, s *store) *server {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	must(t, err)
-	v := &server{store: s, Listener: l, slots: make(chan struct{}, 3), ctx: t.Context()}
+	v := &server{store: s, Listener: l, limits: NewLimits(3), ctx: t.Context()}
 	v.wg.Go(func() {
 		for {
 			conn, err := l.Accept()
@@ -93,8 +132,11 @@ func serve(t *testing.T, s *store) *server {
 		l.Close()
 		v.cut()
 		v.wg.Wait()
-		if len(v.slots) > 0 {
-			t.Errorf("%d slots are held by nobody", len(v.slots))
+		if n := len(v.limits.requests); n > 0 {
+			t.Errorf("%d requests are under way of nobody", n)
+		}
+		if !v.limits.room.TryAcquire(2 * MaxContent) {
+			t.Error("room is taken by nobody")
 		}
 	})
 	return v
@@ -114,7 +156,7 @@ func (v *server) answer(conn net.Conn) {
 		_ = conn.Close()
 		return
 	}
-	_ = Serve(v.ctx, conn, v.store, v.slots)
+	_ = Serve(v.ctx, conn, v.store, parameters, v.limits)
 	v.ends.Add(1)
 }
 
@@ -152,7 +194,7 @@ func (v *server) reader(t *testing.T) *Reader {
 	return r
 }
 
-func must(t *testing.T, err error) {
+func must(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
@@ -260,31 +302,158 @@ func TestContentsClientThatDoesNotRead(t *testing.T) {
 	w := bufio.NewWriter(conn)
 	must(t, writeLogin(w, Login{Password: "right"}))
 	for range 200 {
-		must(t, writeID(w, idOf(15)))
+		must(t, writeRequest(w, request{kind: kindRead, id: idOf(15)}))
 	}
 	must(t, w.Flush())
 	readAll(t, v.reader(t), 50, func(int) {})
 	conn.Close()
 }
 
+// writer is of a stream of its own.
+func (v *server) writer(t *testing.T, uploaded func(int64)) *Writer {
+	t.Helper()
+	stream, err := v.open("right")
+	must(t, err)
+	w, err := NewWriter(t.Context(), stream, uploaded)
+	must(t, err)
+	t.Cleanup(w.Close)
+	return w
+}
+
+// put writes an object of n bytes that no other has.
+func put(w *Writer, ctx context.Context, number, n int) error {
+	o := w.NewObjectWriter(ctx, object.WriterOptions{})
+	defer o.Close()
+	if _, err := o.Write(bytes.Repeat(fmt.Appendf(nil, "%09d ", number), n/10)); err != nil {
+		return err
+	}
+	_, err := o.Result()
+	return err
+}
+
+// All that was written has arrived when it was flushed, once.
+func TestContentsWritten(t *testing.T) {
+	v := serve(t, &store{})
+	var told atomic.Int64
+	w := v.writer(t, func(n int64) { told.Add(n) })
+	want := 0
+	var wg sync.WaitGroup
+	for i := range 4 {
+		want += 500*1000 + 40_000
+		wg.Go(func() {
+			for j := range 500 {
+				if err := put(w, t.Context(), i*1000+j, 1000); err != nil {
+					t.Error(err)
+				}
+			}
+			if err := put(w, t.Context(), i*1000+999, 40_000); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	must(t, w.Flush(t.Context()))
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.written != want || v.flushed != want || told.Load() != int64(want) {
+		t.Errorf("%d bytes were written, %d of them flushed, %d told; want %d", v.written, v.flushed, told.Load(), want)
+	}
+}
+
+// What cannot be stored fails the flush, at the latest, and so does a stream that broke:
+// nothing that may be lost is taken for stored.
+func TestContentsNotWritten(t *testing.T) {
+	full := errors.New("no space left in the bucket")
+	v := serve(t, &store{full: full})
+	w := v.writer(t, func(int64) {})
+	_ = put(w, t.Context(), 1, 1000)
+	if err := w.Flush(t.Context()); err == nil || !strings.Contains(err.Error(), full.Error()) {
+		t.Errorf("flush of what was not stored: %v", err)
+	}
+	if err := put(w, t.Context(), 2, 1000); err == nil || !strings.Contains(err.Error(), full.Error()) {
+		t.Errorf("a write after that: %v", err)
+	}
+
+	v = serve(t, &store{})
+	w = v.writer(t, func(int64) {})
+	must(t, put(w, t.Context(), 1, 1000))
+	v.cut()
+	if err := w.Flush(t.Context()); err == nil {
+		t.Error("a flush succeeded on a stream that was cut")
+	}
+
+	ctx, cancel := context.WithCancel(t.Context())
+	stream, err := v.open("right")
+	must(t, err)
+	w, err = NewWriter(ctx, stream, func(int64) {})
+	must(t, err)
+	cancel()
+	<-stream.ended
+	if err := w.Flush(t.Context()); err == nil {
+		t.Error("a flush succeeded after the operation's end")
+	}
+}
+
+// Contents of manifests, and of kinds that no snapshot has, are not written.
+func TestContentsPrefixes(t *testing.T) {
+	v := serve(t, &store{})
+	for prefix, allowed := range map[content.IDPrefix]bool{"": true, "k": true, "x": true, "m": false, "q": false, "mm": false} {
+		stream, err := v.open("right")
+		must(t, err)
+		_, err = stream.call(t.Context(), request{kind: kindWrite, prefix: prefix, data: []byte("data")})
+		if allowed != (err == nil) {
+			t.Errorf("prefix %q: %v", prefix, err)
+		}
+		stream.Close()
+	}
+}
+
+// A client that announces a content and does not send it takes no room that others need.
+func TestContentsRoom(t *testing.T) {
+	v := serve(t, &store{})
+	for range 3 { // more than there is room for
+		stream, err := v.open("right")
+		must(t, err)
+		defer stream.Close()
+		_, err = stream.conn.Write(append([]byte{byte(kindWrite), 0, 0, 0, 0, 0}, 2, 0, 0, 0)) // MaxContent
+		must(t, err)
+	}
+	readAll(t, v.reader(t), 50, func(int) {}) // reads need none
+}
+
 func FuzzProtocol(f *testing.F) {
+	requests := []request{
+		{kind: kindRead, id: idOf(3)}, {kind: kindHas, id: idOf(4)}, {kind: kindFlush},
+		{kind: kindWrite, prefix: "k", compression: 0x1100, data: []byte("data")},
+	}
+	for _, r := range requests {
+		var b bytes.Buffer
+		w := bufio.NewWriter(&b)
+		must(f, writeRequest(w, r))
+		must(f, w.Flush())
+		f.Add(b.Bytes())
+	}
 	var b bytes.Buffer
 	w := bufio.NewWriter(&b)
-	_ = writeLogin(w, Login{Username: "u", Hostname: "h", Password: "p"})
-	_ = writeID(w, idOf(3))
-	_ = writeFrame(w, frame{number: 1, verdict: failed, body: []byte("why")})
-	_ = w.Flush()
+	must(f, writeLogin(w, Login{Username: "u", Hostname: "h", Password: "p"}))
+	must(f, writeFrame(w, frame{number: 1, verdict: failed, body: []byte("why")}))
+	must(f, w.Flush())
 	f.Add(b.Bytes())
 	f.Add([]byte{0xff, 0xff})
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		_, _ = readLogin(bytes.NewReader(raw))
-		if id, err := readID(bufio.NewReader(bytes.NewReader(raw))); err == nil {
+		if r, length, err := readRequest(bufio.NewReader(bytes.NewReader(raw))); err == nil {
+			if length > MaxContent {
+				t.Errorf("a content of %d bytes is taken", length)
+			}
 			var b bytes.Buffer
 			w := bufio.NewWriter(&b)
-			must(t, writeID(w, id))
+			r.data = make([]byte, length)
+			must(t, writeRequest(w, r))
 			must(t, w.Flush())
-			if again, err := readID(bufio.NewReader(&b)); err != nil || again != id {
-				t.Errorf("%v is written as %v, %v", id, again, err)
+			again, n, err := readRequest(bufio.NewReader(&b))
+			if err != nil || n != length || again.kind != r.kind || again.id != r.id || again.prefix != r.prefix || again.compression != r.compression {
+				t.Errorf("%+v is written as %+v, %v", r, again, err)
 			}
 		}
 		if len(raw) > 8 && raw[5] != 0 {

@@ -1,12 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package contents is how a restore reads from our repository server: the ids of
-// contents one way, the contents the other, many under way on one TLS connection.
-// Kopia's own protocol has a call for each content, and a small file is one: most of
-// the time of a restore of small files went into these calls and not into files.
+// Package contents is how an operation moves contents from and to our repository server:
+// requests one way, answers the other, many under way on one TLS connection. Kopia's own
+// protocol has a call for each content, and a small file is one: most of the time of a
+// backup or a restore of small files went into these calls and not into files.
+//
+// Manifests (snapshots, records, policies) do not pass here: they go through Kopia, where
+// its rules are.
 //
 // A server that does not speak it (Kopia's own, or an older one of ours) does not
-// choose it in the TLS handshake; it is read through Kopia then.
+// choose it in the TLS handshake; it is used through Kopia then.
 package contents
 
 import (
@@ -19,6 +22,7 @@ import (
 	"net"
 	"time"
 
+	"github.com/kopia/kopia/repo/compression"
 	"github.com/kopia/kopia/repo/content"
 )
 
@@ -40,6 +44,44 @@ type Login struct {
 	Hostname string `json:"hostname"`
 	Password string `json:"password"`
 }
+
+// Parameters are what the server answers a login with: how the repository's contents are
+// made. Kopia's own server tells every user the same.
+type Parameters struct {
+	Hash       string `json:"hash"`
+	HMACSecret []byte `json:"hmacSecret"`
+	Splitter   string `json:"splitter"`
+	// Compression says whether the repository compresses contents; else objects are compressed.
+	Compression bool `json:"compression"`
+}
+
+// GetHashFunction and GetHmacSecret make them Kopia's hashing.Parameters.
+func (p Parameters) GetHashFunction() string { return p.Hash }
+func (p Parameters) GetHmacSecret() []byte   { return p.HMACSecret }
+
+// kind is what is asked. The number of a request is its place on the stream.
+type kind byte
+
+const (
+	kindRead  kind = 'r' // a content by its id
+	kindHas   kind = 'h' // whether there is a content of an id
+	kindWrite kind = 'w' // a content: its id is the answer
+	kindFlush kind = 'f' // whether all that was written is in the storage
+)
+
+// request is one question.
+type request struct {
+	kind        kind
+	id          content.ID       // of a read, and whether there is one
+	prefix      content.IDPrefix // write, and the rest
+	compression compression.HeaderID
+	data        []byte
+}
+
+// writePrefixes are those that snapshots give to contents: none for files, k for directories,
+// x for the parts of objects that have several. Kopia has others for its own, and m, of
+// manifests, may never be written here.
+var writePrefixes = []content.IDPrefix{"", "k", "x"}
 
 // verdict is how a login or a request ended.
 type verdict byte
@@ -97,25 +139,70 @@ func readFrame(r *bufio.Reader) (frame, error) {
 	return f, err
 }
 
-func writeID(w *bufio.Writer, id content.ID) error {
-	text := id.String()
-	if err := w.WriteByte(byte(len(text))); err != nil {
+func writeRequest(w *bufio.Writer, r request) error {
+	header := []byte{byte(r.kind)}
+	switch r.kind {
+	case kindRead, kindHas:
+		text := r.id.String()
+		header = append(append(header, byte(len(text))), text...)
+	case kindWrite:
+		header = append(append(header, byte(len(r.prefix))), r.prefix...)
+		header = binary.BigEndian.AppendUint32(header, uint32(r.compression))
+		header = binary.BigEndian.AppendUint32(header, uint32(len(r.data)))
+	}
+	if _, err := w.Write(header); err != nil {
 		return err
 	}
-	_, err := w.WriteString(text)
+	_, err := w.Write(r.data)
 	return err
 }
 
-func readID(r *bufio.Reader) (content.ID, error) {
+// readRequest reads a request up to the data of a write, which are length bytes more.
+func readRequest(r *bufio.Reader) (q request, length int, err error) {
+	k, err := r.ReadByte()
+	if err != nil {
+		return q, 0, err
+	}
+	switch q.kind = kind(k); q.kind {
+	case kindFlush:
+		return q, 0, nil
+	case kindRead, kindHas:
+		text, err := readText(r)
+		if err != nil {
+			return q, 0, err
+		}
+		q.id, err = content.ParseID(text)
+		return q, 0, err
+	case kindWrite:
+		prefix, err := readText(r)
+		if err != nil {
+			return q, 0, err
+		}
+		q.prefix = content.IDPrefix(prefix)
+		var numbers [8]byte
+		if _, err := io.ReadFull(r, numbers[:]); err != nil {
+			return q, 0, err
+		}
+		q.compression = compression.HeaderID(binary.BigEndian.Uint32(numbers[:]))
+		n := binary.BigEndian.Uint32(numbers[4:])
+		if n > MaxContent {
+			return q, 0, fmt.Errorf("a content of %d bytes, at most %d are taken", n, MaxContent)
+		}
+		return q, int(n), nil
+	default:
+		return q, 0, fmt.Errorf("a request of the unknown kind %q", k)
+	}
+}
+
+// readText reads at most 255 bytes.
+func readText(r *bufio.Reader) (string, error) {
 	length, err := r.ReadByte()
 	if err != nil {
-		return content.EmptyID, err
+		return "", err
 	}
 	text := make([]byte, length)
-	if _, err := io.ReadFull(r, text); err != nil {
-		return content.EmptyID, err
-	}
-	return content.ParseID(string(text))
+	_, err = io.ReadFull(r, text)
+	return string(text), err
 }
 
 func writeLogin(w *bufio.Writer, l Login) error {

@@ -5,26 +5,53 @@ package contents
 import (
 	"bufio"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/kopia/kopia/repo/compression"
 	"github.com/kopia/kopia/repo/content"
+	"golang.org/x/sync/semaphore"
 )
 
-// Source is what contents are read from: Kopia's content.Reader.
-type Source interface {
+// Repository is what a stream reads from and writes to. Its calls come beside each other.
+// content.ErrContentNotFound reaches the client as such.
+type Repository interface {
 	GetContent(ctx context.Context, id content.ID) ([]byte, error)
+	// HasContent returns nil if there is one.
+	HasContent(ctx context.Context, id content.ID) error
+	// WriteContent may keep nothing of data.
+	WriteContent(ctx context.Context, data []byte, prefix content.IDPrefix, comp compression.HeaderID) (content.ID, error)
+	Flush(ctx context.Context) error
+}
+
+// Limits bound all streams together.
+type Limits struct {
+	// requests are under way at once.
+	requests chan struct{}
+	// room in bytes is what contents that are written may take while they are in memory.
+	room *semaphore.Weighted
+}
+
+// NewLimits lets so many requests be under way at once. Contents that are written take at
+// most twice MaxContent of memory.
+func NewLimits(requests int) *Limits {
+	return &Limits{make(chan struct{}, requests), semaphore.NewWeighted(2 * MaxContent)}
 }
 
 const (
-	// parallelReads of one stream.
-	parallelReads = 4
-	// writeTimeout is how long a client may leave an answer lying.
-	writeTimeout = 2 * time.Minute
+	// parallel requests of one stream are under way.
+	parallel = 4
+	// answerTimeout is how long a client may leave an answer lying.
+	answerTimeout = 2 * time.Minute
+	// bodyTimeout is how long a client may take to send one content: it takes others' room.
+	bodyTimeout = time.Minute
 )
 
 // Accept reads a stream's login.
@@ -40,7 +67,6 @@ func Accept(conn net.Conn) (Login, error) {
 // Refuse answers a login that is not let in; ErrDenied and ErrBusy reach the client as
 // such. The caller closes the connection.
 func Refuse(conn net.Conn, why error) error {
-	defer deadline(conn)()
 	v := failed
 	switch {
 	case errors.Is(why, ErrDenied):
@@ -52,6 +78,7 @@ func Refuse(conn net.Conn, why error) error {
 }
 
 func answerLogin(conn net.Conn, f frame) error {
+	defer deadline(conn)()
 	w := bufio.NewWriter(conn)
 	if err := writeFrame(w, f); err != nil {
 		return err
@@ -65,75 +92,150 @@ func text(err error) []byte {
 }
 
 // Serve lets a login in and answers the stream's requests until ctx or the connection
-// ends, and closes it. slots bound the reads under way of all streams together; a stream
-// that does not take its answers waits with a few of them, and keeps no other waiting.
-func Serve(ctx context.Context, conn net.Conn, source Source, slots chan struct{}) error {
+// ends, and closes it. A stream that does not take its answers waits with a few of them,
+// and keeps no other waiting.
+func Serve(ctx context.Context, conn net.Conn, rep Repository, p Parameters, limits *Limits) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
 	defer conn.Close()
-	var workers, writer sync.WaitGroup
-	var ready atomic.Int64 // answers that are not written yet
-	defer writer.Wait()
-	answers := make(chan frame)
-	defer close(answers)
-	defer workers.Wait()
-	defer cancel()
-
-	if err := answerLogin(conn, frame{}); err != nil {
+	hello, err := json.Marshal(p)
+	if err != nil {
+		cancel()
 		return err
 	}
-	writer.Go(func() {
-		w := bufio.NewWriterSize(conn, 64<<10)
-		var err error
-		for f := range answers { // to the end, whatever happens: readers wait for it
-			if err != nil {
-				continue
-			}
-			_ = conn.SetWriteDeadline(time.Now().Add(writeTimeout))
-			// The last one of those that are ready sends them all.
-			if err = writeFrame(w, f); err == nil && ready.Add(-1) == 0 {
-				err = w.Flush()
-			}
-			if err != nil {
-				cancel()
-			}
-		}
-	})
-	own := make(chan struct{}, parallelReads)
-	r := bufio.NewReader(conn)
+	if err := answerLogin(conn, frame{body: hello}); err != nil {
+		cancel()
+		return err
+	}
+	s := &served{conn: conn, rep: rep, limits: limits, requests: make(chan numbered), answers: make(chan frame), cancel: cancel}
+	var workers, writer sync.WaitGroup
+	defer writer.Wait()
+	defer close(s.answers)
+	defer workers.Wait()
+	defer close(s.requests)
+	defer cancel()
+	writer.Go(s.write)
+	for range parallel {
+		workers.Go(func() { s.work(ctx) })
+	}
+	return s.read(ctx)
+}
+
+// served is a stream that was let in: read takes its requests, as many as parallel work on
+// them, and write answers them in the order in which they are done.
+type served struct {
+	conn     net.Conn
+	rep      Repository
+	limits   *Limits
+	requests chan numbered
+	answers  chan frame
+	ready    atomic.Int64 // answers that are not written yet
+	cancel   context.CancelFunc
+}
+
+type numbered struct {
+	request
+	number uint32
+}
+
+func (s *served) read(ctx context.Context) error {
+	r := bufio.NewReaderSize(s.conn, 64<<10)
 	for number := uint32(0); ; number++ {
-		id, err := readID(r)
+		q, length, err := readRequest(r)
 		if err != nil {
 			return err
 		}
-		select {
-		case own <- struct{}{}:
-		case <-ctx.Done():
-			return ctx.Err()
+		if length > 0 {
+			if q.data, err = s.body(ctx, r, length); err != nil {
+				return err
+			}
 		}
 		select {
-		case slots <- struct{}{}:
+		case s.requests <- numbered{q, number}:
 		case <-ctx.Done():
+			s.limits.room.Release(int64(length))
 			return ctx.Err()
 		}
-		workers.Go(func() {
-			f := read(ctx, source, number, id)
-			<-slots
-			ready.Add(1)
-			answers <- f
-			<-own
-		})
 	}
 }
 
-func read(ctx context.Context, source Source, number uint32, id content.ID) frame {
-	data, err := source.GetContent(ctx, id)
+// body reads a content that is to be written. Whoever gets it gives the room back.
+func (s *served) body(ctx context.Context, r *bufio.Reader, length int) ([]byte, error) {
+	if err := s.limits.room.Acquire(ctx, int64(length)); err != nil {
+		return nil, err
+	}
+	data := bodies.get()
+	data = slices.Grow(data, length)[:length]
+	if r.Buffered() < length {
+		_ = s.conn.SetReadDeadline(time.Now().Add(bodyTimeout))
+		defer func() { _ = s.conn.SetReadDeadline(time.Time{}) }()
+	}
+	if _, err := io.ReadFull(r, data); err != nil {
+		s.limits.room.Release(int64(length))
+		return nil, err
+	}
+	return data, nil
+}
+
+func (s *served) work(ctx context.Context) {
+	for q := range s.requests {
+		select {
+		case s.limits.requests <- struct{}{}:
+			f := s.answer(ctx, q)
+			<-s.limits.requests
+			s.ready.Add(1)
+			s.answers <- f
+		case <-ctx.Done(): // nobody waits for the answer
+		}
+		s.limits.room.Release(int64(len(q.data)))
+		bodies.put(q.data)
+	}
+}
+
+func (s *served) answer(ctx context.Context, q numbered) frame {
+	var body []byte
+	var err error
+	switch q.kind {
+	case kindRead:
+		body, err = s.rep.GetContent(ctx, q.id)
+	case kindHas:
+		err = s.rep.HasContent(ctx, q.id)
+	case kindWrite:
+		if !slices.Contains(writePrefixes, q.prefix) {
+			err = fmt.Errorf("access denied: contents of prefix %q are not an operation's to write", q.prefix)
+			break
+		}
+		var id content.ID
+		id, err = s.rep.WriteContent(ctx, q.data, q.prefix, q.compression)
+		body = []byte(id.String())
+	case kindFlush:
+		err = s.rep.Flush(ctx)
+	}
 	switch {
 	case err == nil:
-		return frame{number: number, body: data}
+		return frame{number: q.number, body: body}
 	case errors.Is(err, content.ErrContentNotFound):
-		return frame{number: number, verdict: notFound}
+		return frame{number: q.number, verdict: notFound}
 	default:
-		return frame{number: number, verdict: failed, body: text(err)}
+		return frame{number: q.number, verdict: failed, body: text(err)}
+	}
+}
+
+// write writes to the end, whatever happens: workers wait for it.
+func (s *served) write() {
+	w := bufio.NewWriterSize(s.conn, 64<<10)
+	var err error
+	for f := range s.answers {
+		if err != nil {
+			continue
+		}
+		_ = s.conn.SetWriteDeadline(time.Now().Add(answerTimeout))
+		// The last one of those that are ready sends them all.
+		if err = writeFrame(w, f); err == nil && s.ready.Add(-1) == 0 {
+			err = w.Flush()
+		}
+		if err != nil {
+			s.cancel()
+		}
 	}
 }

@@ -19,6 +19,7 @@ import (
 	"github.com/kopia/kopia/repo/content"
 
 	"github.com/kanister-kopia/kanister-kopia/agent/api"
+	"github.com/kanister-kopia/kanister-kopia/agent/contents"
 )
 
 // openTimeout bounds Kopia's own retries, which know no end.
@@ -85,7 +86,9 @@ type connection struct {
 	creds   *api.Credentials
 	// foreign keeps records where a user of somebody else's server may: foreign.go.
 	foreign bool
-	// end closes a connection that only reads.
+	// stream is what contents are written through, and nil where they go through Kopia.
+	stream *contents.Stream
+	// end closes what is not Kopia's.
 	end func()
 }
 
@@ -94,17 +97,21 @@ type connection struct {
 // pinning of certificates is never used. There is no cache: it would cost more
 // memory than the operation.
 func connect(ctx context.Context, creds *api.Credentials, scratch string) (*connection, error) {
+	conn, err := awaitServer(ctx, creds.URL)
+	if err != nil {
+		return nil, &connectError{err}
+	}
+	_ = conn.Close() // it was there, and trusted: what becomes of it, others find out
+	return openKopia(ctx, creds, scratch)
+}
+
+// openKopia opens the repository at a server that was there, and trusted.
+func openKopia(ctx context.Context, creds *api.Credentials, scratch string) (*connection, error) {
 	dir, err := os.MkdirTemp(scratch, "kopia-")
 	if err != nil {
 		return nil, api.OwnFolder("connect to repository server: make scratch folder", err)
 	}
 	c := &connection{scratch: dir, creds: creds}
-	conn, err := awaitServer(ctx, creds.URL)
-	if err != nil {
-		c.close()
-		return nil, &connectError{err}
-	}
-	_ = conn.Close() // it was there, and trusted: what becomes of it, others find out
 	config, err := json.Marshal(repo.LocalConfig{
 		APIServer:     &repo.APIServerInfo{BaseURL: creds.URL},
 		Caching:       &content.CachingOptions{},
@@ -159,12 +166,13 @@ func (e *connectError) Unwrap() error { return e.err }
 func (c *connection) close() {
 	if c.end != nil {
 		c.end()
-		return
 	}
 	if c.rep != nil {
 		_ = c.rep.Close(context.Background()) // a reader's close loses nothing
 	}
-	_ = os.RemoveAll(c.scratch)
+	if c.scratch != "" {
+		_ = os.RemoveAll(c.scratch)
+	}
 }
 
 // write runs one write session: fn, then a flush, which is where Kopia tells of
@@ -174,8 +182,13 @@ func (c *connection) write(ctx context.Context, purpose string, onUpload func(in
 	if err != nil {
 		return fmt.Errorf("begin write session: %w", err)
 	}
+	defer func() { _ = session.Close(ctx) }()
+	if c.stream != nil {
+		if session, err = newStreamWriter(ctx, session, c.stream, onUpload); err != nil {
+			return fmt.Errorf("begin write session: %w", err)
+		}
+	}
 	w := &calmWriter{RepositoryWriter: session}
-	defer func() { _ = w.Close(ctx) }() // a second close after success; the only one after failure
 	if err := fn(ctx, w); err != nil {
 		return err
 	}

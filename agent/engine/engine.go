@@ -56,8 +56,11 @@ func Run(ctx context.Context, req api.StartRequest, env Env, report func(api.Pro
 
 func run(ctx context.Context, req api.StartRequest, env Env, p *progress) (*api.Result, error) {
 	open := connect
-	if req.Kind == api.KindRestore {
+	switch req.Kind {
+	case api.KindRestore:
 		open = connectToRead
+	case api.KindSnapshot:
+		open = connectToWrite
 	}
 	conn, err := open(ctx, req.Credentials, env.ScratchDir)
 	if err != nil {

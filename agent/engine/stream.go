@@ -23,45 +23,73 @@ type objects interface {
 // connectToRead is connect for who only reads: where the server speaks our protocol, no
 // session of Kopia is opened.
 func connectToRead(ctx context.Context, creds *api.Credentials, scratch string) (*connection, error) {
+	stream, again, err := openStream(ctx, creds)
+	if errors.Is(err, errOtherProtocol) {
+		return connect(ctx, creds, scratch)
+	} else if err != nil {
+		return nil, err
+	}
+	reader := contents.NewReader(stream, again, hopeless)
+	return &connection{objects: reader, end: reader.Close, creds: creds}, nil
+}
+
+// connectToWrite is connect for who writes contents: where the server speaks our protocol,
+// Kopia has the manifests alone.
+func connectToWrite(ctx context.Context, creds *api.Credentials, scratch string) (*connection, error) {
+	stream, _, err := openStream(ctx, creds)
+	if errors.Is(err, errOtherProtocol) {
+		return connect(ctx, creds, scratch)
+	} else if err != nil {
+		return nil, err
+	}
+	c, err := openKopia(ctx, creds, scratch)
+	if err != nil {
+		stream.Close()
+		return nil, err
+	}
+	c.end = stream.Close
+	c.stream = stream
+	return c, nil
+}
+
+// openStream waits for the server and logs in, and says how to do it again, for once.
+// errOtherProtocol: the server does not speak ours.
+func openStream(ctx context.Context, creds *api.Credentials) (*contents.Stream, func(context.Context) (*contents.Stream, error), error) {
 	u, err := url.Parse(creds.URL)
 	if err != nil {
-		return nil, &connectError{err}
+		return nil, nil, &connectError{err}
 	}
 	login := contents.Login{Username: creds.Username, Hostname: creds.Hostname, Password: creds.Password}
-	for {
-		conn, err := awaitServer(ctx, creds.URL, readProtocols...)
+	again := func(ctx context.Context) (*contents.Stream, error) {
+		conn, err := dial(ctx, u.Host, streamProtocols)
 		if err != nil {
 			return nil, &connectError{err}
 		}
 		stream, err := logIn(conn, login)
-		switch {
-		case errors.Is(err, errOtherProtocol):
-			return connect(ctx, creds, scratch)
-		case errors.Is(err, contents.ErrBusy):
-			if err := pause(ctx, busyPause); err != nil {
-				return nil, err
-			}
-			continue
-		case err != nil:
+		if err != nil {
 			return nil, &connectError{err}
 		}
-		reader := contents.NewReader(stream, func(ctx context.Context) (*contents.Stream, error) {
-			conn, err := dial(ctx, u.Host, readProtocols)
-			if err != nil {
-				return nil, &connectError{err}
-			}
-			stream, err := logIn(conn, login)
-			if err != nil {
-				return nil, &connectError{err}
-			}
-			return stream, nil
-		}, hopeless)
-		return &connection{objects: reader, end: reader.Close, creds: creds}, nil
+		return stream, nil
 	}
+	conn, err := awaitServer(ctx, creds.URL, streamProtocols...)
+	if err != nil {
+		return nil, nil, &connectError{err}
+	}
+	stream, err := logIn(conn, login)
+	for errors.Is(err, contents.ErrBusy) {
+		if err := pause(ctx, busyPause); err != nil {
+			return nil, nil, err
+		}
+		stream, err = again(ctx)
+	}
+	if err != nil && !errors.Is(err, errOtherProtocol) {
+		err = &connectError{err}
+	}
+	return stream, again, err
 }
 
-// readProtocols are ours, and Kopia's.
-var readProtocols = []string{contents.Protocol, "h2"}
+// streamProtocols are ours, and Kopia's.
+var streamProtocols = []string{contents.Protocol, "h2"}
 
 // busyPause is between two tries at a server that has too much to do.
 const busyPause = time.Second

@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package contents
+
+import (
+	"context"
+	"errors"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/kopia/kopia/repo/content"
+	"github.com/kopia/kopia/repo/object"
+)
+
+const (
+	// patience is how long a server may be gone before a read fails; as long as Kopia's
+	// own reads try.
+	patience = 2 * time.Minute
+	// retryPause is between two tries.
+	retryPause = 500 * time.Millisecond
+	// mostBreaks of one read's streams: a server that ends each of them is no server.
+	mostBreaks = 20
+)
+
+// Reader reads objects through one stream at a time, and opens another where it breaks:
+// reading again changes nothing.
+type Reader struct {
+	// again opens a stream.
+	again func(context.Context) (*Stream, error)
+	// final says of an error of again that no further try will end otherwise.
+	final func(error) bool
+
+	mu     sync.Mutex // protects the following, and is held while a stream is opened
+	stream *Stream
+	err    error // that there will be no other
+}
+
+// NewReader takes over a stream. final says of an error of again that trying once more is no use.
+func NewReader(first *Stream, again func(context.Context) (*Stream, error), final func(error) bool) *Reader {
+	return &Reader{stream: first, again: again, final: final}
+}
+
+// Close ends the stream, and what waits for it.
+func (r *Reader) Close() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.err = net.ErrClosed
+	r.stream.Close()
+}
+
+// OpenObject opens an object as Kopia's repo.Repository does.
+func (r *Reader) OpenObject(ctx context.Context, id object.ID) (object.Reader, error) {
+	return object.Open(ctx, r, id)
+}
+
+// GetContent reads one content. It waits for a server that is gone, for a while.
+func (r *Reader) GetContent(ctx context.Context, id content.ID) ([]byte, error) {
+	s, err := r.after(ctx, nil)
+	for breaks := 0; err == nil; breaks++ {
+		var data []byte
+		data, err = s.call(ctx, request{kind: kindRead, id: id})
+		if broken := (*brokenError)(nil); !errors.As(err, &broken) || breaks == mostBreaks {
+			return data, err
+		}
+		s, err = r.after(ctx, s)
+	}
+	return nil, err
+}
+
+// after is the stream in use, which is another than the one that broke.
+func (r *Reader) after(ctx context.Context, broken *Stream) (*Stream, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.err != nil {
+		return nil, r.err
+	}
+	if r.stream != broken {
+		return r.stream, nil
+	}
+	bounded, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	ticker := time.NewTicker(retryPause)
+	defer ticker.Stop()
+	for {
+		s, err := r.again(bounded)
+		if err == nil {
+			r.stream = s
+			return s, nil
+		}
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+		if bounded.Err() != nil || r.final(err) {
+			r.err = err
+			return nil, err
+		}
+		select {
+		case <-bounded.Done():
+		case <-ticker.C:
+		}
+	}
+}
+
+// ContentInfo is asked by Kopia to verify an object without reading it, which this does not do.
+func (r *Reader) ContentInfo(context.Context, content.ID) (content.Info, error) {
+	return content.Info{}, errors.New("the contents of a stream are read, not described")
+}
+
+// PrefetchContents is Kopia's hint to fill a cache; there is none.
+func (r *Reader) PrefetchContents(context.Context, []content.ID, string) []content.ID { return nil }

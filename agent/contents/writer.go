@@ -1,0 +1,251 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package contents
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+
+	"github.com/kopia/kopia/repo"
+	"github.com/kopia/kopia/repo/compression"
+	"github.com/kopia/kopia/repo/content"
+	"github.com/kopia/kopia/repo/format"
+	"github.com/kopia/kopia/repo/hashing"
+	"github.com/kopia/kopia/repo/object"
+	"golang.org/x/sync/semaphore"
+)
+
+const (
+	// window bounds the bytes that are on their way to the server.
+	window = 4 << 20
+	// askFirst is the size from which it is worth asking whether a content is there
+	// already; Kopia's client does the same from 50,000 bytes.
+	askFirst = 50_000
+)
+
+// Writer writes objects through one stream, and reads what it wrote. What was written is
+// in the storage when Flush has returned without an error, and not sooner. A stream that
+// breaks ends it: what was on its way may be lost.
+type Writer struct {
+	stream   *Stream
+	objects  *object.Manager
+	contents interface {
+		ContentInfo(context.Context, content.ID) (content.Info, error)
+		GetContent(context.Context, content.ID) ([]byte, error)
+		PrefetchContents(context.Context, []content.ID, string) []content.ID
+		flush(context.Context) error
+	}
+}
+
+// NewWriter takes over a stream, which ends with ctx. onUpload is told the bytes of each
+// content that is sent.
+func NewWriter(ctx context.Context, s *Stream, onUpload func(int64)) (*Writer, error) {
+	hash, err := hashing.CreateHashFunc(s.Parameters)
+	if err != nil {
+		return nil, fmt.Errorf("hash as the repository does: %w", err)
+	}
+	context.AfterFunc(ctx, s.Close)
+	c := newContentWriter(hash, s, onUpload)
+	objects, err := object.NewObjectManager(ctx, c, format.ObjectFormat{Splitter: s.Parameters.Splitter}, nil)
+	if err != nil {
+		return nil, fmt.Errorf("split as the repository does: %w", err)
+	}
+	return &Writer{stream: s, objects: objects, contents: c}, nil
+}
+
+// Close ends the stream. What was not flushed is lost.
+func (w *Writer) Close() { w.stream.Close() }
+
+// Flush returns when all that was written is in the storage, or with why it is not.
+// Nothing may be written meanwhile.
+func (w *Writer) Flush(ctx context.Context) error { return w.contents.flush(ctx) }
+
+// NewObjectWriter, ConcatenateObjects, OpenObject, VerifyObject and ContentInfo are those of
+// Kopia's repo.RepositoryWriter.
+func (w *Writer) NewObjectWriter(ctx context.Context, o object.WriterOptions) object.Writer {
+	return w.objects.NewWriter(ctx, o)
+}
+
+func (w *Writer) ConcatenateObjects(ctx context.Context, ids []object.ID, o repo.ConcatenateOptions) (object.ID, error) {
+	return w.objects.Concatenate(ctx, ids, o.Compressor)
+}
+
+func (w *Writer) OpenObject(ctx context.Context, id object.ID) (object.Reader, error) {
+	return object.Open(ctx, w.contents, id)
+}
+
+func (w *Writer) VerifyObject(ctx context.Context, id object.ID) ([]content.ID, error) {
+	return object.VerifyObject(ctx, w.contents, id)
+}
+
+func (w *Writer) ContentInfo(ctx context.Context, id content.ID) (content.Info, error) {
+	return w.contents.ContentInfo(ctx, id)
+}
+
+// contentWriter is Kopia's interface between objects and contents. B is Kopia's
+// gather.Bytes, which cannot be named outside of Kopia: it is inferred.
+type contentWriter[B interface{ AppendToSlice([]byte) []byte }] struct {
+	stream   *Stream
+	hash     func(output []byte, data B) []byte
+	onUpload func(int64)
+	window   *semaphore.Weighted
+	pending  sync.WaitGroup // answers that are waited for
+
+	mu   sync.Mutex                   // protects the following
+	sent map[content.ID]chan struct{} // what is on its way; closed when it was answered
+	err  error                        // of what was on its way
+}
+
+func newContentWriter[B interface{ AppendToSlice([]byte) []byte }](hash func([]byte, B) []byte, s *Stream, onUpload func(int64)) *contentWriter[B] {
+	return &contentWriter[B]{stream: s, hash: hash, onUpload: onUpload, window: semaphore.NewWeighted(window), sent: map[content.ID]chan struct{}{}}
+}
+
+func (w *contentWriter[B]) SupportsContentCompression() bool { return w.stream.Parameters.Compression }
+
+// WriteContent sends a content, unless it is known to be there. That it arrived is told by flush.
+func (w *contentWriter[B]) WriteContent(ctx context.Context, data B, prefix content.IDPrefix, comp compression.HeaderID) (content.ID, error) {
+	sum := make([]byte, 0, hashing.MaxHashSize)
+	id, err := content.IDFromHash(prefix, w.hash(sum, data))
+	if err != nil {
+		return content.EmptyID, fmt.Errorf("hash a content: %w", err)
+	}
+	body := data.AppendToSlice(bodies.get())
+	if len(body) >= askFirst {
+		switch _, err := w.ContentInfo(ctx, id); {
+		case err == nil:
+			bodies.put(body)
+			return id, nil
+		case !errors.Is(err, content.ErrContentNotFound):
+			return content.EmptyID, err
+		}
+	}
+	weight := min(int64(len(body)), window)
+	if err := w.window.Acquire(ctx, weight); err != nil {
+		return content.EmptyID, context.Cause(ctx)
+	}
+	done, err := w.begin(id)
+	if done == nil {
+		w.window.Release(weight)
+		return id, err
+	}
+	answer, err := w.stream.ask(ctx, request{kind: kindWrite, prefix: prefix, compression: comp, data: body})
+	if err != nil {
+		done(err)
+		w.window.Release(weight)
+		return content.EmptyID, err
+	}
+	w.onUpload(int64(len(body)))
+	w.pending.Go(func() {
+		defer w.window.Release(weight)
+		// The stream ends with the operation.
+		stored, err := w.stream.await(context.WithoutCancel(ctx), answer)
+		if err == nil && string(stored) != id.String() {
+			err = fmt.Errorf("the server stored %.80q for %s", stored, id)
+		}
+		if err == nil {
+			bodies.put(body) // sent, as it was answered
+		}
+		done(err)
+	})
+	return id, nil
+}
+
+// begin says that a content is on its way until done. No done: it is already, or err, which
+// is that of an earlier one.
+func (w *contentWriter[B]) begin(id content.ID) (done func(error), err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.sent[id] != nil || w.err != nil {
+		return nil, w.err
+	}
+	answered := make(chan struct{})
+	w.sent[id] = answered
+	return func(err error) {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		delete(w.sent, id)
+		close(answered)
+		if err != nil && w.err == nil {
+			w.err = fmt.Errorf("write to repository: %w", err)
+		}
+	}, nil
+}
+
+// arrived waits for a content that is on its way.
+func (w *contentWriter[B]) arrived(ctx context.Context, id content.ID) error {
+	w.mu.Lock()
+	answered := w.sent[id]
+	w.mu.Unlock()
+	if answered == nil {
+		return nil
+	}
+	select {
+	case <-answered:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+func (w *contentWriter[B]) failure() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.err
+}
+
+func (w *contentWriter[B]) flush(ctx context.Context) error {
+	w.pending.Wait()
+	if err := w.failure(); err != nil {
+		return err
+	}
+	if _, err := w.stream.call(ctx, request{kind: kindFlush}); err != nil {
+		return fmt.Errorf("flush repository: %w", err)
+	}
+	return nil
+}
+
+// ContentInfo says that there is a content, and nothing else about it.
+func (w *contentWriter[B]) ContentInfo(ctx context.Context, id content.ID) (content.Info, error) {
+	if err := w.arrived(ctx, id); err != nil {
+		return content.Info{}, err
+	}
+	if _, err := w.stream.call(ctx, request{kind: kindHas, id: id}); err != nil {
+		return content.Info{}, err
+	}
+	return content.Info{ContentID: id}, nil
+}
+
+func (w *contentWriter[B]) GetContent(ctx context.Context, id content.ID) ([]byte, error) {
+	if err := w.arrived(ctx, id); err != nil {
+		return nil, err
+	}
+	return w.stream.call(ctx, request{kind: kindRead, id: id})
+}
+
+// PrefetchContents is Kopia's hint to fill a cache; there is none.
+func (w *contentWriter[B]) PrefetchContents(context.Context, []content.ID, string) []content.ID {
+	return nil
+}
+
+// bodies are buffers of small contents, used again: there are thousands of these.
+var bodies bodyPool
+
+type bodyPool struct{ pool sync.Pool }
+
+// pooled is the largest capacity that is kept.
+const pooled = 256 << 10
+
+func (p *bodyPool) get() []byte {
+	if b, ok := p.pool.Get().(*[]byte); ok {
+		return (*b)[:0]
+	}
+	return nil
+}
+
+func (p *bodyPool) put(b []byte) {
+	if cap(b) <= pooled {
+		p.pool.Put(&b)
+	}
+}
