@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"reflect"
 	"sync"
+	"time"
 
 	"github.com/kopia/kopia/repo"
 	"github.com/kopia/kopia/repo/compression"
@@ -51,8 +52,8 @@ func (s *streams) serve(_ *http.Server, conn *tls.Conn, _ http.Handler) {
 	defer leave()
 	defer s.front.sessions.stream(session)()
 	// What is to be read may have been written a moment ago, through Kopia.
-	if err := s.rep.Refresh(session.ctx); err != nil {
-		s.refuse(conn, fmt.Errorf("read the repository's index blobs: %w", err))
+	if err := s.refresh(session.ctx); err != nil {
+		s.refuse(conn, err)
 		return
 	}
 	one := &stream{rep: s.rep, kopia: s.kopia}
@@ -63,6 +64,27 @@ func (s *streams) serve(_ *http.Server, conn *tls.Conn, _ http.Handler) {
 		Compression: s.rep.ContentReader().SupportsContentCompression(),
 	}, s.limits)
 	s.log.Debug("a stream of contents ended", "user", login.Username, "error", err)
+}
+
+// refreshTimeout is how long the storage may take to tell what is new; the client, who
+// waits for longer, hears why. Kopia would try for minutes.
+const refreshTimeout = 20 * time.Second
+
+func (s *streams) refresh(ctx context.Context) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, refreshTimeout, fmt.Errorf("the storage did not answer within %s", refreshTimeout))
+	defer cancel()
+	done := make(chan error, 1)
+	go func() { done <- s.rep.Refresh(ctx) }() // Kopia may go on for a moment when ctx has ended
+	var err error
+	select {
+	case err = <-done:
+	case <-ctx.Done():
+		err = context.Cause(ctx)
+	}
+	if err != nil {
+		return fmt.Errorf("read the repository's index blobs: %w", err)
+	}
+	return nil
 }
 
 func (s *streams) refuse(conn *tls.Conn, why error) {
