@@ -170,21 +170,29 @@ func forgetPeak(pid int) error {
 	return os.WriteFile(fmt.Sprintf("/proc/%d/clear_refs", pid), []byte("5"), 0)
 }
 
-// children are the processes that a process has started and that still run.
+// children are the processes that a process has started and that still run. One that has
+// not become its program yet is left out: the memory that it shows is its parent's.
 func children(pid int) (pids []int) {
 	if pid == 0 {
 		return nil
 	}
+	program := programOf(pid)
 	lists, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
 	for _, list := range lists {
 		raw, _ := os.ReadFile(list) // its thread may just have ended
 		for _, field := range strings.Fields(string(raw)) {
-			if child, err := strconv.Atoi(field); err == nil {
+			if child, err := strconv.Atoi(field); err == nil && programOf(child) != program {
 				pids = append(pids, child)
 			}
 		}
 	}
 	return pids
+}
+
+// programOf is the file that a process runs; "" when it has ended.
+func programOf(pid int) string {
+	program, _ := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
+	return program
 }
 
 // tick is the unit of /proc/<pid>/stat on every Linux that Go runs on.
