@@ -105,28 +105,22 @@ type stream struct {
 	dirty  bool // it was written to since the last flush
 }
 
-// wrote returns what the stream writes to, nil if it has not written.
-func (s *stream) wrote() repo.DirectRepositoryWriter {
+// reader sees the storage and what the stream wrote.
+func (s *stream) reader() content.Reader {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.writer
+	if s.writer != nil {
+		return s.writer.ContentReader()
+	}
+	return s.rep.ContentReader()
 }
 
 func (s *stream) GetContent(ctx context.Context, id content.ID) ([]byte, error) {
-	if w := s.wrote(); w != nil {
-		return w.ContentManager().GetContent(ctx, id)
-	}
-	return s.rep.ContentReader().GetContent(ctx, id)
+	return s.reader().GetContent(ctx, id)
 }
 
 func (s *stream) HasContent(ctx context.Context, id content.ID) error {
-	var info content.Info
-	var err error
-	if w := s.wrote(); w != nil {
-		info, err = w.ContentManager().ContentInfo(ctx, id)
-	} else {
-		info, err = s.rep.ContentReader().ContentInfo(ctx, id)
-	}
+	info, err := s.reader().ContentInfo(ctx, id)
 	if err == nil && info.Deleted {
 		// A write brings it back.
 		return content.ErrContentNotFound
@@ -142,14 +136,13 @@ func (s *stream) WriteContent(ctx context.Context, data []byte, prefix content.I
 	if err != nil {
 		return content.EmptyID, err
 	}
-	return writeContent(w.ContentManager(), (*content.WriteManager).WriteContent, ctx, data, prefix, comp)
+	return writeContent(ctx, w.ContentManager().WriteContent, data, prefix, comp)
 }
 
 // toWrite begins a write session with the stream's first write.
 func (s *stream) toWrite(ctx context.Context) (repo.DirectRepositoryWriter, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.dirty = true
 	if s.writer == nil {
 		_, w, err := s.rep.NewDirectWriter(ctx, repo.WriteSessionOptions{Purpose: "contents"})
 		if err != nil {
@@ -157,6 +150,7 @@ func (s *stream) toWrite(ctx context.Context) (repo.DirectRepositoryWriter, erro
 		}
 		s.writer = w
 	}
+	s.dirty = true // so a flush finds a writer
 	return s.writer, nil
 }
 
@@ -180,8 +174,10 @@ func (s *stream) Flush(ctx context.Context) error {
 
 // close gives up what was not flushed.
 func (s *stream) close() {
-	if w := s.wrote(); w != nil {
-		_ = w.Close(context.Background())
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.writer != nil {
+		_ = s.writer.Close(context.Background())
 	}
 }
 
@@ -198,10 +194,10 @@ var compressions = func() map[compression.HeaderID]bool {
 
 // writeContent calls write with data as Kopia's gather.Bytes, a type that cannot be named
 // outside of Kopia: B is inferred to be it, and its one exported field is set.
-func writeContent[B any](w *content.WriteManager, write func(*content.WriteManager, context.Context, B, content.IDPrefix, compression.HeaderID) (content.ID, error),
-	ctx context.Context, data []byte, prefix content.IDPrefix, comp compression.HeaderID,
+func writeContent[B any](ctx context.Context, write func(context.Context, B, content.IDPrefix, compression.HeaderID) (content.ID, error),
+	data []byte, prefix content.IDPrefix, comp compression.HeaderID,
 ) (content.ID, error) {
 	var b B
 	reflect.ValueOf(&b).Elem().FieldByName("Slices").Set(reflect.ValueOf([][]byte{data}))
-	return write(w, ctx, b, prefix, comp)
+	return write(ctx, b, prefix, comp)
 }

@@ -96,15 +96,14 @@ func text(err error) []byte {
 // and keeps no other waiting.
 func Serve(ctx context.Context, conn net.Conn, rep Repository, p Parameters, limits *Limits) error {
 	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
 	defer conn.Close()
 	hello, err := json.Marshal(p)
 	if err != nil {
-		cancel()
 		return err
 	}
 	if err := answerLogin(conn, frame{body: hello}); err != nil {
-		cancel()
 		return err
 	}
 	s := &served{conn: conn, rep: rep, limits: limits, requests: make(chan numbered), answers: make(chan frame), cancel: cancel}
@@ -113,7 +112,7 @@ func Serve(ctx context.Context, conn net.Conn, rep Repository, p Parameters, lim
 	defer close(s.answers)
 	defer workers.Wait()
 	defer close(s.requests)
-	defer cancel()
+	defer cancel() // before the workers are waited for
 	writer.Go(s.write)
 	for range parallel {
 		workers.Go(func() { s.work(ctx) })

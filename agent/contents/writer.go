@@ -84,9 +84,15 @@ func (w *Writer) ContentInfo(ctx context.Context, id content.ID) (content.Info, 
 	return w.contents.ContentInfo(ctx, id)
 }
 
+// gathered is what is called of Kopia's gather.Bytes.
+type gathered interface {
+	Length() int
+	AppendToSlice([]byte) []byte
+}
+
 // contentWriter is Kopia's interface between objects and contents. B is Kopia's
 // gather.Bytes, which cannot be named outside of Kopia: it is inferred.
-type contentWriter[B interface{ AppendToSlice([]byte) []byte }] struct {
+type contentWriter[B gathered] struct {
 	stream   *Stream
 	hash     func(output []byte, data B) []byte
 	onUpload func(int64)
@@ -98,7 +104,7 @@ type contentWriter[B interface{ AppendToSlice([]byte) []byte }] struct {
 	err  error                        // of what was on its way
 }
 
-func newContentWriter[B interface{ AppendToSlice([]byte) []byte }](hash func([]byte, B) []byte, s *Stream, onUpload func(int64)) *contentWriter[B] {
+func newContentWriter[B gathered](hash func([]byte, B) []byte, s *Stream, onUpload func(int64)) *contentWriter[B] {
 	return &contentWriter[B]{stream: s, hash: hash, onUpload: onUpload, window: semaphore.NewWeighted(window), sent: map[content.ID]chan struct{}{}}
 }
 
@@ -111,17 +117,16 @@ func (w *contentWriter[B]) WriteContent(ctx context.Context, data B, prefix cont
 	if err != nil {
 		return content.EmptyID, fmt.Errorf("hash a content: %w", err)
 	}
-	body := data.AppendToSlice(bodies.get())
-	if len(body) >= askFirst {
+	size := int64(data.Length())
+	if size >= askFirst {
 		switch _, err := w.ContentInfo(ctx, id); {
 		case err == nil:
-			bodies.put(body)
 			return id, nil
 		case !errors.Is(err, content.ErrContentNotFound):
 			return content.EmptyID, err
 		}
 	}
-	weight := min(int64(len(body)), window)
+	weight := min(size, window)
 	if err := w.window.Acquire(ctx, weight); err != nil {
 		return content.EmptyID, context.Cause(ctx)
 	}
@@ -130,13 +135,14 @@ func (w *contentWriter[B]) WriteContent(ctx context.Context, data B, prefix cont
 		w.window.Release(weight)
 		return id, err
 	}
+	body := data.AppendToSlice(bodies.get())
 	answer, err := w.stream.ask(ctx, request{kind: kindWrite, prefix: prefix, compression: comp, data: body})
 	if err != nil {
 		done(err)
 		w.window.Release(weight)
 		return content.EmptyID, err
 	}
-	w.onUpload(int64(len(body)))
+	w.onUpload(size)
 	w.pending.Go(func() {
 		defer w.window.Release(weight)
 		// The stream ends with the operation.
@@ -245,7 +251,7 @@ func (p *bodyPool) get() []byte {
 }
 
 func (p *bodyPool) put(b []byte) {
-	if cap(b) <= pooled {
+	if cap(b) > 0 && cap(b) <= pooled {
 		p.pool.Put(&b)
 	}
 }

@@ -170,9 +170,7 @@ func (c *connection) close() {
 	if c.rep != nil {
 		_ = c.rep.Close(context.Background()) // a reader's close loses nothing
 	}
-	if c.scratch != "" {
-		_ = os.RemoveAll(c.scratch)
-	}
+	_ = os.RemoveAll(c.scratch) // nothing, if there is none
 }
 
 // write runs one write session: fn, then a flush, which is where Kopia tells of
@@ -182,13 +180,13 @@ func (c *connection) write(ctx context.Context, purpose string, onUpload func(in
 	if err != nil {
 		return fmt.Errorf("begin write session: %w", err)
 	}
-	defer func() { _ = session.Close(ctx) }()
+	defer func() { _ = session.Close(ctx) }() // a second close after success; the only one after failure
+	w := &calmWriter{RepositoryWriter: session}
 	if c.stream != nil {
-		if session, err = newStreamWriter(ctx, session, c.stream, onUpload); err != nil {
+		if w.RepositoryWriter, err = newStreamWriter(ctx, session, c.stream, onUpload); err != nil {
 			return fmt.Errorf("begin write session: %w", err)
 		}
 	}
-	w := &calmWriter{RepositoryWriter: session}
 	if err := fn(ctx, w); err != nil {
 		return err
 	}

@@ -60,32 +60,27 @@ func openStream(ctx context.Context, creds *api.Credentials) (*contents.Stream, 
 		return nil, nil, &connectError{err}
 	}
 	login := contents.Login{Username: creds.Username, Hostname: creds.Hostname, Password: creds.Password}
-	again := func(ctx context.Context) (*contents.Stream, error) {
-		conn, err := dial(ctx, u.Host, streamProtocols)
-		if err != nil {
-			return nil, &connectError{err}
+	enter := func(conn *tls.Conn, err error) (*contents.Stream, error) {
+		var stream *contents.Stream
+		if err == nil {
+			stream, err = logIn(conn, login)
 		}
-		stream, err := logIn(conn, login)
 		if err != nil {
 			return nil, &connectError{err}
 		}
 		return stream, nil
 	}
-	conn, err := awaitServer(ctx, creds.URL, streamProtocols...)
-	if err != nil {
-		return nil, nil, &connectError{err}
-	}
-	stream, err := logIn(conn, login)
-	for errors.Is(err, contents.ErrBusy) {
+	for {
+		stream, err := enter(awaitServer(ctx, creds.URL, streamProtocols...))
+		if !errors.Is(err, contents.ErrBusy) {
+			return stream, func(ctx context.Context) (*contents.Stream, error) {
+				return enter(dial(ctx, u.Host, streamProtocols))
+			}, err
+		}
 		if err := pause(ctx, busyPause); err != nil {
 			return nil, nil, err
 		}
-		stream, err = again(ctx)
 	}
-	if err != nil && !errors.Is(err, errOtherProtocol) {
-		err = &connectError{err}
-	}
-	return stream, again, err
 }
 
 // streamProtocols are ours, and Kopia's.
