@@ -101,7 +101,12 @@ func (w *restorer) fileAttributes(f *os.File, where string, e *snapshot.DirEntry
 		return err
 	}
 	attributes := openFile(f.Fd())
-	w.xattrs(attributes, where, xattrs, k, notACL)
+	// Most files have none and inherited none: that is asked once.
+	names, err := listXattrs(attributes)
+	plain := err == nil && len(names) == 0 && len(xattrs) == 0
+	if !plain {
+		w.xattrs(attributes, where, xattrs, k, notACL)
+	}
 	mode := k.of(e.Permissions)
 	err = f.Chmod(mode)
 	if err != nil && !errors.Is(err, fs.ErrPermission) {
@@ -110,7 +115,9 @@ func (w *restorer) fileAttributes(f *os.File, where string, e *snapshot.DirEntry
 	if err != nil || mode != fs.FileMode(e.Permissions)&kopiafs.ModBits {
 		w.notKept.add("mode", where)
 	}
-	w.xattrs(attributes, where, xattrs, k, isACL)
+	if !plain {
+		w.xattrs(attributes, where, xattrs, k, isACL)
+	}
 	times, err := timespecs(e.ModTime.ToTime())
 	if err != nil {
 		return fmt.Errorf("set time of /%s: %w", where, err)

@@ -94,7 +94,7 @@ func (w *restorer) writeFile(ctx context.Context, f *folder, name string, e *sna
 	}
 	defer reader.Close()
 	temp := w.tempName()
-	out, err := f.root.OpenFile(temp, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
+	out, err := f.create(temp)
 	if err != nil {
 		return fmt.Errorf("make /%s: %w", where, err)
 	}
@@ -123,6 +123,21 @@ func (w *restorer) writeFile(ctx context.Context, f *folder, name string, e *sna
 	return nil
 }
 
+// create makes a file that nobody else has. It is what os.Root does for a name without
+// slashes, without trying for each file whether it can be polled, which no file can.
+func (f *folder) create(temp string) (*os.File, error) {
+	for {
+		fd, err := unix.Openat(int(f.self.Fd()), temp, unix.O_CREAT|unix.O_EXCL|unix.O_RDWR|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+		switch {
+		case errors.Is(err, unix.EINTR):
+			continue
+		case err != nil:
+			return nil, &fs.PathError{Op: "openat", Path: temp, Err: err}
+		}
+		return os.NewFile(uintptr(fd), temp), nil
+	}
+}
+
 // bound waits until a file may be read. The others end whatever happens, so it does too.
 func (w *restorer) bound(size int64) (done func()) {
 	if size <= largeFile {
@@ -139,7 +154,7 @@ var buffers = sync.Pool{New: func() any { return new([128 << 10]byte) }}
 func (w *restorer) copy(ctx context.Context, out *os.File, in io.Reader, size int64) error {
 	buffer := buffers.Get().(*[128 << 10]byte)
 	defer buffers.Put(buffer)
-	var written int64
+	var written, end int64 // end: of what is on the volume
 	for {
 		if err := context.Cause(ctx); err != nil {
 			return err
@@ -153,6 +168,7 @@ func (w *restorer) copy(ctx context.Context, out *os.File, in io.Reader, size in
 				if _, err := out.WriteAt(buffer[:n], written); err != nil {
 					return err
 				}
+				end = written + int64(n)
 			}
 			written += int64(n)
 			w.progress.bytes.Add(int64(n))
@@ -168,7 +184,10 @@ func (w *restorer) copy(ctx context.Context, out *os.File, in io.Reader, size in
 	if written != size {
 		return fmt.Errorf("the backup gave %d bytes of %d", written, size)
 	}
-	return out.Truncate(size)
+	if end == size {
+		return nil
+	}
+	return out.Truncate(size) // a hole at its end
 }
 
 func allZero(b []byte) bool {
@@ -254,12 +273,18 @@ func (w *restorer) specialFile(f *folder, name string, x extra) error {
 
 // place puts what was made as temp in the place of name.
 func (w *restorer) place(f *folder, temp, name string) error {
-	if info, err := f.root.Lstat(name); err == nil && info.IsDir() {
+	err := f.root.Rename(temp, name)
+	if err == nil {
+		return nil
+	}
+	// Most likely a directory is in the way, which is rare: it is not asked for before.
+	if info, statErr := f.root.Lstat(name); statErr == nil && info.IsDir() {
 		if err := f.root.RemoveAll(name); err != nil {
 			return fmt.Errorf("replace directory /%s: %w", path.Join(f.path, name), err)
 		}
+		err = f.root.Rename(temp, name)
 	}
-	if err := f.root.Rename(temp, name); err != nil {
+	if err != nil {
 		return fmt.Errorf("make /%s: %w", path.Join(f.path, name), err)
 	}
 	return nil
