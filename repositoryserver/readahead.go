@@ -28,15 +28,20 @@ type readAhead struct {
 	mu       sync.Mutex // protects the following
 	packs    *lru.Cache // *pack by blob.ID
 	segments *lru.Cache // *segment by segmentKey
+	room     [][]byte   // of segments that nobody has any more, of segmentRoom bytes each
 }
 
 const (
 	readAheadType = "read-ahead"
 	// segmentBytes take a few times the latency of a storage to be read.
 	segmentBytes = 4 << 20
+	// segmentRoom is what a segment is read into without growing.
+	segmentRoom = segmentBytes + bytes.MinRead
 	// mostSegments bounds the memory; restores under way need one each.
 	mostSegments = 8
-	mostPacks    = 1024
+	// mostRoom is kept for the next segments: making 4 MiB anew costs as much as decrypting them.
+	mostRoom  = 2
+	mostPacks = 1024
 	// smallRead is below what is worth a request of its own.
 	smallRead = 512 << 10
 	// nearBytes is how far apart reads of one order may be: several are under way.
@@ -59,11 +64,16 @@ type segmentKey struct {
 	index int64
 }
 
-// segment is a part of a pack. What it holds is set when done is closed.
+// segment is a part of a pack. What it holds is set when done is closed, and stays as long
+// as it has users.
 type segment struct {
 	done chan struct{}
 	data []byte
 	err  error
+
+	// The lock of readAhead protects the following.
+	users   int
+	evicted bool
 }
 
 // readAheadOptions are kept in Kopia's connection file, with the storage's own.
@@ -82,7 +92,13 @@ func init() {
 }
 
 func newReadAhead(st blob.Storage) *readAhead {
-	return &readAhead{Storage: st, packs: lru.New(mostPacks), segments: lru.New(mostSegments)}
+	r := &readAhead{Storage: st, packs: lru.New(mostPacks)}
+	r.segments = lru.NewWithEvictionFunc(mostSegments, func(_ lru.Key, evicted any) { // the lock is held
+		s := evicted.(*segment)
+		s.evicted = true
+		r.recycle(s)
+	})
+	return r
 }
 
 // ConnectionInfo implements blob.Storage.
@@ -97,20 +113,30 @@ func (r *readAhead) GetBlob(ctx context.Context, id blob.ID, offset, length int6
 	}
 	output.Reset()
 	for at := offset; at < offset+length; {
-		data, err := r.segment(ctx, id, at/segmentBytes)
-		from := at % segmentBytes
-		if err != nil || from >= int64(len(data)) {
+		n, err := r.copy(ctx, id, at, offset+length-at, output)
+		if err != nil {
 			// The storage says itself what is wrong with this read, if it is.
 			return r.direct(ctx, id, offset, length, output)
 		}
-		part := data[from:min(int64(len(data)), from+offset+length-at)]
-		if _, err := output.Write(part); err != nil {
-			return err
-		}
-		at += int64(len(part))
+		at += n
 	}
 	packReads.WithLabelValues("memory").Inc()
 	return nil
+}
+
+// copy writes at most length bytes of one segment, and at least one.
+func (r *readAhead) copy(ctx context.Context, id blob.ID, at, length int64, output blob.OutputBuffer) (int64, error) {
+	s, err := r.segment(ctx, id, at/segmentBytes)
+	if err != nil {
+		return 0, err
+	}
+	defer r.release(s)
+	from := at % segmentBytes
+	if from >= int64(len(s.data)) {
+		return 0, blob.ErrInvalidRange
+	}
+	n, err := output.Write(s.data[from:min(int64(len(s.data)), from+length)])
+	return int64(n), err
 }
 
 func (r *readAhead) direct(ctx context.Context, id blob.ID, offset, length int64, output blob.OutputBuffer) error {
@@ -147,48 +173,102 @@ func (r *readAhead) pack(id blob.ID) *pack {
 }
 
 // segment reads a segment, once for all who want it at the same time, and begins with
-// the next one: whoever reads in order wants it in a moment.
-func (r *readAhead) segment(ctx context.Context, id blob.ID, index int64) ([]byte, error) {
+// the next one: whoever reads in order wants it in a moment. The caller releases it.
+func (r *readAhead) segment(ctx context.Context, id blob.ID, index int64) (*segment, error) {
 	s, mine := r.claim(id, index)
 	if mine {
 		r.read(ctx, id, index, s)
 		if s.err == nil && len(s.data) == segmentBytes {
-			if next, mine := r.claim(id, index+1); mine {
-				go func() { // ends with its read
-					ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), aheadTimeout)
-					defer cancel()
-					r.read(ctx, id, index+1, next)
-				}()
-			}
+			r.ahead(ctx, id, index+1)
 		}
 	}
 	select {
 	case <-s.done:
-		return s.data, s.err
+		if s.err == nil {
+			return s, nil
+		}
+		r.release(s)
+		return nil, s.err
 	case <-ctx.Done():
+		r.release(s)
 		return nil, context.Cause(ctx)
 	}
 }
 
-// claim finds a segment. If it is not there, or could not be read, the caller has to read it.
+// ahead begins to read a segment that nobody waits for yet.
+func (r *readAhead) ahead(ctx context.Context, id blob.ID, index int64) {
+	s, mine := r.claim(id, index)
+	if !mine {
+		r.release(s)
+		return
+	}
+	go func() { // ends with its read
+		defer r.release(s)
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), aheadTimeout)
+		defer cancel()
+		r.read(ctx, id, index, s)
+	}()
+}
+
+// claim finds a segment, for the caller to release. If it is not there, or could not be
+// read, the caller has to read it.
 func (r *readAhead) claim(id blob.ID, index int64) (s *segment, mine bool) {
 	key := segmentKey{id, index}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if found, ok := r.segments.Get(key); ok {
 		s = found.(*segment)
-		select {
-		case <-s.done:
-			if s.err == nil {
-				return s, false
-			}
-		default:
+		if !s.failed() {
+			s.users++
 			return s, false
 		}
+		r.segments.Remove(key)
 	}
-	s = &segment{done: make(chan struct{})}
+	s = &segment{done: make(chan struct{}), users: 1}
 	r.segments.Add(key, s)
 	return s, true
+}
+
+func (s *segment) failed() bool {
+	select {
+	case <-s.done:
+		return s.err != nil
+	default:
+		return false
+	}
+}
+
+func (r *readAhead) release(s *segment) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	s.users--
+	r.recycle(s)
+}
+
+// recycle takes the room of a segment that nobody has any more. The lock is held.
+func (r *readAhead) recycle(s *segment) {
+	if s.users > 0 || !s.evicted || cap(s.data) < segmentRoom {
+		return
+	}
+	if len(r.room) < mostRoom {
+		r.room = append(r.room, s.data[:0])
+	}
+	s.data = nil
+}
+
+// takeRoom is room for a segment of length bytes.
+func (r *readAhead) takeRoom(length int64) []byte {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if n := len(r.room); n > 0 {
+		room := r.room[n-1]
+		r.room = r.room[:n-1]
+		return room
+	}
+	if length == segmentBytes {
+		return make([]byte, 0, segmentRoom)
+	}
+	return make([]byte, 0, length+bytes.MinRead) // the end of a pack
 }
 
 // read reads a segment from the storage, and the pack's size if it is not known.
@@ -205,8 +285,7 @@ func (r *readAhead) read(ctx context.Context, id blob.ID, index int64, s *segmen
 		s.err = blob.ErrInvalidRange
 		return
 	}
-	b := buffer{}
-	b.Grow(int(length) + bytes.MinRead)
+	b := buffer{*bytes.NewBuffer(r.takeRoom(length))}
 	s.err = r.direct(ctx, id, start, length, &b)
 	s.data = b.Bytes()
 }

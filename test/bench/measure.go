@@ -107,11 +107,12 @@ func (m *meter) watch() (stop func()) {
 		defer close(ended)
 		ticker := time.NewTicker(20 * time.Millisecond)
 		defer ticker.Stop()
+		var f family
 		for {
-			m.look()
+			m.look(&f)
 			select {
 			case <-done:
-				m.look()
+				m.look(&f)
 				return
 			case <-ticker.C:
 			}
@@ -120,14 +121,36 @@ func (m *meter) watch() (stop func()) {
 	return func() { close(done); <-ended }
 }
 
-func (m *meter) look() {
+func (m *meter) look(f *family) {
+	f.refresh(m.agent, m.server)
 	m.client = max(m.client, memoryOf(int(m.command.Load())).Peak)
-	for _, pid := range children(m.agent) {
+	for _, pid := range f.agents {
 		m.client = max(m.client, memoryOf(pid).Peak)
 	}
 	m.ownServer = max(m.ownServer, memoryOf(m.server).Peak)
-	for _, pid := range children(m.server) {
+	for _, pid := range f.servers {
 		m.serverChild = max(m.serverChild, memoryOf(pid).Peak)
+	}
+}
+
+// family is the children of an agent and of a server. To look for them takes a core's
+// tenth, which the peers without a server would not pay: it is done when there is a new process.
+type family struct {
+	newest          string // the last process that the kernel made
+	agents, servers []int
+}
+
+func (f *family) refresh(agent, server int) {
+	load, _ := os.ReadFile("/proc/loadavg")
+	newest := string(load[bytes.LastIndexByte(load, ' ')+1:])
+	if newest == f.newest {
+		return
+	}
+	var agents, servers bool
+	f.agents, agents = children(agent)
+	f.servers, servers = children(server)
+	if agents && servers {
+		f.newest = newest
 	}
 }
 
@@ -171,22 +194,29 @@ func forgetPeak(pid int) error {
 }
 
 // children are the processes that a process has started and that still run. One that has
-// not become its program yet is left out: the memory that it shows is its parent's.
-func children(pid int) (pids []int) {
+// not become its program yet is left out, which is told by all: the memory that it shows is
+// its parent's.
+func children(pid int) (pids []int, all bool) {
 	if pid == 0 {
-		return nil
+		return nil, true
 	}
+	all = true
 	program := programOf(pid)
 	lists, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
 	for _, list := range lists {
 		raw, _ := os.ReadFile(list) // its thread may just have ended
 		for _, field := range strings.Fields(string(raw)) {
-			if child, err := strconv.Atoi(field); err == nil && programOf(child) != program {
+			child, err := strconv.Atoi(field)
+			switch {
+			case err != nil:
+			case programOf(child) == program:
+				all = false
+			default:
 				pids = append(pids, child)
 			}
 		}
 	}
-	return pids
+	return pids, all
 }
 
 // programOf is the file that a process runs; "" when it has ended.
