@@ -20,6 +20,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"time"
 
 	"github.com/kopia/kopia/repo/compression"
@@ -134,7 +135,10 @@ func readFrame(r *bufio.Reader) (frame, error) {
 	if length > most {
 		return frame{}, fmt.Errorf("an answer of %d bytes, at most %d are expected", length, most)
 	}
-	f.body = make([]byte, length)
+	if length == 0 {
+		return f, nil
+	}
+	f.body = slices.Grow(bodies.get(), int(length))[:length]
 	_, err := io.ReadFull(r, f.body)
 	return f, err
 }

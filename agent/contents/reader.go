@@ -56,17 +56,44 @@ func (r *Reader) OpenObject(ctx context.Context, id object.ID) (object.Reader, e
 
 // GetContent reads one content. It waits for a server that is gone, for a while.
 func (r *Reader) GetContent(ctx context.Context, id content.ID) ([]byte, error) {
-	s, err := r.after(ctx, nil)
-	for breaks := 0; err == nil; breaks++ {
-		var data []byte
-		data, err = s.call(ctx, request{kind: kindRead, id: id})
-		if broken := (*brokenError)(nil); !errors.As(err, &broken) || breaks == mostBreaks {
-			return data, err
-		}
-		s, err = r.after(ctx, s)
-	}
-	return nil, err
+	return r.Ask(ctx, id).Await(ctx)
 }
+
+// Ask asks for a content without waiting for it. Contents that are asked for together
+// travel together.
+func (r *Reader) Ask(ctx context.Context, id content.ID) *Answer {
+	a := &Answer{reader: r, id: id}
+	if a.stream, a.err = r.after(ctx, nil); a.err == nil {
+		a.answer, a.err = a.stream.ask(ctx, request{kind: kindRead, id: id})
+	}
+	return a
+}
+
+// Answer is a content that was asked for. Nobody has to wait for it; until the stream
+// ends or somebody does, it takes memory.
+type Answer struct {
+	reader *Reader
+	id     content.ID
+	stream *Stream
+	answer <-chan frame
+	err    error
+}
+
+// Await waits for the content, and for a server that is gone, for a while. It is called once.
+func (a *Answer) Await(ctx context.Context) (data []byte, err error) {
+	if err = a.err; err == nil {
+		data, err = a.stream.await(ctx, a.answer)
+	}
+	for s, breaks := a.stream, 0; errors.As(err, new(*brokenError)) && breaks < mostBreaks; breaks++ {
+		if s, err = a.reader.after(ctx, s); err == nil {
+			data, err = s.call(ctx, request{kind: kindRead, id: a.id})
+		}
+	}
+	return data, err
+}
+
+// Reuse takes back the memory of a content that nobody needs any more.
+func Reuse(data []byte) { bodies.put(data) }
 
 // after is the stream in use, which is another than the one that broke.
 func (r *Reader) after(ctx context.Context, broken *Stream) (*Stream, error) {

@@ -128,7 +128,7 @@ type served struct {
 	limits   *Limits
 	requests chan numbered
 	answers  chan frame
-	ready    atomic.Int64 // answers that are not written yet
+	open     atomic.Int64 // requests that were read and whose answer is not written yet
 	cancel   context.CancelFunc
 }
 
@@ -149,6 +149,7 @@ func (s *served) read(ctx context.Context) error {
 				return err
 			}
 		}
+		s.open.Add(1)
 		select {
 		case s.requests <- numbered{q, number}:
 		case <-ctx.Done():
@@ -182,7 +183,6 @@ func (s *served) work(ctx context.Context) {
 		case s.limits.requests <- struct{}{}:
 			f := s.answer(ctx, q)
 			<-s.limits.requests
-			s.ready.Add(1)
 			s.answers <- f
 		case <-ctx.Done(): // nobody waits for the answer
 		}
@@ -220,7 +220,9 @@ func (s *served) answer(ctx context.Context, q numbered) frame {
 	}
 }
 
-// write writes to the end, whatever happens: workers wait for it.
+// write writes to the end, whatever happens: workers wait for it. Answers go together: as
+// many as fill the buffer, or when there is nothing left to answer. Who asks for many small
+// contents at once would otherwise pay two system calls for each.
 func (s *served) write() {
 	w := bufio.NewWriterSize(s.conn, 64<<10)
 	var err error
@@ -229,8 +231,7 @@ func (s *served) write() {
 			continue
 		}
 		_ = s.conn.SetWriteDeadline(time.Now().Add(answerTimeout))
-		// The last one of those that are ready sends them all.
-		if err = writeFrame(w, f); err == nil && s.ready.Add(-1) == 0 {
+		if err = writeFrame(w, f); s.open.Add(-1) == 0 && err == nil {
 			err = w.Flush()
 		}
 		if err != nil {

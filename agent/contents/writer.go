@@ -152,6 +152,7 @@ func (w *contentWriter[B]) WriteContent(ctx context.Context, data B, prefix cont
 		}
 		if err == nil {
 			bodies.put(body) // sent, as it was answered
+			bodies.put(stored)
 		}
 		done(err)
 	})

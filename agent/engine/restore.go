@@ -250,6 +250,8 @@ type restorer struct {
 
 	mu    sync.Mutex
 	links map[string]*link // by inode, of files with more than one name
+
+	writers
 }
 
 // folder is a directory of the target that is being filled. It stays open until all
@@ -340,13 +342,14 @@ func (w *restorer) run(ctx context.Context, target string, r api.RestoreRequest,
 	}
 	// The first failure stops the walk and the other writers.
 	group, walkCtx := errgroup.WithContext(ctx)
-	group.SetLimit(w.parallel)
+	w.start(walkCtx, group)
 	var walkErr error
 	if isDir {
-		walkErr = w.fill(walkCtx, group, top)
+		walkErr = w.fill(walkCtx, top)
 	} else {
-		walkErr = w.entry(walkCtx, group, top, entry, x)
+		walkErr = w.entry(walkCtx, top, entry, x)
 	}
+	walkErr = w.finish(walkCtx, walkErr)
 	top.refs.Add(1) // completed below, when all is on disk
 	walkErr = w.release(top, walkErr)
 	if err := group.Wait(); err != nil {
@@ -404,7 +407,7 @@ func kindOf(mode fs.FileMode) string {
 }
 
 // fill restores what is below a directory into its folder.
-func (w *restorer) fill(ctx context.Context, group *errgroup.Group, f *folder) error {
+func (w *restorer) fill(ctx context.Context, f *folder) error {
 	w.dirs.Add(1)
 	entries, kept, err := readEntries(ctx, w.rep, f.entry)
 	if err != nil {
@@ -423,7 +426,7 @@ func (w *restorer) fill(ctx context.Context, group *errgroup.Group, f *folder) e
 			return untrusted("restore: the snapshot holds the name %q twice in /%s", name, f.path)
 		}
 		keep[name] = true
-		if err := w.entry(ctx, group, f, e, extra[e.Name]); err != nil {
+		if err := w.entry(ctx, f, e, extra[e.Name]); err != nil {
 			return err
 		}
 	}
@@ -448,7 +451,7 @@ func (w *restorer) fill(ctx context.Context, group *errgroup.Group, f *folder) e
 }
 
 // entry restores one entry of a folder; files are written beside each other.
-func (w *restorer) entry(ctx context.Context, group *errgroup.Group, f *folder, e *snapshot.DirEntry, x extra) error {
+func (w *restorer) entry(ctx context.Context, f *folder, e *snapshot.DirEntry, x extra) error {
 	if err := context.Cause(ctx); err != nil {
 		return err
 	}
@@ -470,11 +473,9 @@ func (w *restorer) entry(ctx context.Context, group *errgroup.Group, f *folder, 
 		if err != nil {
 			return err
 		}
-		return w.release(below, w.fill(ctx, group, below))
+		return w.release(below, w.fill(ctx, below))
 	case snapshot.EntryTypeFile:
-		f.refs.Add(1)
-		group.Go(func() error { return w.release(f, w.file(ctx, f, name, e, x)) })
-		return nil
+		return w.enqueue(ctx, fileJob{folder: f, name: name, entry: e, extra: x})
 	case snapshot.EntryTypeSymlink:
 		return w.symlink(ctx, f, name, e)
 	default:

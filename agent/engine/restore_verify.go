@@ -326,9 +326,9 @@ func (c *comparer) content(ctx context.Context, f *folder, name, where string, e
 		return fmt.Errorf("read %s from the backup: %w", where, err)
 	}
 	defer reader.Close()
-	want, have := buffers.Get().(*[128 << 10]byte), buffers.Get().(*[128 << 10]byte)
-	defer buffers.Put(want)
-	defer buffers.Put(have)
+	want, have := pieceBuffers.Get().(*[pieceBytes]byte), pieceBuffers.Get().(*[pieceBytes]byte)
+	defer pieceBuffers.Put(want)
+	defer pieceBuffers.Put(have)
 	for at := int64(0); ; {
 		if err := context.Cause(ctx); err != nil {
 			return err

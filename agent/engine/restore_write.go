@@ -33,9 +33,10 @@ type link struct {
 }
 
 // file restores a file, or a further name of one that was restored already.
-func (w *restorer) file(ctx context.Context, f *folder, name string, e *snapshot.DirEntry, x extra) error {
+func (w *restorer) file(ctx context.Context, j fileJob) error {
+	f, name, x := j.folder, j.name, j.extra
 	if x.Inode == "" {
-		return w.writeFile(ctx, f, name, e, x)
+		return w.writeFile(ctx, j)
 	}
 	w.mu.Lock()
 	l := w.links[x.Inode]
@@ -48,7 +49,7 @@ func (w *restorer) file(ctx context.Context, f *folder, name string, e *snapshot
 	defer l.mu.Unlock()
 	where := path.Join(f.path, name)
 	if !l.done {
-		if err := w.writeFile(ctx, f, name, e, x); err != nil {
+		if err := w.writeFile(ctx, j); err != nil {
 			return err
 		}
 		l.done, l.path = true, where
@@ -63,7 +64,7 @@ func (w *restorer) file(ctx context.Context, f *folder, name string, e *snapshot
 		if err := w.volume.Link(l.path, path.Join(f.path, temp)); err != nil {
 			// Not every file system has hard links; the content is what counts.
 			w.notKept.add("hard link", where)
-			return w.writeFile(ctx, f, name, e, x)
+			return w.writeFile(ctx, j)
 		}
 		if err := w.place(f, temp, name); err != nil {
 			return err
@@ -78,9 +79,10 @@ func (w *restorer) file(ctx context.Context, f *folder, name string, e *snapshot
 
 // writeFile writes a file beside its place and renames it there when complete, so
 // that nobody sees half of one and a link in its place is replaced, not followed.
-func (w *restorer) writeFile(ctx context.Context, f *folder, name string, e *snapshot.DirEntry, x extra) (err error) {
-	where := path.Join(f.path, name)
-	if w.resume.has(f, name, e) {
+func (w *restorer) writeFile(ctx context.Context, j fileJob) (err error) {
+	f, e := j.folder, j.entry
+	where := path.Join(f.path, j.name)
+	if w.resume.has(f, j.name, e) {
 		w.resumed.Add(1)
 		w.files.Add(1)
 		w.progress.files.Add(1)
@@ -88,11 +90,11 @@ func (w *restorer) writeFile(ctx context.Context, f *folder, name string, e *sna
 		return nil
 	}
 	defer w.bound(e.FileSize)()
-	reader, err := w.rep.OpenObject(ctx, e.ObjectID)
+	content, done, err := w.open(ctx, j)
 	if err != nil {
 		return fmt.Errorf("read %s from the backup: %w", where, err)
 	}
-	defer reader.Close()
+	defer done()
 	temp := w.tempName()
 	out, err := f.create(temp)
 	if err != nil {
@@ -103,11 +105,11 @@ func (w *restorer) writeFile(ctx context.Context, f *folder, name string, e *sna
 			_ = f.root.Remove(temp)
 		}
 	}()
-	err = w.copy(ctx, out, reader, e.FileSize)
+	err = w.copy(ctx, out, content, e.FileSize)
 	if err != nil {
 		err = fmt.Errorf("write /%s: %w", where, err)
 	} else {
-		err = w.fileAttributes(out, where, e, x.Xattrs)
+		err = w.fileAttributes(out, where, e, j.extra.Xattrs)
 	}
 	if closeErr := out.Close(); err == nil && closeErr != nil {
 		err = fmt.Errorf("write /%s: %w", where, closeErr)
@@ -115,7 +117,7 @@ func (w *restorer) writeFile(ctx context.Context, f *folder, name string, e *sna
 	if err != nil {
 		return err
 	}
-	if err := w.place(f, temp, name); err != nil {
+	if err := w.place(f, temp, j.name); err != nil {
 		return err
 	}
 	w.files.Add(1)
@@ -138,6 +140,14 @@ func (f *folder) create(temp string) (*os.File, error) {
 	}
 }
 
+// rename is of one name of the folder to another. As with create, it is what os.Root does.
+func (f *folder) rename(from, to string) error {
+	if err := unix.Renameat(int(f.self.Fd()), from, int(f.self.Fd()), to); err != nil {
+		return &os.LinkError{Op: "renameat", Old: from, New: to, Err: err}
+	}
+	return nil
+}
+
 // bound waits until a file may be read. The others end whatever happens, so it does too.
 func (w *restorer) bound(size int64) (done func()) {
 	if size <= largeFile {
@@ -147,39 +157,29 @@ func (w *restorer) bound(size int64) (done func()) {
 	return func() { <-w.large }
 }
 
-// buffers are of the size in which content is copied.
-var buffers = sync.Pool{New: func() any { return new([128 << 10]byte) }}
-
 // copy writes the content and leaves holes where there are only zeros.
-func (w *restorer) copy(ctx context.Context, out *os.File, in io.Reader, size int64) error {
-	buffer := buffers.Get().(*[128 << 10]byte)
-	defer buffers.Put(buffer)
+func (w *restorer) copy(ctx context.Context, out *os.File, content pieces, size int64) error {
 	var written, end int64 // end: of what is on the volume
-	for {
+	for piece, err := range content {
+		if err != nil {
+			return err
+		}
 		if err := context.Cause(ctx); err != nil {
 			return err
 		}
-		n, readErr := io.ReadFull(in, buffer[:])
-		if err := w.limit.wait(n); err != nil {
+		if err := w.limit.wait(len(piece)); err != nil {
 			return err
 		}
-		if n > 0 {
-			if !allZero(buffer[:n]) {
-				if _, err := out.WriteAt(buffer[:n], written); err != nil {
-					return err
-				}
-				end = written + int64(n)
+		n := int64(len(piece))
+		if !allZero(piece) {
+			if _, err := out.WriteAt(piece, written); err != nil {
+				return err
 			}
-			written += int64(n)
-			w.progress.bytes.Add(int64(n))
-			w.progress.downloaded.Add(int64(n))
+			end = written + n
 		}
-		if readErr == io.EOF || readErr == io.ErrUnexpectedEOF {
-			break
-		}
-		if readErr != nil {
-			return readErr
-		}
+		written += n
+		w.progress.bytes.Add(n)
+		w.progress.downloaded.Add(n)
 	}
 	if written != size {
 		return fmt.Errorf("the backup gave %d bytes of %d", written, size)
@@ -273,7 +273,7 @@ func (w *restorer) specialFile(f *folder, name string, x extra) error {
 
 // place puts what was made as temp in the place of name.
 func (w *restorer) place(f *folder, temp, name string) error {
-	err := f.root.Rename(temp, name)
+	err := f.rename(temp, name)
 	if err == nil {
 		return nil
 	}
@@ -282,7 +282,7 @@ func (w *restorer) place(f *folder, temp, name string) error {
 		if err := f.root.RemoveAll(name); err != nil {
 			return fmt.Errorf("replace directory /%s: %w", path.Join(f.path, name), err)
 		}
-		err = f.root.Rename(temp, name)
+		err = f.rename(temp, name)
 	}
 	if err != nil {
 		return fmt.Errorf("make /%s: %w", path.Join(f.path, name), err)

@@ -228,8 +228,8 @@ func (c *check) read(ctx context.Context, e *snapshot.DirEntry) error {
 		return err
 	}
 	defer reader.Close()
-	buffer := buffers.Get().(*[128 << 10]byte)
-	defer buffers.Put(buffer)
+	buffer := pieceBuffers.Get().(*[pieceBytes]byte)
+	defer pieceBuffers.Put(buffer)
 	var size int64
 	for {
 		if err := context.Cause(ctx); err != nil {
