@@ -56,40 +56,30 @@ func (r *Reader) OpenObject(ctx context.Context, id object.ID) (object.Reader, e
 
 // GetContent reads one content. It waits for a server that is gone, for a while.
 func (r *Reader) GetContent(ctx context.Context, id content.ID) ([]byte, error) {
-	return r.Ask(ctx, id).Await(ctx)
+	return r.Ask(ctx, id)(ctx)
 }
 
-// Ask asks for a content without waiting for it. Contents that are asked for together
-// travel together.
-func (r *Reader) Ask(ctx context.Context, id content.ID) *Answer {
-	a := &Answer{reader: r, id: id}
-	if a.stream, a.err = r.after(ctx, nil); a.err == nil {
-		a.answer, a.err = a.stream.ask(ctx, request{kind: kindRead, id: id})
+// Ask asks for a content without waiting for it: await does, once, and for a server that is
+// gone, for a while. Contents that are asked for together travel together. A content that
+// nobody waits for takes memory until the stream ends.
+func (r *Reader) Ask(ctx context.Context, id content.ID) (await func(context.Context) ([]byte, error)) {
+	var answer <-chan frame
+	q := request{kind: kindRead, id: id}
+	stream, err := r.after(ctx, nil)
+	if err == nil {
+		answer, err = stream.ask(ctx, q)
 	}
-	return a
-}
-
-// Answer is a content that was asked for. Nobody has to wait for it; until the stream
-// ends or somebody does, it takes memory.
-type Answer struct {
-	reader *Reader
-	id     content.ID
-	stream *Stream
-	answer <-chan frame
-	err    error
-}
-
-// Await waits for the content, and for a server that is gone, for a while. It is called once.
-func (a *Answer) Await(ctx context.Context) (data []byte, err error) {
-	if err = a.err; err == nil {
-		data, err = a.stream.await(ctx, a.answer)
-	}
-	for s, breaks := a.stream, 0; errors.As(err, new(*brokenError)) && breaks < mostBreaks; breaks++ {
-		if s, err = a.reader.after(ctx, s); err == nil {
-			data, err = s.call(ctx, request{kind: kindRead, id: a.id})
+	return func(ctx context.Context) (data []byte, _ error) {
+		if err == nil {
+			data, err = stream.await(ctx, answer)
 		}
+		for breaks := 0; errors.As(err, new(*brokenError)) && breaks < mostBreaks; breaks++ {
+			if stream, err = r.after(ctx, stream); err == nil {
+				data, err = stream.call(ctx, q)
+			}
+		}
+		return data, err
 	}
-	return data, err
 }
 
 // Reuse takes back the memory of a content that nobody needs any more.

@@ -106,7 +106,7 @@ func Serve(ctx context.Context, conn net.Conn, rep Repository, p Parameters, lim
 	if err := answerLogin(conn, frame{body: hello}); err != nil {
 		return err
 	}
-	s := &served{conn: conn, rep: rep, limits: limits, requests: make(chan numbered), answers: make(chan frame), cancel: cancel}
+	s := &served{conn: conn, rep: rep, limits: limits, requests: make(chan numbered), answers: make(chan answered), cancel: cancel}
 	var workers, writer sync.WaitGroup
 	defer writer.Wait()
 	defer close(s.answers)
@@ -127,14 +127,21 @@ type served struct {
 	rep      Repository
 	limits   *Limits
 	requests chan numbered
-	answers  chan frame
+	answers  chan answered
 	open     atomic.Int64 // requests that were read and whose answer is not written yet
+	ready    atomic.Int64 // of these, with an answer
 	cancel   context.CancelFunc
 }
 
 type numbered struct {
 	request
 	number uint32
+}
+
+// answered is an answer that is to be written.
+type answered struct {
+	frame
+	to kind
 }
 
 func (s *served) read(ctx context.Context) error {
@@ -183,7 +190,8 @@ func (s *served) work(ctx context.Context) {
 		case s.limits.requests <- struct{}{}:
 			f := s.answer(ctx, q)
 			<-s.limits.requests
-			s.answers <- f
+			s.ready.Add(1)
+			s.answers <- answered{f, q.kind}
 		case <-ctx.Done(): // nobody waits for the answer
 		}
 		s.limits.room.Release(int64(len(q.data)))
@@ -220,18 +228,22 @@ func (s *served) answer(ctx context.Context, q numbered) frame {
 	}
 }
 
-// write writes to the end, whatever happens: workers wait for it. Answers go together: as
-// many as fill the buffer, or when there is nothing left to answer. Who asks for many small
-// contents at once would otherwise pay two system calls for each.
+// write writes to the end, whatever happens: workers wait for it.
+//
+// Contents go together: as many as fill the buffer, or all when there is nothing left to
+// answer. Who asks for many small ones at once would otherwise pay two system calls for
+// each. Other answers are short and let the client go on, so they go at once.
 func (s *served) write() {
 	w := bufio.NewWriterSize(s.conn, 64<<10)
 	var err error
-	for f := range s.answers {
+	for a := range s.answers {
 		if err != nil {
 			continue
 		}
 		_ = s.conn.SetWriteDeadline(time.Now().Add(answerTimeout))
-		if err = writeFrame(w, f); s.open.Add(-1) == 0 && err == nil {
+		err = writeFrame(w, a.frame)
+		ready, open := s.ready.Add(-1), s.open.Add(-1)
+		if err == nil && (open == 0 || a.to != kindRead && ready == 0) {
 			err = w.Flush()
 		}
 		if err != nil {

@@ -30,7 +30,7 @@ const (
 
 // asker is who can be asked for a content ahead; Kopia cannot.
 type asker interface {
-	Ask(context.Context, content.ID) *contents.Answer
+	Ask(context.Context, content.ID) (await func(context.Context) ([]byte, error))
 }
 
 // fileJob is a file that is to be written, by one of several writers.
@@ -39,8 +39,8 @@ type fileJob struct {
 	name   string
 	entry  *snapshot.DirEntry
 	extra  extra
-	asked  *contents.Answer // nil: it was not asked for
-	room   int64            // of askRoom that it takes
+	await  func(context.Context) ([]byte, error) // nil: it was not asked for
+	room   int64                                 // of askRoom that it takes
 }
 
 // writers write the files that the walk finds.
@@ -106,7 +106,7 @@ func (w *restorer) askWaiting(ctx context.Context) error {
 			break
 		}
 		id, _, _ := waiting[i].entry.ObjectID.ContentID()
-		waiting[i].asked = w.ahead.Ask(ctx, id)
+		waiting[i].await = w.ahead.Ask(ctx, id)
 	}
 	for _, j := range waiting {
 		if err == nil {
@@ -150,8 +150,8 @@ type pieces = iter.Seq2[[]byte, error]
 
 // open begins to read a file's content, or takes what was asked for ahead.
 func (w *restorer) open(ctx context.Context, j fileJob) (content pieces, done func(), err error) {
-	if j.asked != nil {
-		data, err := j.asked.Await(ctx)
+	if j.await != nil {
+		data, err := j.await(ctx)
 		return func(yield func([]byte, error) bool) { yield(data, nil) }, func() { contents.Reuse(data) }, err
 	}
 	reader, err := w.rep.OpenObject(ctx, j.entry.ObjectID)

@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"maps"
 	"math"
@@ -48,6 +49,19 @@ func (s *stored) OpenObject(_ context.Context, id object.ID) (object.Reader, err
 		return nil, object.ErrObjectNotFound
 	}
 	return &storedReader{bytes.NewReader(raw)}, nil
+}
+
+// askable is a repository that can be asked for contents ahead.
+type askable struct{ *stored }
+
+func (s askable) Ask(_ context.Context, id content.ID) func(context.Context) ([]byte, error) {
+	return func(ctx context.Context) ([]byte, error) {
+		r, err := s.OpenObject(ctx, object.DirectObjectID(id))
+		if err != nil {
+			return nil, err
+		}
+		return io.ReadAll(r)
+	}
 }
 
 func (s *stored) PrefetchObjects(context.Context, []object.ID, string) ([]content.ID, error) {
@@ -112,9 +126,20 @@ func (a *arena) outside(t *testing.T) map[string]string {
 	return found
 }
 
-// restore restores the object 1 into the target, and says so if that does not end
-// or touches anything else.
+// restore restores the object 1 into the target, from each kind of server, and says so
+// if one does not end, touches anything else or ends otherwise than the other.
 func (a *arena) restore(t *testing.T, s *stored, r api.RestoreRequest) error {
+	t.Helper()
+	plain := a.restoreFrom(t, s, s, r)
+	s.opens.Store(0)
+	asked := a.restoreFrom(t, s, askable{s}, r)
+	if (plain == nil) != (asked == nil) {
+		t.Errorf("through Kopia it ends with %v, through a stream of contents with %v", plain, asked)
+	}
+	return asked
+}
+
+func (a *arena) restoreFrom(t *testing.T, s *stored, from objects, r api.RestoreRequest) error {
 	t.Helper()
 	before := a.outside(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
@@ -122,7 +147,7 @@ func (a *arena) restore(t *testing.T, s *stored, r api.RestoreRequest) error {
 	r.RootObject, r.Volume, r.Path = storedID(1), "data", "/target"
 	ended := make(chan error, 1)
 	go func() {
-		result, err := restoreVolume(ctx, &connection{rep: s, objects: s}, api.StartRequest{Kind: api.KindRestore, Restore: &r},
+		result, err := restoreVolume(ctx, &connection{rep: s, objects: from}, api.StartRequest{Kind: api.KindRestore, Restore: &r},
 			Env{VolumesDir: filepath.Join(a.base, "volumes"), Now: time.Now}, newProgress(time.Now, func(api.Progress) {}), newThrottle(ctx, 0))
 		if err == nil {
 			a.told = strings.Join(result.Restore.NotKept, "; ")
