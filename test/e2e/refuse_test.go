@@ -47,8 +47,13 @@ var filesBlueprint = &crv1alpha1.Blueprint{
 
 // files runs one of its actions.
 func files(ctx context.Context, action, namespace, profile string, options map[string]string, parent *crv1alpha1.ActionSet) (*crv1alpha1.ActionSet, error) {
+	return runOn(ctx, filesBlueprint.Name, action, namespace, profile, options, parent)
+}
+
+// runOn runs an action of a Blueprint on a namespace.
+func runOn(ctx context.Context, blueprint, action, namespace, profile string, options map[string]string, parent *crv1alpha1.ActionSet) (*crv1alpha1.ActionSet, error) {
 	spec := crv1alpha1.ActionSpec{
-		Name: action, Blueprint: filesBlueprint.Name, Options: options,
+		Name: action, Blueprint: blueprint, Options: options,
 		Object:  crv1alpha1.ObjectReference{Kind: "namespace", Namespace: namespace, Name: namespace},
 		Profile: &crv1alpha1.ObjectReference{Namespace: names.ControlPlaneNamespace, Name: profile},
 	}
