@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -139,6 +140,8 @@ func Run(ctx context.Context, o Options) error {
 	go func() { ended <- own.Serve(loopback) }()
 	ready.Store(true)
 	o.Log.Info("repository server serves", "repository", o.Config.RepositoryID, "listen", o.Listen)
+	// What it took to make keys of passwords, slowly on purpose, is most of the memory so far.
+	debug.FreeOSMemory()
 
 	select {
 	case <-ctx.Done():

@@ -22,9 +22,10 @@ import (
 
 // store is a repository of contents that say which they are.
 type store struct {
-	asked chan struct{} // gets one for each read, if it is there
-	hold  chan struct{} // reads wait for it, if it is there
-	full  error         // that nothing can be written
+	known map[content.ID][]byte // what else there is
+	asked chan struct{}         // gets one for each read, if it is there
+	hold  chan struct{}         // reads wait for it, if it is there
+	full  error                 // that nothing can be written
 
 	mu               sync.Mutex // protects the following
 	written, flushed int        // bytes
@@ -65,6 +66,9 @@ func (s *store) GetContent(ctx context.Context, id content.ID) ([]byte, error) {
 		return nil, content.ErrContentNotFound
 	case idOf(unlucky):
 		return nil, errors.New("the blob is not there")
+	}
+	if data, ok := s.known[id]; ok {
+		return data, nil
 	}
 	return contentOf(id), nil
 }
@@ -247,6 +251,53 @@ func TestContentsBrokenStream(t *testing.T) {
 	})
 	if v.ends.Load() == 0 {
 		t.Error("no stream was cut")
+	}
+}
+
+// An object of many contents is read in order, also while its stream breaks; the buffers
+// that are used again hold nothing of an earlier piece.
+func TestContentsPieces(t *testing.T) {
+	index := []byte(`{"stream":"kopia:indirect","entries":[`)
+	var want []byte
+	for i := range 40 {
+		id := idOf(1000 + i*5) // some are large
+		index = fmt.Appendf(index, `{"s":%d,"l":%d,"o":"%s"},`, len(want), len(contentOf(id)), id)
+		want = append(want, contentOf(id)...)
+	}
+	index = append(bytes.TrimSuffix(index, []byte(",")), "]}"...)
+	const list = "xaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
+	listed, err := content.ParseID(list)
+	must(t, err)
+	v := serve(t, &store{known: map[content.ID][]byte{listed: index}})
+	r := v.reader(t)
+	read := func(of string) (got []byte, err error) {
+		id, err := object.ParseID(of)
+		must(t, err)
+		pieces := 0
+		for piece, err := range r.Pieces(t.Context(), id) {
+			if err != nil {
+				return got, err
+			}
+			got = append(got, piece...)
+			if pieces++; pieces%15 == 0 {
+				v.cut()
+			}
+		}
+		return got, nil
+	}
+	for range 2 {
+		if got, err := read("I" + list); err != nil || !bytes.Equal(got, want) {
+			t.Errorf("an object of many: %d bytes of %d, %v", len(got), len(want), err)
+		}
+	}
+	if got, err := read(idOf(1015).String()); err != nil || !bytes.Equal(got, contentOf(idOf(1015))) {
+		t.Errorf("an object of one: %d bytes, %v", len(got), err)
+	}
+	if _, err := read(idOf(missing).String()); !errors.Is(err, content.ErrContentNotFound) {
+		t.Errorf("an object that is not there: %v", err)
+	}
+	if _, err := read("I" + idOf(1).String()); err == nil {
+		t.Error("an object whose list is none was read")
 	}
 }
 

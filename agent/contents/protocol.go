@@ -20,7 +20,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"slices"
 	"time"
 
 	"github.com/kopia/kopia/repo/compression"
@@ -138,7 +137,7 @@ func readFrame(r *bufio.Reader) (frame, error) {
 	if length == 0 {
 		return f, nil
 	}
-	f.body = slices.Grow(bodies.get(), int(length))[:length]
+	f.body = bodies.get(int(length))
 	_, err := io.ReadFull(r, f.body)
 	return f, err
 }

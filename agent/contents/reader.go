@@ -5,6 +5,9 @@ package contents
 import (
 	"context"
 	"errors"
+	"fmt"
+	"io"
+	"iter"
 	"net"
 	"sync"
 	"time"
@@ -79,6 +82,51 @@ func (r *Reader) Ask(ctx context.Context, id content.ID) (await func(context.Con
 			}
 		}
 		return data, err
+	}
+}
+
+// Pieces reads an object in order, and asks for what comes next meanwhile. A piece is valid
+// until the next one.
+func (r *Reader) Pieces(ctx context.Context, id object.ID) iter.Seq2[[]byte, error] {
+	return func(yield func([]byte, error) bool) {
+		parts := []object.IndirectObjectEntry{{Object: id}}
+		if index, indirect := id.IndexObjectID(); indirect {
+			var err error
+			if parts, err = object.LoadIndexObject(ctx, r, index); err != nil {
+				yield(nil, fmt.Errorf("read the list of an object's contents: %w", err))
+				return
+			}
+		}
+		var await, next func(context.Context) ([]byte, error)
+		for i := range parts {
+			if await = next; i == 0 {
+				await = r.askPart(ctx, parts[i].Object)
+			}
+			if i+1 < len(parts) {
+				next = r.askPart(ctx, parts[i+1].Object)
+			}
+			data, err := await(ctx)
+			if !yield(data, err) || err != nil {
+				return
+			}
+			Reuse(data)
+		}
+	}
+}
+
+// askPart asks for a part of an object, which is one content; others come only from
+// repositories that Kopia made long ago, and Kopia reads them.
+func (r *Reader) askPart(ctx context.Context, id object.ID) (await func(context.Context) ([]byte, error)) {
+	if part, compressed, ok := id.ContentID(); ok && !compressed {
+		return r.Ask(ctx, part)
+	}
+	return func(ctx context.Context) ([]byte, error) {
+		o, err := r.OpenObject(ctx, id)
+		if err != nil {
+			return nil, err
+		}
+		defer o.Close()
+		return io.ReadAll(o)
 	}
 }
 

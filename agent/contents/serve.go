@@ -171,8 +171,7 @@ func (s *served) body(ctx context.Context, r *bufio.Reader, length int) ([]byte,
 	if err := s.limits.room.Acquire(ctx, int64(length)); err != nil {
 		return nil, err
 	}
-	data := bodies.get()
-	data = slices.Grow(data, length)[:length]
+	data := bodies.get(length)
 	if r.Buffered() < length {
 		_ = s.conn.SetReadDeadline(time.Now().Add(bodyTimeout))
 		defer func() { _ = s.conn.SetReadDeadline(time.Time{}) }()

@@ -135,7 +135,7 @@ func (w *contentWriter[B]) WriteContent(ctx context.Context, data B, prefix cont
 		w.window.Release(weight)
 		return id, err
 	}
-	body := data.AppendToSlice(bodies.get())
+	body := data.AppendToSlice(bodies.get(data.Length())[:0])
 	answer, err := w.stream.ask(ctx, request{kind: kindWrite, prefix: prefix, compression: comp, data: body})
 	if err != nil {
 		done(err)
@@ -234,25 +234,4 @@ func (w *contentWriter[B]) GetContent(ctx context.Context, id content.ID) ([]byt
 // PrefetchContents is Kopia's hint to fill a cache; there is none.
 func (w *contentWriter[B]) PrefetchContents(context.Context, []content.ID, string) []content.ID {
 	return nil
-}
-
-// bodies are buffers of small contents, used again: there are thousands of these.
-var bodies bodyPool
-
-type bodyPool struct{ pool sync.Pool }
-
-// pooled is the largest capacity that is kept.
-const pooled = 256 << 10
-
-func (p *bodyPool) get() []byte {
-	if b, ok := p.pool.Get().(*[]byte); ok {
-		return (*b)[:0]
-	}
-	return nil
-}
-
-func (p *bodyPool) put(b []byte) {
-	if cap(b) > 0 && cap(b) <= pooled {
-		p.pool.Put(&b)
-	}
 }

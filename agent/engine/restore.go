@@ -33,9 +33,12 @@ const pathMax = 4096
 const (
 	// defaultParallel files are written at once: small files wait for the server, not for the disk.
 	defaultParallel = 32
-	// Of large ones fewer: each has pieces of Kopia's, of some MiB, in memory.
-	largeFile     = 1 << 20
-	parallelLarge = 4
+	// Of large ones fewer: each has pieces of some MiB in memory. Kopia reads a piece of a
+	// file when the last one is written; where the next one is asked for meanwhile, half as
+	// many files keep both ends as busy.
+	largeFile          = 1 << 20
+	parallelLarge      = 4
+	parallelLargeAhead = 2
 )
 
 // restoreVolume writes the tree below a root object. It walks the tree itself
@@ -75,6 +78,9 @@ func restoreVolume(ctx context.Context, conn *connection, req api.StartRequest, 
 	w := &restorer{
 		rep: conn.objects, volume: volume, progress: p, limit: limit, deleteExtra: r.DeleteExtra,
 		token: rand.Text(), large: make(chan struct{}, parallelLarge), links: map[string]*link{},
+	}
+	if ahead, ok := conn.objects.(asker); ok {
+		w.ahead, w.large = ahead, make(chan struct{}, parallelLargeAhead)
 	}
 	if w.parallel = r.Parallel; w.parallel <= 0 {
 		w.parallel = defaultParallel

@@ -9,6 +9,7 @@ import (
 	"sync"
 
 	"github.com/kopia/kopia/repo/content"
+	"github.com/kopia/kopia/repo/object"
 	"github.com/kopia/kopia/snapshot"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sync/semaphore"
@@ -28,9 +29,10 @@ const (
 	askRoom = 4 << 20
 )
 
-// asker is who can be asked for a content ahead; Kopia cannot.
+// asker is who can be asked for contents ahead; Kopia cannot.
 type asker interface {
 	Ask(context.Context, content.ID) (await func(context.Context) ([]byte, error))
+	Pieces(context.Context, object.ID) pieces
 }
 
 // fileJob is a file that is to be written, by one of several writers.
@@ -53,8 +55,7 @@ type writers struct {
 
 // start lets writers write until finish or the first failure.
 func (w *restorer) start(ctx context.Context, group *errgroup.Group) {
-	ahead, _ := w.rep.(asker)
-	w.writers = writers{jobs: make(chan fileJob), ahead: ahead, room: semaphore.NewWeighted(askRoom)}
+	w.jobs, w.room = make(chan fileJob), semaphore.NewWeighted(askRoom)
 	for range w.parallel {
 		group.Go(func() error {
 			for j := range w.jobs {
@@ -145,7 +146,7 @@ const pieceBytes = 128 << 10
 
 var pieceBuffers = sync.Pool{New: func() any { return new([pieceBytes]byte) }}
 
-// pieces of a file's content, in order. Each is valid until the next.
+// pieces of a file's content, in order, of any size. Each is valid until the next.
 type pieces = iter.Seq2[[]byte, error]
 
 // open begins to read a file's content, or takes what was asked for ahead.
@@ -153,6 +154,9 @@ func (w *restorer) open(ctx context.Context, j fileJob) (content pieces, done fu
 	if j.await != nil {
 		data, err := j.await(ctx)
 		return func(yield func([]byte, error) bool) { yield(data, nil) }, func() { contents.Reuse(data) }, err
+	}
+	if w.ahead != nil {
+		return w.ahead.Pieces(ctx, j.entry.ObjectID), func() {}, nil
 	}
 	reader, err := w.rep.OpenObject(ctx, j.entry.ObjectID)
 	if err != nil {

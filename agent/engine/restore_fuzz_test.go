@@ -64,6 +64,17 @@ func (s askable) Ask(_ context.Context, id content.ID) func(context.Context) ([]
 	}
 }
 
+func (s askable) Pieces(ctx context.Context, id object.ID) pieces {
+	return func(yield func([]byte, error) bool) {
+		r, err := s.OpenObject(ctx, id)
+		if err != nil {
+			yield(nil, err)
+			return
+		}
+		piecesOf(r)(yield)
+	}
+}
+
 func (s *stored) PrefetchObjects(context.Context, []object.ID, string) ([]content.ID, error) {
 	return nil, nil
 }

@@ -162,24 +162,17 @@ func (w *restorer) copy(ctx context.Context, out *os.File, content pieces, size 
 	var written, end int64 // end: of what is on the volume
 	for piece, err := range content {
 		if err != nil {
-			return err
+			return fmt.Errorf("read from the backup: %w", err)
 		}
-		if err := context.Cause(ctx); err != nil {
-			return err
-		}
-		if err := w.limit.wait(len(piece)); err != nil {
-			return err
-		}
-		n := int64(len(piece))
-		if !allZero(piece) {
-			if _, err := out.WriteAt(piece, written); err != nil {
+		for len(piece) > 0 {
+			// Holes have the same borders however the content was cut into pieces.
+			n := min(int64(len(piece)), pieceBytes-written%pieceBytes)
+			if err := w.put(ctx, out, piece[:n], written, &end); err != nil {
 				return err
 			}
-			end = written + n
+			written += n
+			piece = piece[n:]
 		}
-		written += n
-		w.progress.bytes.Add(n)
-		w.progress.downloaded.Add(n)
 	}
 	if written != size {
 		return fmt.Errorf("the backup gave %d bytes of %d", written, size)
@@ -188,6 +181,24 @@ func (w *restorer) copy(ctx context.Context, out *os.File, content pieces, size 
 		return nil
 	}
 	return out.Truncate(size) // a hole at its end
+}
+
+func (w *restorer) put(ctx context.Context, out *os.File, data []byte, at int64, end *int64) error {
+	if err := context.Cause(ctx); err != nil {
+		return err
+	}
+	if err := w.limit.wait(len(data)); err != nil {
+		return err
+	}
+	if !allZero(data) {
+		if _, err := out.WriteAt(data, at); err != nil {
+			return err
+		}
+		*end = at + int64(len(data))
+	}
+	w.progress.bytes.Add(int64(len(data)))
+	w.progress.downloaded.Add(int64(len(data)))
+	return nil
 }
 
 func allZero(b []byte) bool {
