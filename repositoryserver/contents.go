@@ -28,12 +28,20 @@ type streams struct {
 	kopia  *kopiaServer
 	rep    repo.DirectRepository
 	limits *contents.Limits
+	large  chan struct{} // of the large contents that are read
 	log    *slog.Logger
 }
 
+const (
+	// largeContent is one of which few are read at once: Kopia has each several times in
+	// memory, as it was stored, decrypted and copied.
+	largeContent  = 1 << 20
+	parallelLarge = 2
+)
+
 func newStreams(f *front, k *kopiaServer, rep repo.DirectRepository, log *slog.Logger) *streams {
 	// As many requests under way as Kopia allows.
-	return &streams{front: f, kopia: k, rep: rep, limits: contents.NewLimits(maxConcurrency), log: log}
+	return &streams{front: f, kopia: k, rep: rep, limits: contents.NewLimits(maxConcurrency), large: make(chan struct{}, parallelLarge), log: log}
 }
 
 // serve is for http.Server.TLSNextProto: the handshake has chosen the protocol. A
@@ -59,7 +67,7 @@ func (s *streams) serve(_ *http.Server, conn *tls.Conn, _ http.Handler) {
 		s.refuse(conn, err)
 		return
 	}
-	one := &stream{rep: s.rep, kopia: s.kopia}
+	one := &stream{rep: s.rep, kopia: s.kopia, large: s.large}
 	defer one.close()
 	f := s.rep.ContentReader().ContentFormat()
 	err = contents.Serve(session.ctx, conn, one, contents.Parameters{
@@ -99,6 +107,7 @@ func (s *streams) refuse(conn *tls.Conn, why error) {
 type stream struct {
 	rep   repo.DirectRepository
 	kopia *kopiaServer
+	large chan struct{}
 
 	mu     sync.Mutex // protects the following
 	writer repo.DirectRepositoryWriter
@@ -116,7 +125,20 @@ func (s *stream) reader() content.Reader {
 }
 
 func (s *stream) GetContent(ctx context.Context, id content.ID) ([]byte, error) {
-	return s.reader().GetContent(ctx, id)
+	r := s.reader()
+	info, err := r.ContentInfo(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	if info.OriginalLength >= largeContent {
+		select {
+		case s.large <- struct{}{}:
+			defer func() { <-s.large }()
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+	}
+	return r.GetContent(ctx, id)
 }
 
 func (s *stream) HasContent(ctx context.Context, id content.ID) error {

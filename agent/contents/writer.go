@@ -19,7 +19,7 @@ import (
 
 const (
 	// window bounds the bytes that are on their way to the server.
-	window = 4 << 20
+	window = 8 << 20
 	// askFirst is the size from which it is worth asking whether a content is there
 	// already; Kopia's client does the same from 50,000 bytes.
 	askFirst = 50_000

@@ -237,7 +237,9 @@ func StartLockingS3(t testing.TB) *S3 {
 func newS3(t testing.TB) *S3 {
 	t.Helper()
 	// Object metadata are extended attributes, which the usual temporary folder may not have.
-	dir, err := os.MkdirTemp(filepath.Join(Root(t), "build"), "s3-")
+	buckets := filepath.Join(Root(t), "build", "s3") // may be a file system of its own
+	must(t, os.MkdirAll(buckets, 0o755))
+	dir, err := os.MkdirTemp(buckets, "")
 	must(t, err)
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	return &S3{
