@@ -17,7 +17,8 @@ func testFunctions() *function.Registry {
 }
 
 // The verdicts are those that the real `kanctl validate blueprint` gave for
-// Blueprints of these shapes, or follow from its code. "" is accepted.
+// Blueprints of these shapes, or follow from its code. "" is accepted. Where a shape
+// was found in a public repository, its name stands beside it.
 func TestValidate(t *testing.T) {
 	for name, c := range map[string]struct{ actions, want string }{
 		"one phase": {`
@@ -49,6 +50,76 @@ backup:
   phases:
   - {func: KubeTask, name: a, args: {image: i, command: [a], podOverride: {containers: [{name: container}]}, podLabels: {team: db}, podAnnotations: {a/b: c}}}
 `, ""},
+		// kastendevhub/enterprise-blueprint cpd/cpd-bp.yaml: it refers to another phase.
+		"a deferPhase with a pod of its own": {`
+backup:
+  deferPhase:
+    func: KubeTask
+    name: cleanup
+    objects: {vars: {kind: Secret, name: vars, namespace: "{{ .Object.metadata.namespace }}"}}
+    args: {image: i, command: ["{{ .Phases.dump.Secrets.vars.Data }}"]}
+  phases:
+  - {func: KubeTask, name: dump, args: {image: i, command: [a], podOverride: {volumes: [{name: v, ephemeral: {}}], containers: [{name: container, volumeMounts: [{name: v, mountPath: /tmp}]}]}}}
+`, ""},
+		// fabiomarinetti/kanister-demo blueprints/blueprint.yaml
+		"yes, and a template for a key": {`
+restore:
+  phases:
+  - {func: PrepareData, name: bring, args: {namespace: n1, image: i, command: [a], volumes: {"{{ .ArtifactsIn.context.KeyValue.pvc }}": /mnt}}}
+  - {func: ScaleWorkload, name: start, args: {namespace: n1, name: a, kind: "{{ lower .Object.kind }}", replicas: 1, waitForReady: yes}}
+`, ""},
+		// kanisterio/kanister examples/migrate-pvc, examples/cassandra and kanisterio/blueprints time-log
+		"the data functions": {`
+backup:
+  phases:
+  - {func: BackupData, name: a, args: {namespace: n1, pod: p, container: c, includePath: /d, backupArtifactPrefix: x}}
+  - {func: BackupDataAll, name: b, args: {namespace: n1, pods: p q, container: c, includePath: /d, backupArtifactPrefix: x}}
+  - {func: CopyVolumeData, name: c, args: {namespace: n1, volume: v, dataArtifactPrefix: x}}
+restore:
+  phases:
+  - {func: RestoreData, name: d, args: {namespace: n1, image: i, pod: p, backupArtifactPrefix: x, backupTag: t}}
+  - {func: RestoreDataAll, name: e, args: {namespace: n1, image: i, backupArtifactPrefix: x, pods: p q, restorePath: /, backupInfo: x}}
+delete:
+  phases:
+  - {func: DeleteDataAll, name: f, args: {namespace: n1, backupArtifactPrefix: x, backupInfo: x, reclaimSpace: true}}
+  - {func: LocationDelete, name: g, args: {artifact: x}}
+`, ""},
+		// michaelcourcy/kasten-mongodb-percona psmdb-bp.yaml and kanisterio/blueprints crunchy-pgo
+		"objects and conditions": {`
+backup:
+  phases:
+  - {func: KubeOps, name: a, args: {operation: create, namespace: n1, spec: "kind: A\n---\nkind: B"}}
+  - func: Wait
+    name: b
+    args: {timeout: 360s, conditions: {anyOf: [{condition: '{{ if eq "{ $.status.state }" "ready" }}true{{ end }}', objectReference: {apiVersion: v1, group: g, resource: r, name: x, namespace: n1}}]}}
+  - func: WaitV2
+    name: c
+    args: {timeout: 45m, conditions: {anyOf: [{condition: '{{ if .status.done }}true{{ end }}', objectReference: {apiVersion: v1, resource: r, name: x, namespace: n1}}]}}
+  - {func: KubeOps, name: d, args: {operation: delete, objectReference: {group: g, resource: r, name: x}}}
+`, ""},
+		// A guide for Kasten and a page about Vault: what no pod spec has is not looked at.
+		"a podOverride of a pod instead of its spec": {"backup: {phases: [{func: KubeTask, name: a, args: {image: i, command: [a], podOverride: {spec: {serviceAccountName: s}}}}]}", ""},
+		"a template that does not parse":             {"backup: {phases: [{func: KubeTask, name: a, args: {image: i, command: ['{{ .Broken']}}]}", ""},
+		// kanisterio/kanister examples/stable/cassandra of 0.50
+		"KubeExecAll's argument for KubeExec": {"backup: {phases: [{func: KubeExec, name: a, args: {namespace: n1, pod: p, containers: c, command: [a]}}]}",
+			"Failed to validate phase a in action backup: argument containers is not supported"},
+		// A guide for Kasten
+		"arguments that KubeOps never had": {`
+backup:
+  phases: [{func: KubeOps, name: create, args: {namespace: n1, resource: {apiVersion: v1}, spec: {kind: Pod}}}]
+  deferPhase: {func: KubeOps, name: clean, args: {namespace: n1, op: delete, resource: {apiVersion: v1}}}
+`, "Failed to validate phase clean in action backup: argument op is not supported"},
+		// michaelcourcy/elasticsearch-kasten, kanisterio/kanister examples/aws-rds/postgresql/rds-postgres-blueprint.yaml
+		"one setup for two actions": {`
+backup: {phases: [{func: KubeTask, name: setup, args: {image: i, command: [a]}}, {func: KubeTask, name: save, args: {image: i, command: [a]}}]}
+restore: {phases: [{func: KubeTask, name: setup, args: {image: i, command: [a]}}, {func: KubeTask, name: bring, args: {image: i, command: [a]}}]}
+`, "Failed to validate: Duplicated phase name is not allowed. Violating phase 'setup'"},
+		// kanisterio/kanister examples/csi-snapshot
+		"a function of CSI snapshots": {"delete: {phases: [{func: DeleteCSISnapshot, name: a, args: {name: x, namespace: n1}}]}",
+			"Requested function {DeleteCSISnapshot} has not been registered: it is one of Kanister's that are not here: run this Blueprint with a stock Kanister"},
+		// What Kanister had before CheckRepository
+		"a function that is gone": {"check: {phases: [{func: DescribeBackups, name: a, args: {backupArtifactPrefix: x}}]}",
+			"Requested function {DescribeBackups} has not been registered: it is one of Kanister's that are not here: use CheckRepository"},
 		"one unnamed phase":    {"backup: {phases: [{func: KubeTask, args: {image: i, command: [a]}}]}", ""},
 		"no actions":           {"{}", ""},
 		"an action of nothing": {"backup: {}", ""},
@@ -71,7 +142,7 @@ backup:
 		"a function that is newer": {`
 backup: {phases: [{func: PrepareData, name: a, args: {namespace: n, image: i, command: [a]}}, {func: WaitForEphemeralSnapshot, name: b, args: {namespace: n}}]}
 restore: {phases: [{func: KubeTask, name: c, args: {image: i, command: [a], snapshotVolumes: {s: {mountPath: /r}}}}]}
-`, "Failed to validate action backup: Requested function {WaitForEphemeralSnapshot} has not been registered"},
+`, "Failed to validate action backup: Requested function {WaitForEphemeralSnapshot} has not been registered: it is one of Kanister's that are not here: run this Blueprint with a stock Kanister"},
 		"an argument that is newer": {"restore: {phases: [{func: KubeTask, name: c, args: {image: i, command: [a], snapshotVolumes: {s: {mountPath: /r}}}}]}",
 			"Failed to validate phase c in action restore: argument snapshotVolumes is not supported"},
 		"a function is missed before a name is found twice": {`

@@ -26,6 +26,56 @@ actions:
   backup: {phases: [{func: CreateRDSSnapshot, name: a, args: {instanceID: x}}]}
 `
 	noBlueprint = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: c}\n"
+	// kanisterio/kanister examples/helm: a chart puts the rest in front.
+	fragment = `actions:
+  backup: {type: StatefulSet, phases: [{func: KubeTask, name: a, args: {image: i, command: [a]}}]}
+`
+	// What YAML takes for numbers and booleans are texts, as for kanctl.
+	numbers = `apiVersion: cr.kanister.io/v1alpha1
+kind: Blueprint
+metadata: {name: numbers, labels: {version: 15}}
+actions:
+  backup:
+    outputArtifacts: {dump: {keyValue: {keep: 7, all: yes}}}
+    phases: [{func: KubeTask, name: 01, objects: {s: {kind: Secret, name: on, namespace: n}}, args: {image: i, command: [a]}}]
+`
+	// kubevirt-kanister-bp of jdtate101: as the API server gives it back.
+	exported = `actions:
+  backupPrehook: {kind: "", name: "", phases: [{args: {command: [a], image: i}, func: KubeTask, name: lock, objects: {s: {apiVersion: "", group: "", kind: Secret, name: s, namespace: n1, resource: ""}}}]}
+apiVersion: cr.kanister.io/v1alpha1
+kind: Blueprint
+metadata: {name: exported, creationTimestamp: null, resourceVersion: "7"}
+`
+	// hopkdj/openswap-guide: an object reference that is a text.
+	textForObject = `apiVersion: cr.kanister.io/v1alpha1
+kind: Blueprint
+metadata: {name: wrong}
+actions:
+  backup: {objects: [statefulset], phases: [{func: KubeExec, name: dump, objects: {db: "{{ .StatefulSet.Name }}"}, args: {namespace: n1, pod: p, command: [a]}}]}
+`
+	// kanisterio/kanister examples/helm, templates
+	template = `apiVersion: cr.kanister.io/v1alpha1
+kind: Blueprint
+metadata:
+  name: {{ template "mysql.fullname" . }}-blueprint
+  namespace: {{ .Values.controller }}
+`
+	// Crossplane, windsor and others have kinds of this name.
+	foreign = `apiVersion: factory.crossplane.io/v1alpha1
+kind: Blueprint
+metadata: {name: test}
+actions: [a]
+---
+apiVersion: v1alpha1
+kind: Blueprint
+metadata: {name: windsor}
+---
+actions: [no, map]
+---
+actions: {no: phases}
+---
+- a list
+`
 )
 
 func TestValidateCommand(t *testing.T) {
@@ -45,6 +95,23 @@ func TestValidateCommand(t *testing.T) {
 	other := write("other/c.yaml", noBlueprint)
 	broken := write("broken/b.yaml", "a: [")
 	write("bad-notes.txt", "a: [")
+	found := filepath.Dir(write("found/1-fragment.yaml", fragment))
+	write("found/2-numbers.yaml", numbers)
+	write("found/3-exported.yml", exported)
+	write("found/4-foreign.yaml", foreign)
+	write("found/5-json.json", `{"apiVersion": "cr.kanister.io/v1alpha1", "kind": "Blueprint", "metadata": {"generateName": "made-"}, "actions": {}}`)
+	wrong := filepath.Dir(write("wrong/1-text.yaml", goodBlueprint+"---\n"+textForObject))
+	write("wrong/2-template.yaml", template)
+	write("wrong/3-good.yaml", goodBlueprint)
+	alone := filepath.Dir(write("foreign/foreign.yaml", foreign))
+	// A mounted ConfigMap is links, and so are examples of Kanister.
+	linked := filepath.Dir(write("linked/..data-1/b.yaml", goodBlueprint))
+	for link, target := range map[string]string{"a.yaml": good, "b.yaml": "..data-1/b.yaml", "c.yaml": filepath.Join(dir, "good")} {
+		if err := os.Symlink(target, filepath.Join(filepath.Dir(linked), link)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	linked = filepath.Dir(linked)
 	for name, c := range map[string]struct {
 		args   string
 		output []string
@@ -55,10 +122,21 @@ func TestValidateCommand(t *testing.T) {
 		"several":         {"blueprint -f " + good + " -f " + bad, []string{"good.yaml: blueprint good: valid"}, "1 of 3 refused"},
 		"a directory":     {"blueprint -f " + filepath.Join(dir, "good"), []string{"good.yaml: blueprint good: valid"}, ""},
 		"nothing of ours": {"blueprint -f " + other, nil, "no Blueprint in"},
-		"broken":          {"blueprint -f " + broken, nil, "broken/b.yaml"},
-		"not there":       {"blueprint -f " + dir + "/lost", nil, "no such file"},
-		"no file":         {"blueprint", nil, "-f is required"},
-		"something else":  {"profile", nil, "validate what?"},
+		"broken":          {"blueprint -f " + broken, []string{"b.yaml: refused: error converting YAML to JSON: yaml: "}, "1 of 1 refused"},
+		"found": {"blueprint -f " + found, []string{
+			"1-fragment.yaml: blueprint without a name: valid\n", "2-numbers.yaml: blueprint numbers: valid\n",
+			"3-exported.yml: blueprint exported: valid\n", "5-json.json: blueprint made-: valid\n",
+		}, ""},
+		"what cannot be read does not hide the others": {"blueprint -f " + wrong, []string{
+			"1-text.yaml: blueprint good: valid\n", "1-text.yaml: refused: error unmarshaling JSON: ", "cannot unmarshal string into Go struct field",
+			"2-template.yaml: refused: error converting YAML to JSON: ", "it is a chart's template: validate what `helm template` makes of it",
+			"3-good.yaml: blueprint good: valid\n",
+		}, "2 of 4 refused"},
+		"of others":      {"blueprint -f " + alone, nil, "no Blueprint in"},
+		"links":          {"blueprint -f " + linked + " -f " + bad, []string{"a.yaml: blueprint good: valid\n", "b.yaml: blueprint good: valid\n"}, "1 of 4 refused"},
+		"not there":      {"blueprint -f " + dir + "/lost", nil, "no such file"},
+		"no file":        {"blueprint", nil, "-f is required"},
+		"something else": {"profile", nil, "validate what?"},
 	} {
 		var out bytes.Buffer
 		err := command(append([]string{"validate"}, strings.Fields(c.args)...), &out, nil)

@@ -8,7 +8,8 @@ func elsewhere(name string) string {
 	switch name {
 	case "CreateCSISnapshot", "CreateCSISnapshotStatic", "RestoreCSISnapshot", "DeleteCSISnapshot", "DeleteCSISnapshotContent",
 		"CreateRDSSnapshot", "ExportRDSSnapshotToLocation", "RestoreRDSSnapshot", "DeleteRDSSnapshot",
-		"CreateVolumeSnapshot", "WaitForSnapshotCompletion", "CreateVolumeFromSnapshot", "DeleteVolumeSnapshot":
+		"CreateVolumeSnapshot", "WaitForSnapshotCompletion", "CreateVolumeFromSnapshot", "DeleteVolumeSnapshot",
+		"WaitForEphemeralSnapshot":
 		return "run this Blueprint with a stock Kanister"
 	case "BackupDataUsingKopiaServer":
 		return "use BackupData"
@@ -16,6 +17,8 @@ func elsewhere(name string) string {
 		return "use RestoreData"
 	case "DeleteDataUsingKopiaServer":
 		return "use DeleteData"
+	case "DescribeBackups": // what Kanister had before CheckRepository
+		return "use CheckRepository"
 	}
 	return ""
 }
