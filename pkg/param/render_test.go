@@ -53,9 +53,58 @@ func TestRender(t *testing.T) {
 	}
 }
 
+// TestRenderFound has the constructs of Blueprints that people have published, each
+// with where it was seen.
+func TestRenderFound(t *testing.T) {
+	p := testParams()
+	p.Time = "2026-11-25T16:05:06.123456789Z"
+	p.Object = map[string]any{
+		"kind":     "StatefulSet",
+		"metadata": map[string]any{"name": "db", "namespace": "shop", "labels": map[string]any{"app.kubernetes.io/instance": "shop-db"}},
+		"spec":     map[string]any{"nodeSets": []any{map[string]any{"name": "hot", "count": int64(3)}}},
+		"data":     map[string]any{"endpoints": "aHR0cHM6Ly9ldGNk"},
+	}
+	p.Secrets = map[string]corev1.Secret{"aws": {Data: map[string][]byte{"id": []byte("key")}}}
+	p.ConfigMaps = map[string]corev1.ConfigMap{"location": {Data: map[string]string{"path": "backups"}}}
+	for text, want := range map[string]string{
+		// kanisterio/kanister examples/mysql, and most others
+		`/{{ index .Object.metadata.labels "app.kubernetes.io/instance" }}/{{ toDate "2006-01-02T15:04:05.999999999Z07:00" .Time  | date "2006-01-02T15-04-05" }}`: "/shop-db/2026-11-25T16-05-06",
+		// michaelcourcy/kasten-cnpg cnpg-blueprint.yaml
+		`{{ toDate "2006-01-02T15:04:05.999999999Z07:00" .Time | date "2006-01-02T15:04:05Z07:00" | toString | replace ":" "-" | lower }}`: "2026-11-25t16-05-06z",
+		// kanisterio/kanister examples/etcd/etcd-in-cluster
+		`{{ index .Object.data "endpoints" | toString | b64dec }}`: "https://etcd",
+		// kanisterio/kanister examples/elasticsearch-incremental
+		`{{ len .Object.spec.nodeSets }}{{ (index .Object.spec.nodeSets 0).name }}{{ (index .Object.spec.nodeSets 0).count }}`: "1hot3",
+		// kanisterio/kanister examples/stable/mongodb-replicaset
+		`host="set/{{ range $i,$p :=.StatefulSet.Pods }}{{- if $i }},{{- end }}{{- $p -}}${sfx}{{ end }}"`: `host="set/db-0${sfx},db-1${sfx}"`,
+		// kanisterio/kanister examples/cassandra: no space before the braces
+		`{{ range .StatefulSet.Pods }} {{.}}{{end}}|{{ index .StatefulSet.Pods 0}}`: " db-0 db-1|db-0",
+		// fabiomarinetti/kanister-demo blueprints/blueprint.yaml: of two kinds the one that is there
+		`{{ $object := (or .Deployment .StatefulSet) }}{{ index $object.Pods 0 }} {{ lower .Object.kind }}`: "db-0 statefulset",
+		// DonaldKellett/hello-kanister time-logger/blueprint.yaml
+		`{{ (printf "%s/%s" .ConfigMaps.location.Data.path (toDate "2006-01-02T15:04:05.999999999Z07:00" .Time | date "2006-01-02")) | quote }} {{ .Secrets.aws.Data.id | toString }}`: `"backups/2026-11-25" key`,
+		// kanisterio/kanister examples/cockroachdb
+		`{{ toJson .Profile.Credential.KeyPair.ID | toString }}`: `"id"`,
+		// kanisterio/kanister examples/kafka: keys of either form
+		"a\n{{- if .Profile.Credential.KeyPair }}\n{{ .Profile.Credential.KeyPair.ID }}\n{{- else }}\n{{ .Profile.Credential.Secret.Data.aws_access_key_id | toString }}\n{{- end }}\nb": "a\nid\nb",
+		// kanisterio/kanister examples/postgresql-wale
+		`{{- if .Profile.SkipSSLVerify }}http{{- else }}{{ .Profile.Location.Endpoint | quote}}{{- end }}`: `"e"`,
+		// kastendevhub/enterprise-blueprint k8ssandra: a template for kubectl
+		`kubectl get secret -o go-template='{{"{{"}} .data.password | base64decode {{"}}"}}'`: `kubectl get secret -o go-template='{{ .data.password | base64decode }}'`,
+		// kastendevhub/enterprise-blueprint cpd/cpd-bp.yaml
+		"{{- range $key, $value := .Phases.dump.Secrets.admin.Data }}\nexport {{ $key }}={{ $value | toString }}\n{{- end }}": "\nexport password=pw",
+	} {
+		got, err := Render(text, p)
+		if err != nil || got != want {
+			t.Errorf("Render(%s) = %q, %v; want %q", text, got, err, want)
+		}
+	}
+}
+
 func TestRenderRefuses(t *testing.T) {
 	for text, want := range map[string]string{
 		"{{ .Options.lost }}":              `Failed to render template: "lost" not found`,
+		"{{ if .Options.lost }}{{ end }}":  `Failed to render template: "lost" not found`,
 		"{{ .ArtifactsIn.lost.KeyValue }}": `Failed to render template: "lost" not found`,
 		"{{ bcrypt \"x\" }}":               "sprig usage of 'bcrypt' is not allowed by kanister as it is not FIPS compatible",
 		"{{ htpasswd \"u\" \"p\" }}":       "not FIPS compatible",
