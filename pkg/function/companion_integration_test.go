@@ -6,6 +6,7 @@ package function_test
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"reflect"
 	"time"
@@ -35,6 +36,21 @@ func testKubeOps(w *world) {
 			w.Errorf("outputs %v", out)
 		}
 		w.refused("KubeOps", "ko-2", param.TemplateParams{}, args{"operation": "create", "spec": "a: b\n---\nc: d\n"}, "create object")
+		// As kastendevhub/enterprise-blueprint maximo/mongoce does.
+		out, err = w.exec("KubeOps", "ko-9", param.TemplateParams{}, args{
+			"operation": "create", "namespace": "default", "spec": "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: first, namespace: " + shop + "}\n---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: last}\n---\n",
+		})
+		w.Must(err)
+		if !reflect.DeepEqual(out, reference("last", "default")) {
+			w.Errorf("outputs %v, want those of the last one", out)
+		}
+		w.Must(w.Get(w.Context(), client.ObjectKey{Namespace: shop, Name: "first"}, &corev1.ConfigMap{}))
+		w.refused("KubeOps", "ko-10", param.TemplateParams{}, args{
+			"operation": "create", "namespace": shop, "spec": "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: half}\n---\na: [\n",
+		}, "read spec")
+		if err := w.Get(w.Context(), client.ObjectKey{Namespace: shop, Name: "half"}, &corev1.ConfigMap{}); !apierrors.IsNotFound(err) {
+			w.Errorf("error %v, want that nothing was made of half a text", err)
+		}
 	})
 	w.run("namespace", func(w *world) {
 		out, err := w.exec("KubeOps", "ko-3", param.TemplateParams{}, args{"operation": "create", "spec": `{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"here"}}`})
@@ -72,6 +88,29 @@ func testKubeOps(w *world) {
 		if err := w.Get(w.Context(), client.ObjectKey{Namespace: shop, Name: "made"}, &corev1.ConfigMap{}); !apierrors.IsNotFound(err) {
 			w.Errorf("error %v, want that it is gone", err)
 		}
+		held := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: shop, Name: "held", Finalizers: []string{"example.com/hold"}}}
+		w.Must(w.Create(w.Context(), held))
+		key, ended := client.ObjectKeyFromObject(held), make(chan error, 1)
+		go func() {
+			_, err := w.exec("KubeOps", "ko-11", param.TemplateParams{}, args{"operation": "delete", "objectReference": args{
+				"apiVersion": "v1", "resource": "configmaps", "name": "held", "namespace": shop,
+			}})
+			if found := w.Get(w.Context(), key, &corev1.ConfigMap{}); !apierrors.IsNotFound(found) {
+				err = errors.Join(err, fmt.Errorf("it did not wait: %v", found))
+			}
+			ended <- err
+		}()
+		testenv.Eventually(w, time.Minute, "it is being deleted", func() bool {
+			return w.Get(w.Context(), key, held) == nil && held.DeletionTimestamp != nil
+		})
+		select {
+		case err := <-ended:
+			w.Fatalf("it did not wait: %v", err)
+		default:
+		}
+		held.Finalizers = nil
+		w.Must(w.Update(w.Context(), held))
+		w.Must(<-ended)
 		// kanctl's way to write a group.
 		w.refused("KubeOps", "ko-8", param.TemplateParams{}, args{"operation": "patch", "spec": "a: b", "objectReference": args{
 			"apiVersion": "v1", "group": "apps/", "resource": "deployments", "name": "lost", "namespace": shop,

@@ -18,6 +18,7 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
+	apiwait "k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/apimachinery/pkg/util/yaml"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -25,7 +26,7 @@ import (
 	"github.com/kanister-kopia/kanister-kopia/pkg/kube"
 )
 
-// kubeOps creates, deletes or patches an object of any kind.
+// kubeOps creates, deletes or patches objects of any kind.
 type kubeOps struct{ *Companion }
 
 func (*kubeOps) Name() string { return "KubeOps" }
@@ -63,8 +64,10 @@ func (f *kubeOps) Exec(ctx context.Context, call Call) (map[string]any, error) {
 	} else {
 		// The reference's own namespace says more than the argument's default.
 		namespace = cmp.Or(ref.Namespace, namespace, metav1.NamespaceDefault)
-		if object, err = f.named(ref, namespace); err == nil {
-			err = f.change(ctx, operation, object, spec)
+		if object, err = f.named(ref, namespace); err == nil && operation == "delete" {
+			err = f.remove(ctx, object)
+		} else if err == nil {
+			err = f.patch(ctx, object, spec)
 		}
 	}
 	if err != nil {
@@ -77,45 +80,76 @@ func (f *kubeOps) Exec(ctx context.Context, call Call) (map[string]any, error) {
 	return f.reference(object)
 }
 
-// create makes the object of a YAML or JSON text.
+// create makes the objects of a YAML or JSON text in its order. As in Kanister, an
+// object's own namespace goes before the argument, and of several the last one is the
+// output. Nothing is made of a text that cannot be read to its end.
 func (f *kubeOps) create(ctx context.Context, spec, namespace string) (*unstructured.Unstructured, error) {
-	object, err := one(spec)
+	objects, err := readObjects(spec)
 	if err != nil {
 		return nil, err
 	}
-	mapping, err := f.mapping(object.GroupVersionKind())
-	switch {
-	case err != nil:
-		return nil, err
-	case mapping.Scope.Name() == meta.RESTScopeNameRoot:
-		object.SetNamespace("")
-	case object.GetNamespace() == "":
-		object.SetNamespace(cmp.Or(namespace, metav1.NamespaceDefault))
-	case namespace != "" && namespace != object.GetNamespace():
-		return nil, fmt.Errorf("the spec's namespace is %s and the argument's %s: give one", object.GetNamespace(), namespace)
+	for _, object := range objects {
+		mapping, err := f.mapping(object.GroupVersionKind())
+		switch {
+		case err != nil:
+			return nil, err
+		case mapping.Scope.Name() == meta.RESTScopeNameRoot:
+			object.SetNamespace("")
+		case object.GetNamespace() == "":
+			object.SetNamespace(cmp.Or(namespace, metav1.NamespaceDefault))
+		}
 	}
-	return object, f.Client.Create(ctx, object)
+	for _, object := range objects {
+		if err := f.Client.Create(ctx, object); err != nil {
+			return nil, err
+		}
+	}
+	return objects[len(objects)-1], nil
 }
 
-// one reads the only object of a text.
-func one(spec string) (*unstructured.Unstructured, error) {
+// readObjects reads the objects of a text; at least one.
+func readObjects(spec string) ([]*unstructured.Unstructured, error) {
+	var out []*unstructured.Unstructured
 	decoder := yaml.NewYAMLOrJSONDecoder(strings.NewReader(spec), 4096)
-	object := &unstructured.Unstructured{}
-	if err := decoder.Decode(object); err != nil {
-		return nil, fmt.Errorf("read spec: %w", err)
+	for {
+		var document json.RawMessage
+		err := decoder.Decode(&document)
+		if errors.Is(err, io.EOF) && len(out) > 0 {
+			return out, nil
+		}
+		if err != nil {
+			return nil, fmt.Errorf("read spec: %w", err)
+		}
+		if string(document) == "null" {
+			continue // nothing between two marks
+		}
+		object := &unstructured.Unstructured{}
+		if err := object.UnmarshalJSON(document); err != nil {
+			return nil, fmt.Errorf("read spec: %w", err)
+		}
+		out = append(out, object)
 	}
-	var more map[string]any
-	if err := decoder.Decode(&more); !errors.Is(err, io.EOF) {
-		return nil, errors.New("read spec: it holds more than one object: use a phase for each")
-	}
-	return object, nil
 }
 
-// change deletes or patches an object. One that is gone has been deleted.
-func (f *kubeOps) change(ctx context.Context, operation string, object *unstructured.Unstructured, spec string) error {
-	if operation == "delete" {
-		return client.IgnoreNotFound(f.Client.Delete(ctx, object))
+// remove deletes an object and waits until it is gone, as Kanister does: the next phase
+// may make one of that name. One that is gone has been deleted.
+func (f *kubeOps) remove(ctx context.Context, object *unstructured.Unstructured) error {
+	key := client.ObjectKeyFromObject(object)
+	if err := f.Client.Get(ctx, key, object); err != nil {
+		return client.IgnoreNotFound(err)
 	}
+	uid := object.GetUID()
+	if err := f.Client.Delete(ctx, object); err != nil {
+		return client.IgnoreNotFound(err)
+	}
+	return apiwait.PollUntilContextCancel(ctx, waitPause, true, func(ctx context.Context) (bool, error) {
+		err := f.Client.Get(ctx, key, object)
+		return apierrors.IsNotFound(err) || object.GetUID() != uid, client.IgnoreNotFound(err)
+	})
+}
+
+// patch merges a change into an object.
+func (f *kubeOps) patch(ctx context.Context, object *unstructured.Unstructured, spec string) error {
 	var change map[string]any
 	if err := yaml.NewYAMLOrJSONDecoder(bytes.NewBufferString(spec), 4096).Decode(&change); err != nil {
 		return fmt.Errorf("read spec: %w", err)
