@@ -6,8 +6,10 @@ import (
 	"context"
 	"crypto/tls"
 	"fmt"
+	"maps"
 	"net"
 	"net/http"
+	"slices"
 	"strconv"
 
 	"sigs.k8s.io/controller-runtime/pkg/webhook"
@@ -62,8 +64,8 @@ func webhookServer(o Options) (webhook.Server, error) {
 // warnings are about commands that would show a secret.
 func warnings(b *crv1alpha1.Blueprint, functions *function.Registry) []string {
 	var out []string
-	for _, action := range b.Actions {
-		for _, s := range blueprint.SecretsInCommands(action, functions) {
+	for _, name := range slices.Sorted(maps.Keys(b.Actions)) {
+		for _, s := range blueprint.SecretsInCommands(b.Actions[name], functions) {
 			out = append(out, s.String())
 		}
 	}
