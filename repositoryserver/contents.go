@@ -9,7 +9,9 @@ import (
 	"log/slog"
 	"net/http"
 	"reflect"
+	"runtime/debug"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/kopia/kopia/repo"
@@ -29,6 +31,7 @@ type streams struct {
 	rep    repo.DirectRepository
 	limits *contents.Limits
 	large  chan struct{} // of the large contents that are read
+	open   atomic.Int64  // streams that were let in
 	log    *slog.Logger
 }
 
@@ -67,6 +70,8 @@ func (s *streams) serve(_ *http.Server, conn *tls.Conn, _ http.Handler) {
 		s.refuse(conn, err)
 		return
 	}
+	s.open.Add(1)
+	defer s.closed()
 	one := &stream{rep: s.rep, kopia: s.kopia, large: s.large}
 	defer one.close()
 	f := s.rep.ContentReader().ContentFormat()
@@ -96,6 +101,14 @@ func (s *streams) refresh(ctx context.Context) error {
 		return fmt.Errorf("read the repository's index blobs: %w", err)
 	}
 	return nil
+}
+
+// closed hands memory back when nobody is left who needs it: a server is idle for most of
+// its time, and what a backup leaves is not what a restore needs.
+func (s *streams) closed() {
+	if s.open.Add(-1) == 0 {
+		debug.FreeOSMemory()
+	}
 }
 
 func (s *streams) refuse(conn *tls.Conn, why error) {

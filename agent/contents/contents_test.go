@@ -29,6 +29,8 @@ type store struct {
 
 	mu               sync.Mutex // protects the following
 	written, flushed int        // bytes
+	none             bool       // that there is nothing of what is asked for
+	questions        int        // whether there is a content
 }
 
 const missing, unlucky = 7, 8
@@ -74,6 +76,13 @@ func (s *store) GetContent(ctx context.Context, id content.ID) ([]byte, error) {
 }
 
 func (s *store) HasContent(ctx context.Context, id content.ID) error {
+	s.mu.Lock()
+	s.questions++
+	none := s.none
+	s.mu.Unlock()
+	if none {
+		return content.ErrContentNotFound
+	}
 	_, err := s.GetContent(ctx, id)
 	return err
 }
@@ -443,6 +452,37 @@ func TestContentsNotWritten(t *testing.T) {
 	if err := w.Flush(t.Context()); err == nil {
 		t.Error("a flush succeeded after the operation's end")
 	}
+}
+
+// A first backup hardly asks for what is never there; one that finds something asks for all.
+func TestContentsAsked(t *testing.T) {
+	v := serve(t, &store{none: true})
+	w := v.writer(t, func(int64) {})
+	writes := func(first, n int) (questions int) {
+		t.Helper()
+		v.mu.Lock()
+		before := v.questions
+		v.mu.Unlock()
+		for i := range n {
+			must(t, put(w, t.Context(), first+i, askFirst))
+		}
+		v.mu.Lock()
+		defer v.mu.Unlock()
+		return v.questions - before
+	}
+	if n := writes(1000, missesInRow); n != missesInRow {
+		t.Errorf("%d questions before anything is known of %d contents", n, missesInRow)
+	}
+	if n := writes(2000, 3*askSeldom); n != 3 {
+		t.Errorf("%d questions for %d contents of which none is there", n, 3*askSeldom)
+	}
+	v.mu.Lock()
+	v.none = false
+	v.mu.Unlock()
+	if n := writes(3000, askSeldom+10); n != 1+10 {
+		t.Errorf("%d questions for %d contents that are there", n, askSeldom+10)
+	}
+	must(t, w.Flush(t.Context()))
 }
 
 // Contents of manifests, and of kinds that no snapshot has, are not written.

@@ -19,10 +19,14 @@ import (
 
 const (
 	// window bounds the bytes that are on their way to the server.
-	window = 8 << 20
+	window = 12 << 20
 	// askFirst is the size from which it is worth asking whether a content is there
 	// already; Kopia's client does the same from 50,000 bytes.
 	askFirst = 50_000
+	// After missesInRow, as in a first backup, only one of askSeldom is asked for: an answer
+	// comes behind the contents that are on their way.
+	missesInRow = 4
+	askSeldom   = 8
 )
 
 // Writer writes objects through one stream, and reads what it wrote. What was written is
@@ -102,6 +106,9 @@ type contentWriter[B gathered] struct {
 	mu   sync.Mutex                   // protects the following
 	sent map[content.ID]chan struct{} // what is on its way; closed when it was answered
 	err  error                        // of what was on its way
+
+	misses   int // answers in a row that a content is not there
+	unspoken int // contents since then that were not asked for
 }
 
 func newContentWriter[B gathered](hash func([]byte, B) []byte, s *Stream, onUpload func(int64)) *contentWriter[B] {
@@ -118,8 +125,10 @@ func (w *contentWriter[B]) WriteContent(ctx context.Context, data B, prefix cont
 		return content.EmptyID, fmt.Errorf("hash a content: %w", err)
 	}
 	size := int64(data.Length())
-	if size >= askFirst {
-		switch _, err := w.ContentInfo(ctx, id); {
+	if size >= askFirst && w.asks() {
+		_, err := w.ContentInfo(ctx, id)
+		w.heard(err == nil)
+		switch {
 		case err == nil:
 			return id, nil
 		case !errors.Is(err, content.ErrContentNotFound):
@@ -157,6 +166,25 @@ func (w *contentWriter[B]) WriteContent(ctx context.Context, data B, prefix cont
 		done(err)
 	})
 	return id, nil
+}
+
+// asks says whether it is worth asking whether a content is there before it is sent.
+func (w *contentWriter[B]) asks() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.misses < missesInRow {
+		return true
+	}
+	w.unspoken++
+	return w.unspoken%askSeldom == 0
+}
+
+func (w *contentWriter[B]) heard(there bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.misses++; there {
+		w.misses, w.unspoken = 0, 0
+	}
 }
 
 // begin says that a content is on its way until done. No done: it is already, or err, which
