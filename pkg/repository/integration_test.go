@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -52,6 +53,8 @@ type world struct {
 	plane     *testenv.ControlPlane
 	namespace string
 	manager   *repository.Manager
+
+	lost atomic.Int64 // how often a pod was to be reached that is gone
 
 	mu sync.Mutex // protects the following from who connects meanwhile
 	// The pod that runs, its process and its agent's port.
@@ -104,7 +107,8 @@ func (w *world) Connect(_ context.Context, _, pod, _ string) (*agentclient.Clien
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.pod == nil || w.pod.Name != pod {
-		return nil, errors.New("no such pod")
+		w.lost.Add(1)
+		return nil, apierrors.NewNotFound(corev1.Resource("pods"), pod)
 	}
 	pin, err := agentclient.PinFromLog(strings.NewReader(w.process.Log()))
 	if err != nil {
@@ -189,6 +193,22 @@ func (w *world) node() {
 		w.Fatalf("the server ended: %s", testenv.LastLine(w.process.Log()))
 	default:
 	}
+}
+
+// replace gives the process that runs another pod, ready at once.
+func (w *world) replace(gone *corev1.Pod) {
+	w.Helper()
+	w.must(w.Delete(w.Context(), gone, client.GracePeriodSeconds(0)))
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.pod = &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace: gone.Namespace, GenerateName: gone.GenerateName, Labels: gone.Labels, Annotations: gone.Annotations,
+		},
+		Spec: gone.Spec,
+	}
+	w.must(w.Create(w.Context(), w.pod))
+	w.judge(corev1.ConditionTrue)
 }
 
 // judge says whether the pod is ready; its container is, by the kubelet's last word.
@@ -325,6 +345,23 @@ func TestIntegrationLifeCycle(t *testing.T) {
 		t.Error("the session is of the server that drains")
 	}
 	w.must(repo.EndSession(ctx, "op-2"))
+	repo.Close()
+
+	// Its pod has just gone, and no status says so yet; who asks gets the next one.
+	repo = w.open(r, func() (*repository.Repository, error) { return w.manager.Open(ctx, w.ref("shop")) })
+	w.mu.Lock()
+	gone := w.pod
+	w.pod = nil // from the node, and not yet from the list
+	w.mu.Unlock()
+	asked := make(chan error, 1)
+	go func() {
+		_, err := repo.Session(ctx, "op-3", "pvc.data", "ns-uid")
+		asked <- err
+	}()
+	testenv.Eventually(w, time.Minute, "the pod that is gone is asked", func() bool { return w.lost.Load() > 0 })
+	w.replace(gone)
+	w.must(<-asked)
+	w.must(repo.EndSession(ctx, "op-3"))
 
 	// Deletions beyond the limit wait for somebody to say that they are meant.
 	_, err = repo.Delete(ctx, "delete-1", api.DeleteRequest{BackupID: "x", Prefix: "p"})

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/kanister-kopia/kanister-kopia/agent/api"
@@ -103,12 +104,8 @@ func (r *Repository) Session(ctx context.Context, id, username, hostname string)
 		if codeOf(err) != api.CodeBusy {
 			return nil, fmt.Errorf("open a session at repository server %s: %w", r.ID(), err)
 		}
-		timer := time.NewTimer(queuePause)
-		select {
-		case <-ctx.Done():
-			timer.Stop()
+		if !pause(ctx, queuePause) {
 			return nil, context.Cause(ctx)
-		case <-timer.C:
 		}
 	}
 	r.mu.Lock()
@@ -294,14 +291,39 @@ func (r *Repository) connect(ctx context.Context) (*agentclient.Client, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, agentTimeout)
 	defer cancel()
-	rs, err := r.manager.awaitReady(ctx, r.ID(), r.rs.Status.Revision)
-	if err == nil {
-		r.agent, err = r.manager.agentOf(ctx, rs)
+	// Its pods say whether it is ready still. The status does, too, until the Reconciler
+	// has seen that the pod is gone.
+	rs := r.rs
+	for {
+		agent, err := r.manager.agentOf(ctx, rs)
+		if err == nil {
+			r.agent = agent
+			return agent, nil
+		}
+		if !errors.Is(err, errReplaced) && !apierrors.IsNotFound(err) || !pause(ctx, replacedPause) {
+			return nil, fmt.Errorf("reach repository server %s: %w", r.ID(), err)
+		}
+		if rs, err = r.manager.awaitReady(ctx, r.ID(), r.rs.Status.Revision); err != nil {
+			return nil, fmt.Errorf("reach repository server %s: %w", r.ID(), err)
+		}
 	}
-	if err != nil {
-		return nil, fmt.Errorf("reach repository server %s: %w", r.ID(), err)
+}
+
+// replacedPause is how often a server whose pod has just gone is looked at.
+const replacedPause = 200 * time.Millisecond
+
+var errReplaced = errors.New("its pod is being replaced: run the action again")
+
+// pause waits; false if ctx has ended.
+func pause(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-timer.C:
+		return true
 	}
-	return r.agent, nil
 }
 
 // agentOf reaches the agent of a ready server.
@@ -315,5 +337,5 @@ func (m *Manager) agentOf(ctx context.Context, rs *kopiav1alpha1.RepositoryServe
 			return m.Agents.Connect(ctx, pod.Namespace, pod.Name, Container)
 		}
 	}
-	return nil, errors.New("its pod is being replaced: run the action again")
+	return nil, errReplaced
 }
