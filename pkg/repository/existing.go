@@ -26,7 +26,7 @@ func (m *Manager) OpenExisting(ctx context.Context, ref Ref) (*Repository, error
 		return nil, err
 	}
 	if r.shared {
-		return m.start(ctx, r.id, r.tenant, ref, r.key)
+		return m.start(ctx, &Repository{id: r.id, tenant: r.tenant, ref: ref, key: r.key})
 	}
 	var servers kopiav1alpha1.RepositoryServerList
 	if err := m.Client.List(ctx, &servers, client.InNamespace(m.Namespace)); err != nil {
@@ -36,7 +36,7 @@ func (m *Manager) OpenExisting(ctx context.Context, ref Ref) (*Repository, error
 	for i := range servers.Items {
 		rs := &servers.Items[i]
 		if rs.Name == r.id {
-			return m.start(ctx, r.id, r.tenant, ref, r.key)
+			return m.start(ctx, &Repository{id: r.id, tenant: r.tenant, ref: ref, key: r.key})
 		}
 		if rs.Spec.Tenant == nil || *rs.Spec.Tenant != r.tenant {
 			continue
@@ -75,7 +75,7 @@ func (m *Manager) OpenID(ctx context.Context, id string, ref Ref) (*Repository, 
 	if k.id != rs.Spec.KeyID {
 		return nil, fmt.Errorf("repository %s: %w", id, ErrWrongKey)
 	}
-	return m.start(ctx, id, tenant, ref, k)
+	return m.start(ctx, &Repository{id: id, tenant: tenant, ref: ref, key: k})
 }
 
 // At lists the ids of the repositories at a Profile's location: in its bucket, and

@@ -68,7 +68,6 @@ func (m *Manager) look(ctx context.Context, rs *kopiav1alpha1.RepositoryServer, 
 	if err != nil {
 		return a, false, fmt.Errorf("ask repository server %s what uses it: %w", rs.Name, err)
 	}
-	defer agent.Close()
 	// A phase here may have the repository open and not have asked for anything yet.
 	if timeout > 0 && m.InUse(rs.Name) == 0 {
 		a, err = agent.Drain(ctx, timeout)
@@ -76,6 +75,7 @@ func (m *Manager) look(ctx context.Context, rs *kopiav1alpha1.RepositoryServer, 
 		a, err = agent.Activity(ctx)
 	}
 	if err != nil {
+		m.forget(rs.Name, agent)
 		return a, false, fmt.Errorf("ask repository server %s what uses it: %w", rs.Name, err)
 	}
 	if !a.Draining || m.InUse(rs.Name) > 0 {

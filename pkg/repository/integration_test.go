@@ -345,23 +345,25 @@ func TestIntegrationLifeCycle(t *testing.T) {
 		t.Error("the session is of the server that drains")
 	}
 	w.must(repo.EndSession(ctx, "op-2"))
-	repo.Close()
 
 	// Its pod has just gone, and no status says so yet; who asks gets the next one.
-	repo = w.open(r, func() (*repository.Repository, error) { return w.manager.Open(ctx, w.ref("shop")) })
+	fresh := &repository.Manager{Client: w, Namespace: w.namespace, Agents: w, Clock: clock.RealClock{}, CA: w.manager.CA}
+	other, err := fresh.Open(ctx, w.ref("shop"))
+	w.must(err)
 	w.mu.Lock()
 	gone := w.pod
 	w.pod = nil // from the node, and not yet from the list
 	w.mu.Unlock()
 	asked := make(chan error, 1)
 	go func() {
-		_, err := repo.Session(ctx, "op-3", "pvc.data", "ns-uid")
+		_, err := other.Session(ctx, "op-3", "pvc.data", "ns-uid")
 		asked <- err
 	}()
 	testenv.Eventually(w, time.Minute, "the pod that is gone is asked", func() bool { return w.lost.Load() > 0 })
 	w.replace(gone)
 	w.must(<-asked)
-	w.must(repo.EndSession(ctx, "op-3"))
+	w.must(other.EndSession(ctx, "op-3"))
+	other.Close()
 
 	// Deletions beyond the limit wait for somebody to say that they are meant.
 	_, err = repo.Delete(ctx, "delete-1", api.DeleteRequest{BackupID: "x", Prefix: "p"})

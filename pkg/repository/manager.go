@@ -48,6 +48,7 @@ type Manager struct {
 
 	mu   sync.Mutex
 	uses map[string]*use
+	ways map[string]way // by the repository's id
 	// cluster is the uid of kube-system, read once.
 	cluster string
 }
@@ -70,8 +71,9 @@ func (m *Manager) Open(ctx context.Context, ref Ref) (*Repository, error) {
 	if err != nil {
 		return nil, err
 	}
+	var missing *kopiav1alpha1.RepositoryServer
 	if !r.shared {
-		err := m.Client.Create(ctx, &kopiav1alpha1.RepositoryServer{
+		missing = &kopiav1alpha1.RepositoryServer{
 			ObjectMeta: metav1.ObjectMeta{
 				Namespace: m.Namespace,
 				Name:      r.id,
@@ -81,13 +83,9 @@ func (m *Manager) Open(ctx context.Context, ref Ref) (*Repository, error) {
 				},
 			},
 			Spec: kopiav1alpha1.RepositoryServerSpec{Storage: r.storage, Tenant: &r.tenant, KeyID: r.key.id},
-		})
-		// Somebody else may have made it, a moment or a year ago.
-		if err != nil && !apierrors.IsAlreadyExists(err) {
-			return nil, fmt.Errorf("make RepositoryServer %s: %w", r.id, err)
 		}
 	}
-	return m.start(ctx, r.id, r.tenant, ref, r.key)
+	return m.start(ctx, &Repository{id: r.id, tenant: r.tenant, ref: ref, key: r.key, missing: missing})
 }
 
 // OpenBackup returns the repository that a backupID or backupTag names, from
@@ -120,7 +118,7 @@ func (m *Manager) OpenBackup(ctx context.Context, token string, ref Ref) (*Repos
 	if err := checkPlace(&rs, ref.Profile); err != nil {
 		return nil, fmt.Errorf("backup %s: %w", token, err)
 	}
-	return m.start(ctx, id, tenant, ref, k)
+	return m.start(ctx, &Repository{id: id, tenant: tenant, ref: ref, key: k})
 }
 
 // hold returns what is known of a repository; open counts a user of it. Give it back
@@ -161,12 +159,12 @@ func (m *Manager) InUse(id string) int {
 	return 0
 }
 
-// start brings the server of an existing RepositoryServer up with ref's access to
-// the storage and waits for it. tenant is whose data is worked with.
-func (m *Manager) start(ctx context.Context, id string, tenant kopiav1alpha1.Tenant, ref Ref, k key) (*Repository, error) {
-	r := &Repository{manager: m, id: id, tenant: tenant, ref: ref, key: k, use: m.hold(id, 1)}
+// start brings the server of r, which says the repository, how to reach its storage and
+// whose data is worked with, up and waits for it.
+func (m *Manager) start(ctx context.Context, r *Repository) (*Repository, error) {
+	r.manager, r.use = m, m.hold(r.id, 1)
 	if err := r.bringUp(ctx, ""); err != nil {
-		m.release(id, 1)
+		m.release(r.id, 1)
 		return nil, err
 	}
 	return r, nil
@@ -175,14 +173,19 @@ func (m *Manager) start(ctx context.Context, id string, tenant kopiav1alpha1.Ten
 // bringUp makes the server ready: one of another revision than spent, which is
 // about to be stopped.
 func (r *Repository) bringUp(ctx context.Context, spent string) error {
-	revision, err := r.manager.configure(ctx, r.use, r.id, r.ref, r.key, spent)
-	if err == nil {
-		r.rs, err = r.manager.awaitReady(ctx, r.id, revision)
+	rs, revision, err := r.configure(ctx, spent)
+	if err == nil && !isReady(rs, revision) {
+		rs, err = r.manager.awaitReady(ctx, r.id, revision)
 	}
 	if err != nil {
 		return fmt.Errorf("start repository server %s: %w", r.id, err)
 	}
+	r.rs = rs
 	return nil
+}
+
+func isReady(rs *kopiav1alpha1.RepositoryServer, revision string) bool {
+	return rs.Status.Revision == revision && rs.Status.Phase == kopiav1alpha1.PhaseReady
 }
 
 // accessOf is what a server needs of a Profile; nothing, if its storage is no bucket.
@@ -194,21 +197,50 @@ func accessOf(rs *kopiav1alpha1.RepositoryServer, ref Ref) (access, error) {
 	return access{keys: keys, caBundle: ref.Profile.CABundle, insecureTLS: ref.InsecureTLS || ref.Profile.SkipSSLVerify}, err
 }
 
-// configure writes the password and the configuration of a server, if they are
-// not there or have changed, and returns the revision to wait for. Whoever holds
-// the revision spent has been told that its server stops.
-func (m *Manager) configure(ctx context.Context, u *use, id string, ref Ref, k key, spent string) (string, error) {
-	u.deciding.Lock()
-	defer u.deciding.Unlock()
-
-	rs := &kopiav1alpha1.RepositoryServer{}
-	if err := m.Client.Get(ctx, client.ObjectKey{Namespace: m.Namespace, Name: id}, rs); err != nil {
-		return "", fmt.Errorf("read RepositoryServer: %w", err)
+// configure writes the password and the configuration of the server, if they are
+// not there or have changed, and returns the RepositoryServer and the revision to wait
+// for. Whoever holds the revision spent has been told that its server stops.
+func (r *Repository) configure(ctx context.Context, spent string) (*kopiav1alpha1.RepositoryServer, string, error) {
+	r.use.deciding.Lock()
+	defer r.use.deciding.Unlock()
+	rs, err := r.readOrMake(ctx)
+	if err != nil {
+		return nil, "", err
 	}
+	revision, err := r.decide(ctx, rs, spent)
+	return rs, revision, err
+}
+
+// readOrMake reads the RepositoryServer. To make it first and read it then would be
+// simpler, but it is nearly always there, and a write that fails costs as much as one.
+func (r *Repository) readOrMake(ctx context.Context) (*kopiav1alpha1.RepositoryServer, error) {
+	c := r.manager.Client
+	rs := &kopiav1alpha1.RepositoryServer{}
+	read := func() error { return c.Get(ctx, client.ObjectKey{Namespace: r.manager.Namespace, Name: r.id}, rs) }
+	err := read()
+	if apierrors.IsNotFound(err) && r.missing != nil {
+		rs = r.missing.DeepCopy()
+		err = c.Create(ctx, rs)
+		if err != nil && !apierrors.IsAlreadyExists(err) {
+			return nil, fmt.Errorf("make RepositoryServer: %w", err)
+		}
+		if err != nil { // somebody else's, a moment ago
+			err = read()
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read RepositoryServer: %w", err)
+	}
+	return rs, nil
+}
+
+// decide is configure of what was read. The lock deciding is held.
+func (r *Repository) decide(ctx context.Context, rs *kopiav1alpha1.RepositoryServer, spent string) (string, error) {
+	m := r.manager
 	if rs.DeletionTimestamp != nil {
 		return "", errors.New("the RepositoryServer is being deleted: run the action again when it is gone")
 	}
-	want, err := m.want(ctx, rs, ref, k)
+	want, err := m.want(ctx, rs, r.ref, r.key)
 	if err != nil {
 		return "", err
 	}
@@ -220,12 +252,12 @@ func (m *Manager) configure(ctx context.Context, u *use, id string, ref Ref, k k
 	now := rs.Annotations[revisionAnnotation]
 	revision, write := "", true
 	if err == nil {
-		have, r, err := parseConfigSecret(&secret)
+		have, of, err := parseConfigSecret(&secret)
 		if err != nil {
 			return "", err
 		}
-		revision = r
-		alone := m.InUse(id) == 1
+		revision = of
+		alone := m.InUse(r.id) == 1
 		failed := rs.Status.Phase == kopiav1alpha1.PhaseFailed && rs.Status.Revision == revision
 		changed := needsRestart(have, want)
 		switch {
@@ -234,7 +266,7 @@ func (m *Manager) configure(ctx context.Context, u *use, id string, ref Ref, k k
 			revision = ""
 		case changed && !alone:
 			// A running backup is not cut off because another Profile has other keys.
-			log.FromContext(ctx).Info("repository server in use: its storage access stays as it is until it is idle", "repository", id)
+			log.FromContext(ctx).Info("repository server in use: its storage access stays as it is until it is idle", "repository", r.id)
 			write = false
 		case changed:
 			revision = ""

@@ -11,9 +11,7 @@ import (
 	"sync"
 	"time"
 
-	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/kanister-kopia/kanister-kopia/agent/api"
 	agentclient "github.com/kanister-kopia/kanister-kopia/agent/client"
@@ -28,6 +26,8 @@ type Repository struct {
 	tenant  kopiav1alpha1.Tenant
 	ref     Ref
 	key     key
+	// missing is made where there is no RepositoryServer; nil: nothing is.
+	missing *kopiav1alpha1.RepositoryServer
 	use     *use
 	closing sync.Once
 
@@ -39,19 +39,14 @@ type Repository struct {
 // Close gives the repository back.
 func (r *Repository) Close() {
 	r.closing.Do(func() {
-		r.mu.Lock()
-		r.drop()
-		r.mu.Unlock()
 		r.manager.release(r.id, 1)
 	})
 }
 
 // drop forgets the way to the server's agent. The lock is held.
 func (r *Repository) drop() {
-	if r.agent != nil {
-		r.agent.Close()
-		r.agent = nil
-	}
+	r.manager.forget(r.id, r.agent)
+	r.agent = nil
 }
 
 // ID names the repository; tokens of its backups begin with it.
@@ -312,8 +307,6 @@ func (r *Repository) connect(ctx context.Context) (*agentclient.Client, error) {
 // replacedPause is how often a server whose pod has just gone is looked at.
 const replacedPause = 200 * time.Millisecond
 
-var errReplaced = errors.New("its pod is being replaced: run the action again")
-
 // pause waits; false if ctx has ended.
 func pause(ctx context.Context, d time.Duration) bool {
 	timer := time.NewTimer(d)
@@ -324,18 +317,4 @@ func pause(ctx context.Context, d time.Duration) bool {
 	case <-timer.C:
 		return true
 	}
-}
-
-// agentOf reaches the agent of a ready server.
-func (m *Manager) agentOf(ctx context.Context, rs *kopiav1alpha1.RepositoryServer) (*agentclient.Client, error) {
-	var pods corev1.PodList
-	if err := m.Client.List(ctx, &pods, client.InNamespace(rs.Namespace), client.MatchingLabels(labels(rs))); err != nil {
-		return nil, err
-	}
-	for _, pod := range pods.Items {
-		if judge([]corev1.Pod{pod}, rs.Status.Revision).phase == kopiav1alpha1.PhaseReady {
-			return m.Agents.Connect(ctx, pod.Namespace, pod.Name, Container)
-		}
-	}
-	return nil, errReplaced
 }
