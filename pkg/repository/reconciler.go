@@ -108,7 +108,7 @@ func (r *Reconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Resu
 		return ctrl.Result{}, err
 	}
 	r.judged(ctx, &rs, revision, v)
-	again, stopped, err := r.lookAt(ctx, &rs)
+	again, stopped, err := r.lookAt(ctx, before, &rs)
 	if err != nil {
 		log.FromContext(ctx).Info("repository server does not say what uses it", "repository", rs.Name, "error", err.Error())
 	}
@@ -135,7 +135,7 @@ func sooner(a, b time.Duration) time.Duration {
 
 // lookAt asks a ready server what uses it when it is time to, and says when it is
 // again. Its answer goes into the status.
-func (r *Reconciler) lookAt(ctx context.Context, rs *kopiav1alpha1.RepositoryServer) (again time.Duration, stopped bool, err error) {
+func (r *Reconciler) lookAt(ctx context.Context, before, rs *kopiav1alpha1.RepositoryServer) (again time.Duration, stopped bool, err error) {
 	now := r.Clock.Now()
 	if rs.Status.Phase != kopiav1alpha1.PhaseReady {
 		r.nextLook(rs.Name, 0)
@@ -143,6 +143,10 @@ func (r *Reconciler) lookAt(ctx context.Context, rs *kopiav1alpha1.RepositorySer
 	}
 	if left := r.untilLook(rs.Name, now); left > 0 {
 		return left, false, nil
+	}
+	if before.Status.Phase != kopiav1alpha1.PhaseReady {
+		// Whoever waits for it does not wait for an answer, too.
+		return r.nextLook(rs.Name, leastPause), false, nil
 	}
 	timeout := r.idleTimeout(rs)
 	var have appsv1.Deployment
