@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"sync/atomic"
 	"time"
 
 	"github.com/kanister-kopia/kanister-kopia/agent"
@@ -24,11 +23,11 @@ func runGateway(ctx context.Context, o Options) error {
 	credentials := &api.Credentials{URL: e.URL, CA: e.CA, Username: e.Username, Hostname: e.Hostname, Password: e.Password}
 	child := operation.Child{Command: append(o.Child, "-foreign"), StateDir: o.StateDir, Env: agent.ChildEnv()}
 
-	var ready atomic.Bool
+	ready := newReadiness()
 	ended := make(chan error, 2)
 	open := newSessions(mostSessions, o.Now)
 	watch := &storageWatch{now: o.Now}
-	go func() { ended <- serveHealth(ctx, o.HealthListen, &ready, newMetrics(open, watch)) }()
+	go func() { ended <- serveHealth(ctx, o.HealthListen, ready, newMetrics(open, watch)) }()
 
 	// A wrong password is told now, not by the first backup.
 	_, problem := child.Run(ctx, api.StartRequest{
@@ -61,14 +60,14 @@ func runGateway(ctx context.Context, o Options) error {
 		return fmt.Errorf("listen: %w", err)
 	}
 	go func() { ended <- own.Serve(loopback) }()
-	ready.Store(true)
+	ready.begin()
 	o.Log.Info("repository is reached through an external server", "repository", o.Config.RepositoryID, "url", e.URL)
 	select {
 	case <-ctx.Done():
 		err = nil
 	case err = <-ended:
 	}
-	ready.Store(false)
+	ready.end()
 	bounded, stop := context.WithTimeout(context.WithoutCancel(ctx), 8*time.Second)
 	defer stop()
 	_ = own.Close()

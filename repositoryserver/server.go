@@ -13,7 +13,6 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"strings"
-	"sync/atomic"
 	"time"
 
 	"github.com/go-logr/logr"
@@ -63,11 +62,11 @@ func Run(ctx context.Context, o Options) error {
 	logs := kopiaLogs(o.Log, o.Config.secrets())
 	kctx := logging.WithLogger(ctx, logs)
 
-	var ready atomic.Bool
+	ready := newReadiness()
 	ended := make(chan error, 5)
 	open := newSessions(mostSessions, o.Now)
 	watch := &storageWatch{now: o.Now}
-	go func() { ended <- serveHealth(ctx, o.HealthListen, &ready, newMetrics(open, watch)) }()
+	go func() { ended <- serveHealth(ctx, o.HealthListen, ready, newMetrics(open, watch)) }()
 
 	configFile, err := prepare(kctx, o.Config, serverUser, o.StateDir)
 	if err != nil {
@@ -138,7 +137,7 @@ func Run(ctx context.Context, o Options) error {
 	}
 	go func() { ended <- f.serve(front) }()
 	go func() { ended <- own.Serve(loopback) }()
-	ready.Store(true)
+	ready.begin()
 	o.Log.Info("repository server serves", "repository", o.Config.RepositoryID, "listen", o.Listen)
 	// What it took to make keys of passwords, slowly on purpose, is most of the memory so far.
 	debug.FreeOSMemory()
@@ -149,7 +148,7 @@ func Run(ctx context.Context, o Options) error {
 	case err = <-ended:
 	case err = <-died:
 	}
-	ready.Store(false)
+	ready.end()
 	bounded, stop := context.WithTimeout(context.WithoutCancel(ctx), 8*time.Second)
 	defer stop()
 	// The controller ends a server only when no operation uses it: nothing is waited for.
@@ -229,23 +228,6 @@ func sessionRoutes(open *sessions, letIn func(context.Context, *api.Session) err
 			agent.WriteJSON(w, http.StatusOK, describe(a), nil)
 		},
 	}
-}
-
-func serveHealth(ctx context.Context, address string, ready *atomic.Bool, metrics http.Handler) error {
-	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", metrics)
-	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
-	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
-		if !ready.Load() {
-			http.Error(w, "the repository is being opened", http.StatusServiceUnavailable)
-			return
-		}
-		fmt.Fprintln(w, "ok")
-	})
-	server := &http.Server{Addr: address, Handler: mux, ReadHeaderTimeout: 5 * time.Second}
-	stop := context.AfterFunc(ctx, func() { _ = server.Close() })
-	defer stop()
-	return fmt.Errorf("serve health: %w", server.ListenAndServe())
 }
 
 // scrubbed takes secrets out of an error's text, keeping its kind.

@@ -161,8 +161,9 @@ func buildDeployment(rs *kopiav1alpha1.RepositoryServer, image Image, revision s
 		})
 	}
 	// Opening a large repository takes its time: only readiness judges it.
-	// The startup probe is quick, so that the first phase does not wait long.
-	c.StartupProbe = probe("/readyz", 1, 600)
+	// The startup probe is quick, so that the first phase does not wait long; what is asked
+	// too early is answered when the repository is open, or after 4 s: ten minutes in all.
+	c.StartupProbe = probe("/readyz", 1, 150)
 	c.ReadinessProbe = probe("/readyz", 10, 3)
 	c.LivenessProbe = probe("/healthz", 20, 3)
 	lost := lostNodeSeconds
