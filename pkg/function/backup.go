@@ -52,32 +52,31 @@ func (d *Data) take(ctx context.Context, call Call, repo *repository.Repository,
 	// When each step begins, for who wants to know where the time goes.
 	step := func(what string) { call.Log.Debug(what, "operation", b.operation) }
 	step("opening a session")
-	err := d.session(ctx, repo, b.operation, b.username, hostname, func(credentials *api.Credentials) error {
-		step("waiting for the agent")
-		agent, err := agentOf()
-		if err != nil {
-			return err
-		}
-		step("taking the snapshot")
-		result, err := agent.Run(ctx, api.StartRequest{
-			ID: b.operation, Kind: api.KindSnapshot, Credentials: credentials, RateLimit: b.options.RateLimit,
-			Snapshot: &api.SnapshotRequest{
-				Volume: b.volume, Path: b.path, SourcePath: sourcePath,
-				// The pod's own wish goes before the repository's.
-				Ignore: b.options.Ignore, Compression: cmp.Or(b.options.Compression, repo.Compression()),
-				Labels: map[string]string{"namespace": record.Namespace, "pod": record.Pod, "actionset": call.ActionSet},
-			},
-		}, progress)
-		if err != nil {
-			return err
-		}
-		record.Snapshot = *result.Snapshot
-		step("ending the session")
-		return nil
-	})
+	credentials, end, err := d.session(ctx, repo, b.operation, b.username, hostname)
 	if err != nil {
 		return api.Record{}, err
 	}
+	defer end()
+	step("waiting for the agent")
+	agent, err := agentOf()
+	if err != nil {
+		return api.Record{}, err
+	}
+	step("taking the snapshot")
+	result, err := agent.Run(ctx, api.StartRequest{
+		ID: b.operation, Kind: api.KindSnapshot, Credentials: credentials, RateLimit: b.options.RateLimit,
+		Snapshot: &api.SnapshotRequest{
+			Volume: b.volume, Path: b.path, SourcePath: sourcePath,
+			// The pod's own wish goes before the repository's.
+			Ignore: b.options.Ignore, Compression: cmp.Or(b.options.Compression, repo.Compression()),
+			Labels: map[string]string{"namespace": record.Namespace, "pod": record.Pod, "actionset": call.ActionSet},
+		},
+	}, progress)
+	if err != nil {
+		return api.Record{}, err
+	}
+	record.Snapshot = *result.Snapshot
+	go end() // whatever becomes of the record; take waits for it
 	step("recording the backup")
 	// Not the clock's: the same phase, picked up again, writes the same record.
 	record.Created = record.Snapshot.End

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync"
 	"time"
 
 	"k8s.io/utils/clock"
@@ -44,15 +45,14 @@ func (d *Data) Functions() []Func {
 // endTimeout bounds what is tidied up after a phase that was cancelled.
 const endTimeout = 15 * time.Second
 
-// session mints a password for one operation and calls do with it. The password
-// stops working when do has returned, unless the controller goes away: the next
-// one asks for the same session.
-func (d *Data) session(ctx context.Context, repo *repository.Repository, id, username, hostname string, do func(*api.Credentials) error) error {
-	credentials, err := repo.Session(ctx, id, username, hostname)
+// session mints a password for one operation. Call end: the password stops working when
+// it returns, unless the controller goes away: the next one asks for the same session.
+func (d *Data) session(ctx context.Context, repo *repository.Repository, id, username, hostname string) (credentials *api.Credentials, end func(), err error) {
+	credentials, err = repo.Session(ctx, id, username, hostname)
 	if err != nil {
-		return err
+		return nil, nil, err
 	}
-	defer func() {
+	return credentials, sync.OnceFunc(func() {
 		if detached(ctx) {
 			return
 		}
@@ -62,8 +62,7 @@ func (d *Data) session(ctx context.Context, repo *repository.Repository, id, use
 			// The operation's outcome stands. The password dies with the server at the latest.
 			d.Log.Warn("session not ended", "error", err)
 		}
-	}()
-	return do(credentials)
+	}), nil
 }
 
 // detached says that the controller goes away and what runs is to go on.

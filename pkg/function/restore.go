@@ -52,20 +52,23 @@ func (d *Data) restore(ctx context.Context, call Call, repo *repository.Reposito
 		Prefix: r.moverPrefix, OperationID: r.operation, Namespace: r.namespace, Claims: []string{r.claim},
 		Identity: identity.Or(mover.FromOwner(r.record.Snapshot.Root.UID, r.record.Snapshot.Root.GID)),
 	}, pod, func(m *mover.Mover) error {
-		return d.session(ctx, repo, r.operation, restoreUser, repo.Tenant().NamespaceUID, func(credentials *api.Credentials) error {
-			result, err := m.Agent.Run(ctx, api.StartRequest{
-				ID: r.operation, Kind: api.KindRestore, Credentials: credentials,
-				Restore: &api.RestoreRequest{
-					RootObject: r.record.Snapshot.RootObject, Root: r.record.Snapshot.Root, SubPath: r.subPath,
-					Volume: m.VolumeOf(r.claim), Path: r.inside, DeviceAsFile: r.deviceAsFile,
-				},
-			}, progress)
-			if err != nil {
-				return fmt.Errorf("restore %s into claim %s/%s: %w", r.record.BackupID, r.namespace, r.claim, err)
-			}
-			restored = result.Restore
-			return nil
-		})
+		credentials, end, err := d.session(ctx, repo, r.operation, restoreUser, repo.Tenant().NamespaceUID)
+		if err != nil {
+			return err
+		}
+		defer end()
+		result, err := m.Agent.Run(ctx, api.StartRequest{
+			ID: r.operation, Kind: api.KindRestore, Credentials: credentials,
+			Restore: &api.RestoreRequest{
+				RootObject: r.record.Snapshot.RootObject, Root: r.record.Snapshot.Root, SubPath: r.subPath,
+				Volume: m.VolumeOf(r.claim), Path: r.inside, DeviceAsFile: r.deviceAsFile,
+			},
+		}, progress)
+		if err != nil {
+			return fmt.Errorf("restore %s into claim %s/%s: %w", r.record.BackupID, r.namespace, r.claim, err)
+		}
+		restored = result.Restore
+		return nil
 	})
 	var used *mover.InUseError
 	if errors.As(err, &used) {
