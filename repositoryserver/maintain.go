@@ -65,11 +65,7 @@ func Maintain(ctx context.Context, o MaintainOptions) (result MaintenanceResult,
 	start := o.Now()
 	ctx = logging.WithLogger(ctx, kopiaLogs(o.Log, o.Config.secrets()))
 	o.Config.AllowCreate = false
-	configFile, err := prepare(ctx, o.Config, maintenanceUser, o.StateDir)
-	if err != nil {
-		return result, err
-	}
-	rep, err := openDirect(ctx, configFile, o.Config.Password)
+	_, rep, err := openRepository(ctx, o.Config, maintenanceUser, o.StateDir)
 	if err != nil {
 		return result, err
 	}

@@ -18,6 +18,7 @@ import (
 	"github.com/kopia/kopia/repo/blob/filesystem"
 	"github.com/kopia/kopia/repo/blob/gcs"
 	"github.com/kopia/kopia/repo/blob/s3"
+	"github.com/kopia/kopia/repo/content"
 	"github.com/kopia/kopia/repo/format"
 	"github.com/kopia/kopia/repo/object"
 
@@ -91,14 +92,24 @@ func s3Options(c StorageConfig) s3.Options {
 
 const awsEndpoint = "s3.amazonaws.com"
 
-// prepare makes the repository if it may be made, connects to it and returns the
-// path of Kopia's connection file, which holds the storage keys: dir is memory.
+// openRepository makes the repository if it may be made, and opens it at its storage. It
+// returns the path of Kopia's connection file, too.
+func openRepository(ctx context.Context, c Config, username, dir string) (configFile string, rep repo.DirectRepository, err error) {
+	configFile, err = prepare(ctx, c, username, dir)
+	if err == nil {
+		rep, err = openDirect(ctx, configFile, c.Password)
+	}
+	if err != nil {
+		return "", nil, fmt.Errorf("%s: %w", c.Storage.where(), err)
+	}
+	return configFile, rep, nil
+}
+
+// prepare makes the repository if it may be made and returns the path of Kopia's
+// connection file, which holds the storage keys: dir is memory. Kopia's own Connect writes
+// the same file, and opens the repository once to try it: to derive the key of a password
+// takes a good part of a second, and who calls opens it anyway.
 func prepare(ctx context.Context, c Config, username, dir string) (configFile string, err error) {
-	defer func() {
-		if err != nil {
-			err = fmt.Errorf("%s: %w", c.Storage.where(), err)
-		}
-	}()
 	st, err := openStorage(ctx, c.Storage)
 	if err != nil {
 		return "", fmt.Errorf("open storage: %w: %w", ErrStorage, err)
@@ -108,15 +119,19 @@ func prepare(ctx context.Context, c Config, username, dir string) (configFile st
 	if err := initialize(ctx, c, st); err != nil {
 		return "", err
 	}
-	configFile = filepath.Join(dir, "repository.config")
-	err = repo.Connect(ctx, configFile, st, c.Password, &repo.ConnectOptions{
-		ClientOptions: repo.ClientOptions{Hostname: serverHost, Username: username},
+	storage := st.ConnectionInfo()
+	connection, err := json.Marshal(repo.LocalConfig{
+		Storage: &storage,
+		Caching: &content.CachingOptions{}, // none
+		ClientOptions: repo.ClientOptions{Hostname: serverHost, Username: username}.
+			ApplyDefaults(ctx, "Repository in "+st.DisplayName()),
 	})
-	switch {
-	case errors.Is(err, repo.ErrInvalidPassword), errors.Is(err, format.ErrInvalidPassword):
-		return "", fmt.Errorf("open repository: %w", ErrWrongPassword)
-	case err != nil:
-		return "", fmt.Errorf("open repository: %w", err)
+	if err != nil {
+		return "", fmt.Errorf("write connection: %w", err)
+	}
+	configFile = filepath.Join(dir, "repository.config")
+	if err := os.WriteFile(configFile, connection, 0o600); err != nil {
+		return "", fmt.Errorf("write connection: %w", err)
 	}
 	return configFile, nil
 }

@@ -68,12 +68,8 @@ func Run(ctx context.Context, o Options) error {
 	watch := &storageWatch{now: o.Now}
 	go func() { ended <- serveHealth(ctx, o.HealthListen, ready, newMetrics(open, watch)) }()
 
-	configFile, err := prepare(kctx, o.Config, serverUser, o.StateDir)
-	if err != nil {
-		return o.scrubbed(err)
-	}
 	// Seeds, and later reads for restores.
-	rep, err := openDirect(kctx, configFile, o.Config.Password)
+	configFile, rep, err := openRepository(kctx, o.Config, serverUser, o.StateDir)
 	if err != nil {
 		return o.scrubbed(err)
 	}
