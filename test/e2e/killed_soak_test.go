@@ -26,6 +26,18 @@ import (
 // midway is the namespace of this spec.
 const midway = "e2e-midway"
 
+// freezer stops each process on the node that is called as /run/e2e-freeze says, until
+// that is gone. It starts no process: looking that often would take half a core.
+const freezer = `
+exec 3<> <(:)
+while read -r which < /run/e2e-freeze; do
+  for p in /proc/[0-9]*; do
+    mapfile -d "" -n 2 args < $p/cmdline
+    [[ "${args[0]} ${args[1]}" == $which* ]] && kill -STOP ${p#/proc/}
+  done
+  read -t 0.02 -u 3
+done`
+
 // midwayBlueprint has an action for each of the eight functions, named as it is, with
 // one phase, and one that makes what they work on.
 func midwayBlueprint() *crv1alpha1.Blueprint {
@@ -114,22 +126,22 @@ var _ = Describe("the controller killed in the middle of the functions", Ordered
 	}
 	// operations are the processes of agents, beside are those next to a volume, not a
 	// repository server's. One that stands still for long finds that its server did not answer.
-	const operations = "^/operation "
+	const operations = "/operation "
 	const beside = operations + "-volumes-dir"
 	// freeze stops each of them as soon as it is there, until thaw.
 	freeze := func(ctx context.Context, which string) {
 		GinkgoHelper()
-		_, err := cluster.OnNode(ctx, "echo '"+which+"' > /run/e2e-freeze; "+
-			`nohup bash -c 'exec -a e2e-freezer bash -c "while p=\$(cat /run/e2e-freeze); do pkill -STOP -f \"\$p\"; sleep 0.02; done"' > /dev/null 2>&1 &`)
+		_, err := cluster.OnNode(ctx, "echo '"+which+"' > /run/e2e-freeze; echo '"+freezer+"' > /run/e2e-freezer; "+
+			"nohup bash /run/e2e-freezer > /dev/null 2>&1 &")
 		Expect(err).NotTo(HaveOccurred())
 	}
 	thaw := func(ctx context.Context) {
 		GinkgoHelper()
-		_, err := cluster.OnNode(ctx, "rm -f /run/e2e-freeze; while pgrep -f '^e2e-freezer' > /dev/null; do sleep 0.02; done; pkill -CONT -f '"+operations+"' || true")
+		_, err := cluster.OnNode(ctx, "rm -f /run/e2e-freeze; while pgrep -f '^bash /run/e2e-freezer' > /dev/null; do sleep 0.02; done; pkill -CONT -f '^"+operations+"' || true")
 		Expect(err).NotTo(HaveOccurred())
 	}
 	frozen := func(ctx context.Context) (int, error) {
-		out, err := cluster.OnNode(ctx, "pgrep -c -r T -f '"+operations+"' || true")
+		out, err := cluster.OnNode(ctx, "pgrep -c -r T -f '^"+operations+"' || true")
 		if err != nil {
 			return 0, err
 		}
