@@ -26,6 +26,7 @@ import (
 	"time"
 
 	"github.com/kanister-kopia/kanister-kopia/agent/api"
+	"github.com/kanister-kopia/kanister-kopia/internal/pause"
 )
 
 // Options of a Client.
@@ -264,13 +265,13 @@ func (c *Client) Run(ctx context.Context, req api.StartRequest, progress func(ap
 }
 
 func (c *Client) follow(ctx context.Context, req api.StartRequest, progress func(api.Progress)) (api.Operation, error) {
-	pause, lost := firstPause, time.Time{}
+	wait, lost := firstPause, time.Time{}
 	for {
 		// Asking for the start is also asking how it goes, and gives fresh
 		// credentials to an operation that lost its agent's memory.
 		op, err := c.Start(ctx, req)
 		if err == nil {
-			pause, lost = firstPause, time.Time{}
+			wait, lost = firstPause, time.Time{}
 			if op.State.Done() {
 				// What it did in the end may have come over no stream.
 				progress(op.Progress)
@@ -298,14 +299,10 @@ func (c *Client) follow(ctx context.Context, req api.StartRequest, progress func
 		if now.Sub(lost) > patience {
 			return op, fmt.Errorf("the agent is out of reach for %s: %w", patience, err)
 		}
-		timer := time.NewTimer(pause)
-		select {
-		case <-ctx.Done():
-			timer.Stop()
+		if pause.For(ctx, wait) != nil {
 			return op, ctx.Err()
-		case <-timer.C:
 		}
-		pause = min(2*pause, longPause)
+		wait = min(2*wait, longPause)
 	}
 }
 

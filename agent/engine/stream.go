@@ -13,6 +13,7 @@ import (
 
 	"github.com/kanister-kopia/kanister-kopia/agent/api"
 	"github.com/kanister-kopia/kanister-kopia/agent/contents"
+	"github.com/kanister-kopia/kanister-kopia/internal/pause"
 )
 
 // objects are read from a repository, through Kopia or through contents.
@@ -77,7 +78,7 @@ func openStream(ctx context.Context, creds *api.Credentials) (*contents.Stream, 
 				return enter(dial(ctx, u.Host, streamProtocols))
 			}, err
 		}
-		if err := pause(ctx, busyPause); err != nil {
+		if err := pause.For(ctx, busyPause); err != nil {
 			return nil, nil, err
 		}
 	}
@@ -103,16 +104,4 @@ func logIn(conn *tls.Conn, login contents.Login) (*contents.Stream, error) {
 // hopeless says that the next try will not end otherwise.
 func hopeless(err error) bool {
 	return errors.Is(err, contents.ErrDenied) || errors.Is(err, errOtherProtocol) || errors.As(err, new(*tls.CertificateVerificationError))
-}
-
-// pause waits, unless ctx ends.
-func pause(ctx context.Context, d time.Duration) error {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	case <-timer.C:
-		return nil
-	}
 }

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"golang.org/x/time/rate"
+
+	"github.com/kanister-kopia/kanister-kopia/internal/pause"
 )
 
 // throttleBurst is what may be read or written at once under a limit: a chunk is
@@ -71,16 +73,12 @@ func (t *throttle) wait(n int) error {
 
 // rest waits if this is a part of the time in which others may work.
 func (t *throttle) rest() error {
-	pause := pace(t.pace.Load()).pause(time.Since(t.began))
-	if pause == 0 {
+	long := pace(t.pace.Load()).pause(time.Since(t.began))
+	if long == 0 {
 		return nil
 	}
-	timer := time.NewTimer(pause)
-	defer timer.Stop()
-	select {
-	case <-t.ctx.Done():
+	if pause.For(t.ctx, long) != nil {
 		return t.ctx.Err()
-	case <-timer.C:
-		return nil
 	}
+	return nil
 }

@@ -15,6 +15,7 @@ import (
 
 	"github.com/kanister-kopia/kanister-kopia/agent/api"
 	agentclient "github.com/kanister-kopia/kanister-kopia/agent/client"
+	"github.com/kanister-kopia/kanister-kopia/internal/pause"
 	kopiav1alpha1 "github.com/kanister-kopia/kanister-kopia/pkg/apis/kopia/v1alpha1"
 )
 
@@ -99,8 +100,8 @@ func (r *Repository) Session(ctx context.Context, id, username, hostname string)
 		if codeOf(err) != api.CodeBusy {
 			return nil, fmt.Errorf("open a session at repository server %s: %w", r.ID(), err)
 		}
-		if !pause(ctx, queuePause) {
-			return nil, context.Cause(ctx)
+		if err := pause.For(ctx, queuePause); err != nil {
+			return nil, err
 		}
 	}
 	r.mu.Lock()
@@ -295,7 +296,7 @@ func (r *Repository) connect(ctx context.Context) (*agentclient.Client, error) {
 			r.agent = agent
 			return agent, nil
 		}
-		if !errors.Is(err, errReplaced) && !apierrors.IsNotFound(err) || !pause(ctx, replacedPause) {
+		if !errors.Is(err, errReplaced) && !apierrors.IsNotFound(err) || pause.For(ctx, replacedPause) != nil {
 			return nil, fmt.Errorf("reach repository server %s: %w", r.ID(), err)
 		}
 		if rs, err = r.manager.awaitReady(ctx, r.ID(), r.rs.Status.Revision); err != nil {
@@ -306,15 +307,3 @@ func (r *Repository) connect(ctx context.Context) (*agentclient.Client, error) {
 
 // replacedPause is how often a server whose pod has just gone is looked at.
 const replacedPause = 200 * time.Millisecond
-
-// pause waits; false if ctx has ended.
-func pause(ctx context.Context, d time.Duration) bool {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-timer.C:
-		return true
-	}
-}

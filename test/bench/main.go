@@ -27,6 +27,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kanister-kopia/kanister-kopia/agent/api"
+	"github.com/kanister-kopia/kanister-kopia/internal/pause"
 	"github.com/kanister-kopia/kanister-kopia/internal/testenv"
 )
 
@@ -255,7 +256,7 @@ func compare(s *scope, d dataSet, p programs, peers []Peer) (Data, error) {
 		}
 		all = append(all, contender{c.peer, m, c.name, filepath.Join(b.s3.Dir, c.folder)})
 	}
-	if err := pause(s.ctx, idleSeconds*time.Second); err != nil {
+	if err := pause.For(s.ctx, idleSeconds*time.Second); err != nil {
 		return figures, err
 	}
 	figures.Before = memoryOf(us.meter.agent)
@@ -282,7 +283,7 @@ func compare(s *scope, d dataSet, p programs, peers []Peer) (Data, error) {
 	}
 
 	before := cpuOf(us.meter.agent)
-	if err := pause(s.ctx, idleSeconds*time.Second); err != nil {
+	if err := pause.For(s.ctx, idleSeconds*time.Second); err != nil {
 		return figures, err
 	}
 	figures.After, figures.IdleCPU = memoryOf(us.meter.agent), (cpuOf(us.meter.agent) - before).Seconds()

@@ -13,6 +13,7 @@ import (
 
 	"github.com/kanister-kopia/kanister-kopia/agent/api"
 	"github.com/kanister-kopia/kanister-kopia/agent/client"
+	"github.com/kanister-kopia/kanister-kopia/internal/pause"
 	"github.com/kanister-kopia/kanister-kopia/internal/testenv"
 )
 
@@ -151,7 +152,7 @@ func (o *ours) turn(ctx context.Context, agent *client.Client, id string) error 
 		if !errors.As(err, &p) || p.Code != api.CodeBusy {
 			return err
 		}
-		if err := pause(ctx, turnPause); err != nil {
+		if err := pause.For(ctx, turnPause); err != nil {
 			return err
 		}
 	}

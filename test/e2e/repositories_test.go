@@ -20,6 +20,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"github.com/kanister-kopia/kanister-kopia/internal/pause"
 	crv1alpha1 "github.com/kanister-kopia/kanister-kopia/pkg/apis/cr/v1alpha1"
 	kopiav1alpha1 "github.com/kanister-kopia/kanister-kopia/pkg/apis/kopia/v1alpha1"
 	"github.com/kanister-kopia/kanister-kopia/pkg/names"
@@ -102,7 +103,7 @@ var _ = Describe("repositories of many namespaces under load", Ordered, Label("s
 		})
 		beside.Go(func() {
 			defer GinkgoRecover()
-			for next := []int(nil); wait(over, time.Duration(3000+random.IntN(4000))*time.Millisecond); next = next[1:] {
+			for next := []int(nil); pause.For(over, time.Duration(3000+random.IntN(4000))*time.Millisecond) == nil; next = next[1:] {
 				if len(next) == 0 {
 					next = random.Perm(len(victims))
 				}
@@ -113,7 +114,7 @@ var _ = Describe("repositories of many namespaces under load", Ordered, Label("s
 		})
 		each(apps, len(apps), func(a *application) {
 			// Long enough for some servers to be stopped in between.
-			for wait(over, time.Duration(rand.IntN(20_000))*time.Millisecond) {
+			for pause.For(over, time.Duration(rand.IntN(20_000))*time.Millisecond) == nil {
 				if err := a.backup(ctx); err != nil {
 					a.failed = append(a.failed, err.Error())
 				}
@@ -332,16 +333,4 @@ func each(apps []*application, atOnce int, do func(*application)) {
 		})
 	}
 	all.Wait()
-}
-
-// wait waits; false when ctx is over.
-func wait(ctx context.Context, d time.Duration) bool {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-timer.C:
-		return true
-	}
 }
