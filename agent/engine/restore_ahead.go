@@ -25,8 +25,9 @@ const (
 	// the smallest one counts as.
 	askMost  = pieceBytes
 	askLeast = 16 << 10
-	// askRoom bounds the contents that were asked for and are not written yet, in bytes.
-	askRoom = 4 << 20
+	// askRoom bounds the contents that were asked for and are not written yet, in bytes. Those
+	// that are asked for together fit in.
+	askRoom = askTogether * askMost
 )
 
 // asker is who can be asked for contents ahead; Kopia cannot.
@@ -41,6 +42,7 @@ type fileJob struct {
 	name   string
 	entry  *snapshot.DirEntry
 	extra  extra
+	there  bool                                  // an earlier restore wrote it
 	await  func(context.Context) ([]byte, error) // nil: it was not asked for
 	room   int64                                 // of askRoom that it takes
 }
@@ -70,9 +72,10 @@ func (w *restorer) start(ctx context.Context, group *errgroup.Group) {
 	}
 }
 
-// enqueue has a file written, soon. The walk alone calls it, and finish.
+// enqueue has a file written, soon. The walk alone calls it.
 func (w *restorer) enqueue(ctx context.Context, j fileJob) error {
 	j.folder.refs.Add(1)
+	j.there = w.resume.has(j.folder, j.name, j.entry)
 	if !w.mayAsk(j) {
 		return w.hand(ctx, j)
 	}
@@ -86,11 +89,11 @@ func (w *restorer) enqueue(ctx context.Context, j fileJob) error {
 
 // mayAsk says whether a file is one small content that is needed for sure.
 func (w *restorer) mayAsk(j fileJob) bool {
-	if w.ahead == nil || j.extra.Inode != "" || j.entry.FileSize > askMost {
+	if w.ahead == nil || j.there || j.extra.Inode != "" || j.entry.FileSize > askMost {
 		return false
 	}
 	_, compressed, ok := j.entry.ObjectID.ContentID()
-	return ok && !compressed && !w.resume.has(j.folder, j.name, j.entry)
+	return ok && !compressed
 }
 
 // askWaiting asks for those who wait to be asked for, and hands them to the writers.

@@ -63,14 +63,14 @@ func (w *restorer) owner(where string, uid, gid uint32, stat func() (fs.FileInfo
 	return kept{}, nil
 }
 
-// xattrs sets the chosen extended attributes.
-func (w *restorer) xattrs(at xattrHolder, where string, want []xattr, k kept, chosen func(name string) bool) {
+// xattrs sets the chosen extended attributes of a file that has some.
+func (w *restorer) xattrs(at xattrHolder, where string, have []string, want []xattr, k kept, chosen func(name string) bool) {
 	all := len(want)
 	if !k.owner && chosen(capability) {
 		// Capabilities lend rights like a setuid bit.
 		want = slices.DeleteFunc(slices.Clone(want), func(x xattr) bool { return x.Name == capability })
 	}
-	if failed := setXattrs(at, want, chosen); len(failed) > 0 || len(want) < all {
+	if failed := setXattrs(at, have, want, chosen); len(failed) > 0 || len(want) < all {
 		w.notKept.add("extended attribute", where)
 	}
 }
@@ -101,12 +101,8 @@ func (w *restorer) fileAttributes(f *os.File, where string, e *snapshot.DirEntry
 		return err
 	}
 	attributes := openFile(f.Fd())
-	// Most files have none and inherited none: that is asked once.
-	names, err := listXattrs(attributes)
-	plain := err == nil && len(names) == 0 && len(xattrs) == 0
-	if !plain {
-		w.xattrs(attributes, where, xattrs, k, notACL)
-	}
+	have, _ := listXattrs(attributes) // an error: nothing can be removed
+	w.xattrs(attributes, where, have, xattrs, k, notACL)
 	mode := k.of(e.Permissions)
 	err = f.Chmod(mode)
 	if err != nil && !errors.Is(err, fs.ErrPermission) {
@@ -115,9 +111,7 @@ func (w *restorer) fileAttributes(f *os.File, where string, e *snapshot.DirEntry
 	if err != nil || mode != fs.FileMode(e.Permissions)&kopiafs.ModBits {
 		w.notKept.add("mode", where)
 	}
-	if !plain {
-		w.xattrs(attributes, where, xattrs, k, isACL)
-	}
+	w.xattrs(attributes, where, have, xattrs, k, isACL)
 	times, err := timespecs(e.ModTime.ToTime())
 	if err != nil {
 		return fmt.Errorf("set time of /%s: %w", where, err)

@@ -82,7 +82,7 @@ func (w *restorer) file(ctx context.Context, j fileJob) error {
 func (w *restorer) writeFile(ctx context.Context, j fileJob) (err error) {
 	f, e := j.folder, j.entry
 	where := path.Join(f.path, j.name)
-	if w.resume.has(f, j.name, e) {
+	if j.there {
 		w.resumed.Add(1)
 		w.files.Add(1)
 		w.progress.files.Add(1)
@@ -269,11 +269,12 @@ func (w *restorer) specialFile(f *folder, name string, x extra) error {
 		return err
 	}
 	attributes := unopened(f.self.Fd(), temp)
-	w.xattrs(attributes, where, x.Xattrs, mode, notACL)
+	have, _ := listXattrs(attributes)
+	w.xattrs(attributes, where, have, x.Xattrs, mode, notACL)
 	if err := f.root.Chmod(temp, mode.of(s.Mode)); err != nil || mode.of(s.Mode) != fs.FileMode(s.Mode)&kopiafs.ModBits {
 		w.notKept.add("mode", where)
 	}
-	w.xattrs(attributes, where, x.Xattrs, mode, isACL)
+	w.xattrs(attributes, where, have, x.Xattrs, mode, isACL)
 	w.timeAt(f, temp, where, s.ModTime)
 	if err := w.place(f, temp, name); err != nil {
 		return err

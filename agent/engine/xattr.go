@@ -121,9 +121,9 @@ func isACL(name string) bool  { return name == accessACL || name == defaultACL }
 func notACL(name string) bool { return !isACL(name) }
 
 // setXattrs makes the attributes of a file those of want for which chosen is true:
-// others are removed, a new file may have inherited some. It returns the names of
-// those that could not be set or removed.
-func setXattrs(at xattrHolder, want []xattr, chosen func(name string) bool) (failed []string) {
+// others that it has are removed, a new file may have inherited some. It returns the
+// names of those that could not be set or removed.
+func setXattrs(at xattrHolder, have []string, want []xattr, chosen func(name string) bool) (failed []string) {
 	keep := map[string]bool{}
 	for _, x := range want {
 		name, err := decodeName(x.Name)
@@ -134,10 +134,6 @@ func setXattrs(at xattrHolder, want []xattr, chosen func(name string) bool) (fai
 		if at.set(name, x.Value, 0) != nil {
 			failed = append(failed, name)
 		}
-	}
-	have, err := listXattrs(at)
-	if err != nil {
-		return failed
 	}
 	for _, name := range have {
 		if !keep[name] && chosen(name) {
