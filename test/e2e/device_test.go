@@ -58,22 +58,6 @@ func devicePod(name string, annotations map[string]string) *corev1.Pod {
 	return pod
 }
 
-// insidePod starts a pod, does something with its shell and removes it.
-func insidePod(ctx context.Context, pod *corev1.Pod, do func(shell func(script string) string)) {
-	GinkgoHelper()
-	Expect(cluster.Create(ctx, pod)).To(Succeed())
-	_, err := cluster.Kubectl(ctx, "wait", "--for=condition=Ready", "pod/"+pod.Name, "-n", pod.Namespace, "--timeout=3m")
-	Expect(err).NotTo(HaveOccurred())
-	do(func(script string) string {
-		GinkgoHelper()
-		out, err := cluster.Exec(ctx, pod.Namespace, pod.Name, "app", script)
-		Expect(err).NotTo(HaveOccurred())
-		return strings.TrimSpace(out)
-	})
-	_, err = cluster.Kubectl(ctx, "delete", "pod", "-n", pod.Namespace, pod.Name, "--wait", "--grace-period=0", "--force")
-	Expect(err).NotTo(HaveOccurred())
-}
-
 var _ = Describe("a block device", Ordered, func() {
 	run := func(ctx context.Context, action string, options map[string]string, parent *crv1alpha1.ActionSet) (*crv1alpha1.ActionSet, error) {
 		return runOn(ctx, deviceBlueprint.Name, action, devices, devices, options, parent)

@@ -298,7 +298,7 @@ var _ = Describe("the functions", Ordered, func() {
 
 	It("copies a bare claim and brings it back in both documented ways", func(ctx SpecContext) {
 		Expect(cluster.Create(ctx, claim(several))).To(Succeed())
-		look := func(script string) string {
+		look := func(script string) (out string) {
 			GinkgoHelper()
 			pod := filesPod(several, "look", nil)
 			pod.Spec.SecurityContext.RunAsNonRoot = new(true)
@@ -306,14 +306,8 @@ var _ = Describe("the functions", Ordered, func() {
 			pod.Spec.Containers[0].SecurityContext = &corev1.SecurityContext{
 				AllowPrivilegeEscalation: new(false), Capabilities: &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}},
 			}
-			Expect(cluster.Create(ctx, pod)).To(Succeed())
-			_, err := cluster.Kubectl(ctx, "wait", "--for=condition=Ready", "pod/look", "-n", several, "--timeout=3m")
-			Expect(err).NotTo(HaveOccurred())
-			out, err := cluster.Exec(ctx, several, "look", "app", script)
-			Expect(err).NotTo(HaveOccurred())
-			_, err = cluster.Kubectl(ctx, "delete", "pod", "-n", several, "look", "--wait", "--grace-period=0", "--force")
-			Expect(err).NotTo(HaveOccurred())
-			return strings.TrimSpace(out)
+			insidePod(ctx, pod, func(shell func(string) string) { out = shell(script) })
+			return out
 		}
 		look(`cd /data && mkdir -p dir && echo first > dir/file && chmod 755 dir && chmod 644 dir/file`)
 		killed := false
