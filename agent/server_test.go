@@ -60,7 +60,9 @@ type running struct {
 	state  string
 	// address of the server.
 	address string
-	ahead   atomic.Int64 // of the agent's clock, in nanoseconds
+	// prepared counts how often an operation was expected.
+	prepared atomic.Int64
+	ahead    atomic.Int64 // of the agent's clock, in nanoseconds
 
 	mu    sync.Mutex
 	conns []net.Conn
@@ -120,7 +122,7 @@ func serve(t *testing.T) *running {
 	must(os.WriteFile(r.caFile, r.ca.PEM, 0o600))
 	r.state = t.TempDir()
 	now := func() time.Time { return time.Now().Add(time.Duration(r.ahead.Load())) }
-	operations, err := operation.New(operation.Options{Runner: r.runner, Kinds: []api.Kind{api.KindSnapshot}, StateDir: r.state, Now: now})
+	operations, err := operation.New(operation.Options{Runner: r.runner, Kinds: []api.Kind{api.KindSnapshot}, StateDir: r.state, Now: now, Prepare: func() { r.prepared.Add(1) }})
 	must(err)
 	volumes := t.TempDir()
 	var log bytes.Buffer
@@ -157,6 +159,15 @@ func serve(t *testing.T) *running {
 var request = api.StartRequest{
 	ID: "op", Kind: api.KindSnapshot, Snapshot: &api.SnapshotRequest{Volume: "data", Path: "/", SourcePath: "/"},
 	Credentials: &api.Credentials{Password: "p"},
+}
+
+// Who asks for the agent's description asks for an operation next: it is prepared.
+func TestInfoPrepares(t *testing.T) {
+	r := serve(t)
+	if _, err := r.Info(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	testenv.Eventually(t, time.Minute, "an operation is prepared", func() bool { return r.prepared.Load() == 1 })
 }
 
 // A connection that breaks is not an outcome.

@@ -70,7 +70,7 @@ func TestIntegrationContents(t *testing.T) {
 	certificates := httptest.NewUnstartedServer(nil)
 	certificates.StartTLS()
 	certificates.Close()
-	f := newFront(sessions, &kopiaServer{client: http.DefaultClient}, rep, func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return &certificates.TLS.Certificates[0], nil }, quiet)
+	f := newFront(sessions, &kopiaServer{client: http.DefaultClient}, rep, func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return &certificates.TLS.Certificates[0], nil }, func() {}, quiet)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	must(err)
 	go func() { _ = f.serve(l) }()

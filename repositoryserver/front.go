@@ -32,6 +32,8 @@ import (
 // its streams are cut.
 type front struct {
 	sessions *sessions
+	// expect is told that a snapshot is being written: its record follows.
+	expect   func()
 	password func(ctx context.Context, user, host string) (string, error)
 	proxy    *httputil.ReverseProxy
 	slots    chan struct{}
@@ -51,9 +53,9 @@ const (
 // kopiaService is the only thing of Kopia's that passes.
 const kopiaService = "/kopia_repository.KopiaRepository/"
 
-func newFront(s *sessions, k *kopiaServer, rep repo.DirectRepository, certificate func(*tls.ClientHelloInfo) (*tls.Certificate, error), log *slog.Logger) *front {
+func newFront(s *sessions, k *kopiaServer, rep repo.DirectRepository, certificate func(*tls.ClientHelloInfo) (*tls.Certificate, error), expect func(), log *slog.Logger) *front {
 	target := &url.URL{Scheme: "https", Host: k.address}
-	f := &front{sessions: s, password: k.password, slots: make(chan struct{}, maxStreams)}
+	f := &front{sessions: s, expect: expect, password: k.password, slots: make(chan struct{}, maxStreams)}
 	quiet := slog.NewLogLogger(log.Handler(), slog.LevelDebug)
 	f.proxy = &httputil.ReverseProxy{
 		Rewrite:       func(r *httputil.ProxyRequest) { r.SetURL(target) },
@@ -137,6 +139,7 @@ func (f *front) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()
 	defer f.sessions.stream(session)()
+	go f.expect()
 	cut := make(chan struct{})
 	stop := context.AfterFunc(session.ctx, func() {
 		defer close(cut)

@@ -58,7 +58,7 @@ func BenchmarkBackup(b *testing.B) {
 	certificate, err := tls.LoadX509KeyPair(filepath.Join(dir, "state", "kopia.crt"), filepath.Join(dir, "state", "kopia.key"))
 	must(err)
 	open := newSessions(mostSessions, time.Now)
-	f := newFront(open, kopia, rep, func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return &certificate, nil }, quiet)
+	f := newFront(open, kopia, rep, func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return &certificate, nil }, func() {}, quiet)
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	must(err)
 	go func() { _ = f.serve(listener) }()

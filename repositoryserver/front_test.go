@@ -32,7 +32,7 @@ func startFront(t *testing.T, kopia http.HandlerFunc) (f *front, session api.Ses
 		t.Fatal(err)
 	}
 	f = newFront(open, &kopiaServer{address: behind.Listener.Addr().String(), client: behind.Client()}, nil,
-		func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return &behind.TLS.Certificates[0], nil }, slog.New(slog.DiscardHandler))
+		func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return &behind.TLS.Certificates[0], nil }, func() {}, slog.New(slog.DiscardHandler))
 	f.password = func(context.Context, string, string) (string, error) { return "private", nil }
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

@@ -21,7 +21,7 @@ import (
 func runGateway(ctx context.Context, o Options) error {
 	e := o.Config.External
 	credentials := &api.Credentials{URL: e.URL, CA: e.CA, Username: e.Username, Hostname: e.Hostname, Password: e.Password}
-	child := operation.Child{Command: append(o.Child, "-foreign"), StateDir: o.StateDir, Env: agent.ChildEnv()}
+	child := &operation.Child{Command: append(o.Child, "-foreign"), StateDir: o.StateDir, Env: agent.ChildEnv()}
 
 	ready := newReadiness()
 	ended := make(chan error, 2)

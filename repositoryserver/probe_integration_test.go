@@ -60,7 +60,7 @@ func TestIntegrationProbe(t *testing.T) {
 		must(rep.Close(ctx))
 		kopia, _, err := startKopia(ctx, connection, config.Password, state, fmt.Sprintf("127.0.0.1:%d", testenv.Port(t)), logs)
 		must(err)
-		child := operation.Child{
+		child := &operation.Child{
 			Command:  []string{testenv.Program(t, "operation"), "-scratch-dir", state},
 			StateDir: state, Env: agent.ChildEnv(),
 		}

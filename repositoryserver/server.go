@@ -68,6 +68,9 @@ func Run(ctx context.Context, o Options) error {
 	watch := &storageWatch{now: o.Now}
 	go func() { ended <- serveHealth(ctx, o.HealthListen, ready, newMetrics(open, watch)) }()
 
+	child := &operation.Child{Command: o.Child, StateDir: o.StateDir, Env: agent.ChildEnv()}
+	child.Prepare() // of the probe, meanwhile
+
 	// Seeds, and later reads for restores.
 	configFile, rep, err := openRepository(kctx, o.Config, serverUser, o.StateDir)
 	if err != nil {
@@ -85,7 +88,6 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		return o.scrubbed(err)
 	}
-	child := operation.Child{Command: o.Child, StateDir: o.StateDir, Env: agent.ChildEnv()}
 	if err := probe(ctx, child, kopia); err != nil {
 		return o.scrubbed(err)
 	}
@@ -100,15 +102,15 @@ func Run(ctx context.Context, o Options) error {
 			ended <- fmt.Errorf("watch certificate: %w", err)
 		}
 	}()
-	f := newFront(open, kopia, rep, watcher.GetCertificate, o.Log)
 	operations, err := operation.New(operation.Options{
 		Runner: child, Kinds: recordKinds, StateDir: o.StateDir,
 		Credentials: func() *api.Credentials { return kopia.credentials(adminUser, adminHost) },
-		Parallel:    4, Now: o.Now, Log: o.Log, Admit: open.touch,
+		Parallel:    4, Now: o.Now, Log: o.Log, Admit: open.touch, Prepare: child.Prepare,
 	})
 	if err != nil {
 		return err
 	}
+	f := newFront(open, kopia, rep, watcher.GetCertificate, operations.Expect, o.Log)
 	letIn := func(ctx context.Context, s *api.Session) error {
 		_, err := kopia.password(ctx, s.Username, s.Hostname)
 		return err
@@ -156,7 +158,7 @@ func Run(ctx context.Context, o Options) error {
 // probe proves that the access control is in force before anybody is let in: only
 // then does the probe's user see the canary. A server whose rules did not load
 // looks normal otherwise.
-func probe(ctx context.Context, child operation.Child, k *kopiaServer) error {
+func probe(ctx context.Context, child *operation.Child, k *kopiaServer) error {
 	_, problem := child.Run(ctx, api.StartRequest{
 		ID: "probe", Kind: api.KindProbe, Credentials: k.credentials(probeUser, probeHost),
 	}, nil, func(api.Progress) {})

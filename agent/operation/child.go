@@ -6,6 +6,7 @@ import (
 	"bufio"
 	"cmp"
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -17,6 +18,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/kanister-kopia/kanister-kopia/agent/api"
 	"github.com/kanister-kopia/kanister-kopia/pkg/names"
@@ -36,9 +39,111 @@ type Child struct {
 	Grace time.Duration
 	// Stall is how long a child may report no progress at all; default DefaultStall.
 	Stall time.Duration
+	// Spare is how long a process that was started ahead waits for an operation;
+	// default 10 s.
+	Spare time.Duration
 	// ProcFS and CgroupFS are where the kernel shows processes and control groups;
 	// default /proc and /sys/fs/cgroup.
 	ProcFS, CgroupFS string
+
+	mu    sync.Mutex // protects the following
+	spare *process   // started ahead, waits for its request
+}
+
+// process is a child.
+type process struct {
+	cmd    *exec.Cmd
+	end    context.CancelFunc // asks it to end, and kills it if it does not
+	stdin  io.WriteCloser
+	stdout io.Reader
+	stderr tail
+	// ca is the file of its trust roots, which it reads when it first connects.
+	ca     string
+	unused *time.Timer // ends it
+}
+
+// start starts a process that waits for a request.
+func (c *Child) start() (*process, error) {
+	p := &process{ca: filepath.Join(c.StateDir, "ca-"+rand.Text()+".crt")}
+	var ctx context.Context
+	ctx, p.end = context.WithCancel(context.Background())
+	p.cmd = exec.CommandContext(ctx, c.Command[0], c.Command[1:]...)
+	// Only this CA: the system's roots are looked for where nothing is.
+	p.cmd.Env = append([]string{"SSL_CERT_FILE=" + p.ca, "SSL_CERT_DIR=" + filepath.Join(c.StateDir, "none"), "HOME=" + c.StateDir}, c.Env...)
+	p.cmd.Cancel = func() error { return p.cmd.Process.Signal(syscall.SIGTERM) }
+	p.cmd.WaitDelay = cmp.Or(c.Grace, 10*time.Second)
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	p.cmd.Stderr = &p.stderr
+	var err error
+	if p.stdin, err = p.cmd.StdinPipe(); err == nil {
+		p.stdout, err = p.cmd.StdoutPipe()
+	}
+	if err == nil {
+		err = p.cmd.Start()
+	}
+	if err != nil {
+		p.end()
+		return nil, err
+	}
+	killFirst(p.cmd.Process.Pid)
+	return p, nil
+}
+
+// exited says whether it has ended already; Wait still tells how.
+func (p *process) exited() bool {
+	var info unix.Siginfo
+	err := unix.Waitid(unix.P_PID, p.cmd.Process.Pid, &info, unix.WEXITED|unix.WNOHANG|unix.WNOWAIT, nil)
+	return err != nil || info.Signo != 0
+}
+
+// discard ends a process that was asked for nothing: it ends with its input.
+func (p *process) discard() {
+	_ = p.stdin.Close()
+	_ = p.cmd.Wait()
+	p.end()
+}
+
+// Prepare starts a process ahead for an operation that is about to be asked for: to start
+// one is a tenth of a small backup's time. One that nothing asks for ends by itself.
+func (c *Child) Prepare() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.spare != nil {
+		return
+	}
+	p, err := c.start()
+	if err != nil {
+		return // Run says so
+	}
+	c.spare = p
+	p.unused = time.AfterFunc(cmp.Or(c.Spare, 10*time.Second), func() {
+		c.mu.Lock()
+		mine := c.spare == p
+		if mine {
+			c.spare = nil
+		}
+		c.mu.Unlock()
+		if mine {
+			p.discard()
+		}
+	})
+}
+
+// take returns a process that waits for a request, started ahead or now.
+func (c *Child) take() (*process, error) {
+	c.mu.Lock()
+	p := c.spare
+	c.spare = nil
+	c.mu.Unlock()
+	if p == nil {
+		return c.start()
+	}
+	p.unused.Stop()
+	if p.exited() { // somebody killed it: not this operation's fault
+		p.discard()
+		return c.start()
+	}
+	return p, nil
 }
 
 // ask writes the request to a child, and what changes of it while it runs. A child
@@ -85,44 +190,29 @@ type message struct {
 }
 
 // Run implements Runner.
-func (c Child) Run(ctx context.Context, req api.StartRequest, limits <-chan int64, report func(api.Progress)) (*api.Result, *api.Problem) {
-	ca, err := c.writeCA(req)
-	if err != nil {
-		return nil, api.OwnFolder(string(req.Kind)+": write CA bundle", err)
-	}
-	defer os.Remove(ca)
-
+func (c *Child) Run(ctx context.Context, req api.StartRequest, limits <-chan int64, report func(api.Progress)) (*api.Result, *api.Problem) {
 	watch, stalled := newWatchdog(ctx, cmp.Or(c.Stall, DefaultStall))
 	defer watch.stop()
-	p := exec.CommandContext(watch.ctx, c.Command[0], c.Command[1:]...)
-	// Only this CA: the system's roots are looked for where nothing is.
-	p.Env = append([]string{"SSL_CERT_FILE=" + ca, "SSL_CERT_DIR=" + filepath.Join(c.StateDir, "none"), "HOME=" + c.StateDir}, c.Env...)
-	stdin, err := p.StdinPipe()
-	if err != nil {
-		return nil, internal("start child", err)
-	}
-	p.Cancel = func() error { return p.Process.Signal(syscall.SIGTERM) }
-	p.WaitDelay = cmp.Or(c.Grace, 10*time.Second)
-	p.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	var stderr tail
-	p.Stderr = &stderr
-	stdout, err := p.StdoutPipe()
-	if err != nil {
-		return nil, internal("start child", err)
-	}
 	kills, counted := c.oomKills()
-	if err := p.Start(); err != nil {
+	p, err := c.take()
+	if err != nil {
 		return nil, internal("start child", err)
 	}
-	killFirst(p.Process.Pid)
+	defer p.end()
+	defer context.AfterFunc(watch.ctx, p.end)()
+	if err := p.trust(req); err != nil {
+		p.discard()
+		return nil, api.OwnFolder(string(req.Kind)+": write CA bundle", err)
+	}
+	defer os.Remove(p.ca)
 	ended := make(chan struct{})
 	var asking sync.WaitGroup
-	asking.Go(func() { ask(stdin, req, limits, ended) })
+	asking.Go(func() { ask(p.stdin, req, limits, ended) })
 	defer asking.Wait()
 	defer close(ended)
 	var last message
 	var lastProgress api.Progress
-	lines := bufio.NewReader(stdout)
+	lines := bufio.NewReader(p.stdout)
 	for {
 		line, err := lines.ReadBytes('\n')
 		if err != nil {
@@ -143,7 +233,7 @@ func (c Child) Run(ctx context.Context, req api.StartRequest, limits <-chan int6
 		}
 		last = m
 	}
-	waitErr := p.Wait()
+	waitErr := p.cmd.Wait()
 	switch {
 	case last.Result != nil && waitErr == nil:
 		return last.Result, nil
@@ -162,7 +252,7 @@ func (c Child) Run(ctx context.Context, req api.StartRequest, limits <-chan int6
 		return nil, last.Problem
 	default:
 		now, _ := c.oomKills()
-		return nil, died(req.Kind, waitErr, stderr.String(), counted, now > kills)
+		return nil, died(req.Kind, waitErr, p.stderr.String(), counted, now > kills)
 	}
 }
 
@@ -197,17 +287,16 @@ func outOfMemory(title string) *api.Problem {
 	return &api.Problem{Code: api.CodeOutOfMemory, Title: title, Hint: "raise the pod's annotation " + names.MemoryLimitAnnotation}
 }
 
-func (c Child) writeCA(req api.StartRequest) (string, error) {
-	f, err := os.CreateTemp(c.StateDir, "ca-*.crt")
+// trust writes the CA that the request trusts, before the child is asked for anything.
+func (p *process) trust(req api.StartRequest) error {
+	if req.Credentials == nil {
+		return nil
+	}
+	err := os.WriteFile(p.ca, []byte(req.Credentials.CA), 0o600)
 	if err != nil {
-		return "", err
+		_ = os.Remove(p.ca) // what a full disk took of it
 	}
-	if req.Credentials != nil {
-		if _, err := f.WriteString(req.Credentials.CA); err != nil {
-			return "", errors.Join(err, f.Close(), os.Remove(f.Name()))
-		}
-	}
-	return f.Name(), f.Close()
+	return err
 }
 
 func internal(what string, err error) *api.Problem {
@@ -263,7 +352,9 @@ func Serve(ctx context.Context, in io.Reader, out io.Writer,
 ) error {
 	var req api.StartRequest
 	decoder := json.NewDecoder(in)
-	if err := decoder.Decode(&req); err != nil {
+	if err := decoder.Decode(&req); errors.Is(err, io.EOF) {
+		return nil // started ahead, for nothing
+	} else if err != nil {
 		return fmt.Errorf("read request: %w", err)
 	}
 	limits := make(chan int64)

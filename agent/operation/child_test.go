@@ -140,7 +140,7 @@ func TestChildEnvironment(t *testing.T) {
 	t.Setenv("PARENT_SECRET", "parent-secret")
 	dir := t.TempDir()
 	seen := filepath.Join(t.TempDir(), "seen")
-	script := fmt.Sprintf(`{ env; cat "$SSL_CERT_FILE"; ls "$SSL_CERT_DIR" 2>&1; tr '\0' ' ' </proc/$$/cmdline; } >%s; read request; echo '{"result":{}}'`, seen)
+	script := fmt.Sprintf(`read request; { env; cat "$SSL_CERT_FILE"; ls "$SSL_CERT_DIR" 2>&1; tr '\0' ' ' </proc/$$/cmdline; } >%s; echo '{"result":{}}'`, seen)
 	child := Child{Command: []string{"/bin/sh", "-c", script}, StateDir: dir, Env: []string{"PATH=" + os.Getenv("PATH")}}
 	req := backup("a", "/", "operation-password")
 	req.Credentials.CA = "the CA"

@@ -41,6 +41,8 @@ type Options struct {
 	Credentials func() *api.Credentials
 	// Parallel is how many operations run at once; default 2, others are queued.
 	Parallel int
+	// Prepare, if set, is called when an operation is about to be asked for.
+	Prepare func()
 	// Admit, if set, may refuse a new operation. It is called with the lock held.
 	Admit func() error
 	// Keep is how many finished operations are remembered; default 200.
@@ -234,6 +236,17 @@ func (m *Manager) Start(req api.StartRequest) (api.Operation, error) {
 		m.run(ctx, o)
 	})
 	return o.state, nil
+}
+
+// Expect says that an operation is about to be asked for. Where it would have to wait for
+// its turn, nothing is prepared.
+func (m *Manager) Expect() {
+	m.mu.Lock()
+	wanted := m.opt.Prepare != nil && !m.closed && len(m.slots) < cap(m.slots)
+	m.mu.Unlock()
+	if wanted {
+		m.opt.Prepare()
+	}
 }
 
 // IfIdle calls do while nothing is queued or runs; nothing begins before it

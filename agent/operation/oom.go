@@ -12,7 +12,7 @@ import (
 
 // oomKills is how many processes of our control group the kernel has killed for want
 // of memory, the group's own limit or the node's. It is not known everywhere.
-func (c Child) oomKills() (n int64, known bool) {
+func (c *Child) oomKills() (n int64, known bool) {
 	groups, err := os.ReadFile(filepath.Join(cmp.Or(c.ProcFS, "/proc"), "self", "cgroup"))
 	if err != nil {
 		return 0, false

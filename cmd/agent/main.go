@@ -68,13 +68,14 @@ func serve(ctx context.Context, args []string) error {
 	if err != nil {
 		return fmt.Errorf("find own program: %w", err)
 	}
+	child := &operation.Child{
+		Command: []string{filepath.Join(filepath.Dir(self), "operation"), "-volumes-dir", *volumesDir, "-devices-dir", *devicesDir,
+			"-scratch-dir", *stateDir, "-checkpoint-interval", checkpoint.String(), "-give-way"},
+		StateDir: *stateDir, Env: agent.ChildEnv(), Stall: *stall,
+	}
 	operations, err := operation.New(operation.Options{
 		Kinds: []api.Kind{api.KindSnapshot, api.KindRestore}, StateDir: *stateDir, Now: time.Now, Log: log,
-		Runner: operation.Child{
-			Command: []string{filepath.Join(filepath.Dir(self), "operation"), "-volumes-dir", *volumesDir, "-devices-dir", *devicesDir,
-				"-scratch-dir", *stateDir, "-checkpoint-interval", checkpoint.String(), "-give-way"},
-			StateDir: *stateDir, Env: agent.ChildEnv(), Stall: *stall,
-		},
+		Runner: child, Prepare: child.Prepare,
 	})
 	if err != nil {
 		return err
