@@ -148,8 +148,8 @@ func (s *Server) operations() map[string]http.HandlerFunc {
 		},
 		"GET /v1/operations/{id}/events": s.events,
 		"GET /v1/info": func(w http.ResponseWriter, _ *http.Request) {
-			// Who asks who we are asks for an operation next.
-			go ops.Expect()
+			// Who asks who we are asks for an operation next, and finds it prepared.
+			ops.Expect()
 			WriteJSON(w, http.StatusOK, s.config.Info(), nil)
 		},
 	}
