@@ -4,9 +4,11 @@ package function
 
 import (
 	"errors"
+	"io"
 	"reflect"
 	"strings"
 	"testing"
+	"testing/iotest"
 
 	corev1 "k8s.io/api/core/v1"
 
@@ -264,6 +266,33 @@ func TestMergeOutputs(t *testing.T) {
 	got, err = mergeOutputs("ns", places, []outcome[outputs]{bad, ok(outputs{"k": "2"}), ok(nil), bad})
 	if err == nil || got != nil || !strings.Contains(err.Error(), "container a of pod ns/p") || !strings.Contains(err.Error(), "container b of pod ns/q") {
 		t.Errorf("%v, error %v", got, err)
+	}
+}
+
+// A log is read to its end, however the stream that follows it ends.
+func TestWholeLog(t *testing.T) {
+	log := func(text string, err error) io.ReadCloser {
+		return io.NopCloser(io.MultiReader(strings.NewReader(text), iotest.ErrReader(err)))
+	}
+	broken, lost := errors.New("connection reset"), errors.New("the pod is lost")
+	for _, c := range []struct {
+		name        string
+		first, rest io.ReadCloser
+		restErr     error
+		want        string
+		err         error
+	}{
+		{"to its end", log("one\ntwo\n", io.EOF), log("one\ntwo\n", io.EOF), nil, "one\ntwo\n", nil},
+		{"an early end", log("one\nt", io.EOF), log("one\ntwo\n", io.EOF), nil, "one\ntwo\n", nil},
+		{"broken off", log("one\nt", broken), log("one\ntwo\n", io.EOF), nil, "one\ntwo\n", nil},
+		{"rotated away", log("one\ntwo\n", io.EOF), log("two\n", io.EOF), nil, "one\ntwo\n", nil},
+		{"broken off twice", log("one\n", broken), log("one\nt", broken), nil, "one\nt", broken},
+		{"no rest", log("one\n", broken), nil, lost, "one\n", lost},
+	} {
+		got, err := io.ReadAll(&wholeLog{stream: c.first, rest: func() (io.ReadCloser, error) { return c.rest, c.restErr }})
+		if string(got) != c.want || !errors.Is(err, c.err) {
+			t.Errorf("%s: %q, %v; want %q, %v", c.name, got, err, c.want, c.err)
+		}
 	}
 }
 

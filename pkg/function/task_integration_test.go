@@ -115,7 +115,7 @@ func testTasks(w *world) {
 	}{
 		{name: "outputs", function: "KubeTask", args: task, followed: first + second, outputs: all},
 		{name: "a log that ends early", function: "KubeTask", args: task, followed: first, outputs: all},
-		{name: "a log that breaks off", function: "KubeTask", args: task, followed: first, broken: true, outputs: all},
+		{name: "a kubelet that breaks off", function: "KubeTask", args: task, followed: first, broken: true, outputs: all},
 		{name: "a failed command", function: "KubeTask", args: task, followed: first + second, exit: 3, err: "the command ended with exit code 3: one\nthe disk is on fire"},
 		{name: "a failed one that nobody minds", function: "PrepareData", args: prepare, followed: first, exit: 3, outputs: all},
 		{name: "failOnError", function: "PrepareData", args: with(prepare, args{"failOnError": "true"}), followed: first + second, exit: 3, err: "the command ended with exit code 3"},

@@ -157,7 +157,11 @@ func (c *Companion) runPod(ctx context.Context, call Call, pod *corev1.Pod, cont
 		return result{}, fmt.Errorf("start pod %s: %w", name, err)
 	}
 	stream := func(follow bool) (io.ReadCloser, error) {
-		return c.Kube.CoreV1().Pods(pod.Namespace).GetLogs(pod.Name, &corev1.PodLogOptions{Container: container, Follow: follow}).Stream(ctx)
+		log, err := c.Kube.CoreV1().Pods(pod.Namespace).GetLogs(pod.Name, &corev1.PodLogOptions{Container: container, Follow: follow}).Stream(ctx)
+		if err != nil && ctx.Err() != nil {
+			err = context.Cause(ctx)
+		}
+		return log, err
 	}
 	first, err := stream(true)
 	if err != nil {
