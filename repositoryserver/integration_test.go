@@ -409,10 +409,30 @@ func TestIntegrationFindDelete(t *testing.T) {
 			t.Errorf("%+v finds %+v, %v", wrong, found, err)
 		}
 		deleted, err := s.agent.Run(w.context(), api.StartRequest{ID: fmt.Sprintf("wrong-delete-%d", i), Kind: api.KindDelete, Delete: &wrong}, func(api.Progress) {})
-		if err != nil || len(deleted.Records) > 0 {
+		if wrong == otherPrefix {
+			// It is there: that is not the same as deleted.
+			if code(err) != api.CodeNotFound || strings.Contains(err.Error(), prefix) {
+				t.Errorf("%+v deletes %+v, %v; want not-found, and not where it is", wrong, deleted, err)
+			}
+		} else if err != nil || len(deleted.Records) > 0 {
 			t.Errorf("%+v deletes %+v, %v", wrong, deleted, err)
 		}
 	}
+	// One place, however it is written.
+	written := right
+	written.Prefix = "backups//shop/db/"
+	if found, err := w.find(s, "written", written); err != nil || len(found.Records) != 1 {
+		t.Errorf("%+v finds %+v, %v", written, found, err)
+	}
+	w.record(s, "op-2", written.Prefix, "/", record.Snapshot)
+	if found, err := w.find(s, "written-2", api.FindRequest{BackupID: "shop-op-2", Prefix: prefix, KeyID: "default"}); err != nil || len(found.Records) != 1 {
+		t.Errorf("%s finds %+v of %s, %v", prefix, found, written.Prefix, err)
+	}
+	if listed, _ := w.list(s, "list", api.ListRequest{KeyID: "default", Prefix: prefix}); len(listed) != 2 {
+		t.Errorf("%s lists %v", prefix, listed)
+	}
+	_, err := s.agent.Run(w.context(), api.StartRequest{ID: "delete-written", Kind: api.KindDelete, Delete: &api.DeleteRequest{BackupTag: "tag-op-2", Prefix: prefix, KeyID: "default"}}, func(api.Progress) {})
+	w.must(err) // and their one snapshot
 	found, err := w.find(s, "find-1", right)
 	w.must(err)
 	if len(found.Records) != 1 || found.Records[0].Snapshot.ID != record.Snapshot.ID {

@@ -221,7 +221,8 @@ type RecordRequest struct {
 	SourcePath string `json:"sourcePath"`
 }
 
-// FindRequest looks a record up by exactly one of BackupID and BackupTag.
+// FindRequest looks a record up by exactly one of BackupID and BackupTag, under one
+// prefix: a//b/ is a/b.
 type FindRequest struct {
 	BackupID  string `json:"backupID,omitempty"`
 	BackupTag string `json:"backupTag,omitempty"`
@@ -229,8 +230,9 @@ type FindRequest struct {
 	KeyID     string `json:"keyID"`
 }
 
-// DeleteRequest deletes the record and its snapshot. A record that is not there
-// is not an error: Deleted stays 0.
+// DeleteRequest deletes the record and its snapshot. A record that is not there is
+// not an error: Result.Records is empty. One that is there under another prefix is
+// CodeNotFound.
 type DeleteRequest = FindRequest
 
 // MaxListed is the most records that one answer holds.

@@ -10,6 +10,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"path"
 	"slices"
 	"sort"
 
@@ -29,14 +30,21 @@ const recordType = "kanister-backup"
 func recordLabels(r api.Record) map[string]string {
 	return map[string]string{
 		"type": recordType, "id": r.BackupID, "tag": r.BackupTag,
-		"prefix": digest(r.Prefix), "key": r.KeyID,
+		"prefix": prefixLabel(r.Prefix), "key": r.KeyID,
 	}
 }
+
+// prefixLabel is the same for every way to write a prefix: see samePrefix.
+func prefixLabel(prefix string) string { return digest(path.Clean(prefix)) }
 
 func digest(s string) string {
 	sum := sha256.Sum256([]byte(s))
 	return hex.EncodeToString(sum[:16])
 }
+
+// samePrefix: a//b/ is a/b. A Blueprint that builds a prefix from parts need not
+// write it in the same way each time.
+func samePrefix(a, b string) bool { return path.Clean(a) == path.Clean(b) }
 
 // writeRecord vouches for a snapshot after checking it against what the server
 // knows: the manifest's labels, which no agent can forge, not what it says of itself.
@@ -108,7 +116,18 @@ type foundRecord struct {
 
 // find returns the matching records, oldest first.
 func find(ctx context.Context, conn *connection, r api.FindRequest) ([]foundRecord, error) {
-	labels := map[string]string{"type": recordType, "prefix": digest(r.Prefix), "key": r.KeyID}
+	known, err := findAnywhere(ctx, conn, r)
+	return under(r.Prefix, known), err
+}
+
+// under keeps the records of one prefix.
+func under(prefix string, known []foundRecord) []foundRecord {
+	return slices.DeleteFunc(slices.Clone(known), func(f foundRecord) bool { return !samePrefix(f.record.Prefix, prefix) })
+}
+
+// findAnywhere is find under every prefix.
+func findAnywhere(ctx context.Context, conn *connection, r api.FindRequest) ([]foundRecord, error) {
+	labels := map[string]string{"type": recordType, "key": r.KeyID}
 	switch {
 	case r.BackupID != "" && r.BackupTag == "":
 		labels["id"] = r.BackupID
@@ -219,7 +238,7 @@ func listRecords(ctx context.Context, conn *connection, r api.ListRequest) (*api
 func recordsOf(ctx context.Context, conn *connection, keyID, prefix string) ([]*manifest.EntryMetadata, error) {
 	labels := map[string]string{"type": recordType, "key": keyID}
 	if prefix != "" {
-		labels["prefix"] = digest(prefix)
+		labels["prefix"] = prefixLabel(prefix)
 	}
 	entries, err := conn.findRecords(ctx, labels)
 	if err != nil {
@@ -236,11 +255,22 @@ func placeOf(e *manifest.EntryMetadata) string {
 
 // deleteRecord deletes the first matching record and its snapshot, the snapshot
 // first: a record without one is found again by a retry, a snapshot without a
-// record by nobody.
+// record by nobody. A backup that is there under another prefix has not been deleted
+// by an earlier try, so it is an error, which does not say where it is.
 func deleteRecord(ctx context.Context, conn *connection, r api.DeleteRequest) (*api.Result, error) {
-	found, err := find(ctx, conn, r)
-	if err != nil || len(found) == 0 {
-		return &api.Result{}, err
+	known, err := findAnywhere(ctx, conn, r)
+	if err != nil {
+		return nil, err
+	}
+	found := under(r.Prefix, known)
+	switch {
+	case len(known) == 0:
+		return &api.Result{}, nil
+	case len(found) == 0:
+		return nil, &api.Problem{
+			Code:  api.CodeNotFound,
+			Title: fmt.Sprintf("delete record: no backup %s under %q", cmp.Or(r.BackupID, r.BackupTag), r.Prefix),
+		}
 	}
 	err = conn.write(ctx, "delete", nil, func(ctx context.Context, w repo.RepositoryWriter) error {
 		id := manifest.ID(found[0].record.Snapshot.ID)

@@ -174,6 +174,8 @@ backup:
 			"while validating annotations: annotation key 'a b' failed validation. ["},
 		"labels that are no map": {"backup: {phases: [{func: KubeTask, name: a, args: {image: i, command: [a], podLabels: x}}]}",
 			"podLabels are not in correct format. Expected format is map[string]interface{}."},
+		"annotations that are no map": {"backup: {phases: [{func: KubeTask, name: a, args: {image: i, command: [a], podAnnotations: [x]}}]}",
+			"podAnnotations are not in correct format. expected format is map[string]string."},
 		"labels where there is no pod": {"backup: {phases: [{func: KubeExec, name: a, args: {namespace: n, pod: p, command: [a], podLabels: {a: b}}}]}",
 			"argument podLabels is not supported"},
 		"an empty action": {"backup: null", "Failed to validate action backup: it is empty"},

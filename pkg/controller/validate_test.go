@@ -4,12 +4,16 @@ package controller
 
 import (
 	"bytes"
+	"context"
+	"errors"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/kanister-kopia/kanister-kopia/pkg/function"
 )
 
 const (
@@ -78,6 +82,18 @@ actions: {no: phases}
 `
 )
 
+// greet is a function of another program.
+type greet struct{}
+
+func (greet) Name() string           { return "Greet" }
+func (greet) RequiredArgs() []string { return []string{"name"} }
+func (greet) Arguments() []string    { return []string{"name"} }
+func (greet) Resumable() bool        { return true }
+
+func (greet) Exec(context.Context, function.Call) (map[string]any, error) {
+	return nil, errors.New("nobody runs it")
+}
+
 func TestValidateCommand(t *testing.T) {
 	dir := t.TempDir()
 	write := func(name, content string) string {
@@ -100,6 +116,8 @@ func TestValidateCommand(t *testing.T) {
 	write("found/3-exported.yml", exported)
 	write("found/4-foreign.yaml", foreign)
 	write("found/5-json.json", `{"apiVersion": "cr.kanister.io/v1alpha1", "kind": "Blueprint", "metadata": {"generateName": "made-"}, "actions": {}}`)
+	added := write("added/b.yaml", strings.ReplaceAll(strings.ReplaceAll(badBlueprint, "CreateRDSSnapshot", "Greet"), "instanceID", "name"))
+	lacking := write("lacking/b.yaml", strings.ReplaceAll(badBlueprint, "CreateRDSSnapshot", "Greet"))
 	wrong := filepath.Dir(write("wrong/1-text.yaml", goodBlueprint+"---\n"+textForObject))
 	write("wrong/2-template.yaml", template)
 	write("wrong/3-good.yaml", goodBlueprint)
@@ -132,14 +150,16 @@ func TestValidateCommand(t *testing.T) {
 			"2-template.yaml: refused: error converting YAML to JSON: ", "it is a chart's template: validate what `helm template` makes of it",
 			"3-good.yaml: blueprint good: valid\n",
 		}, "2 of 4 refused"},
-		"of others":      {"blueprint -f " + alone, nil, "no Blueprint in"},
-		"links":          {"blueprint -f " + linked + " -f " + bad, []string{"a.yaml: blueprint good: valid\n", "b.yaml: blueprint good: valid\n"}, "1 of 4 refused"},
-		"not there":      {"blueprint -f " + dir + "/lost", nil, "no such file"},
-		"no file":        {"blueprint", nil, "-f is required"},
-		"something else": {"profile", nil, "validate what?"},
+		"an added function":        {"blueprint -f " + added, []string{"b.yaml: blueprint bad: valid\n"}, ""},
+		"an added one's arguments": {"blueprint -f " + lacking, []string{"refused", "argument instanceID is not supported"}, "1 of 1 refused"},
+		"of others":                {"blueprint -f " + alone, nil, "no Blueprint in"},
+		"links":                    {"blueprint -f " + linked + " -f " + bad, []string{"a.yaml: blueprint good: valid\n", "b.yaml: blueprint good: valid\n"}, "1 of 4 refused"},
+		"not there":                {"blueprint -f " + dir + "/lost", nil, "no such file"},
+		"no file":                  {"blueprint", nil, "-f is required"},
+		"something else":           {"profile", nil, "validate what?"},
 	} {
 		var out bytes.Buffer
-		err := command(append([]string{"validate"}, strings.Fields(c.args)...), &out, nil)
+		err := command(append([]string{"validate"}, strings.Fields(c.args)...), &out, []function.Func{greet{}})
 		if (c.err == "") != (err == nil) || err != nil && !strings.Contains(err.Error(), c.err) {
 			t.Errorf("%s: error %v, want %q", name, err, c.err)
 		}

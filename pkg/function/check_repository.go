@@ -5,6 +5,7 @@ package function
 import (
 	"context"
 	"errors"
+	"path"
 	"strconv"
 	"strings"
 
@@ -74,7 +75,8 @@ func (f *checkRepository) reach(ctx context.Context, call Call, r repository.Ref
 // isUnder says whether a backup's prefix is this one or below it: those of
 // BackupDataAll are one below for each pod.
 func isUnder(prefix, above string) bool {
-	return prefix == above || strings.HasPrefix(prefix, strings.TrimSuffix(above, "/")+"/")
+	prefix, above = path.Clean(prefix), path.Clean(above)
+	return prefix == above || strings.HasPrefix(prefix, above+"/")
 }
 
 // namespaceOf is the namespace of the action's object.

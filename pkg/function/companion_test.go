@@ -3,9 +3,12 @@
 package function
 
 import (
+	"errors"
+	"io"
 	"reflect"
 	"strings"
 	"testing"
+	"testing/iotest"
 
 	corev1 "k8s.io/api/core/v1"
 
@@ -209,6 +212,86 @@ func TestTaskPodToken(t *testing.T) {
 		}
 		if got := several.Spec.AutomountServiceAccountToken; !reflect.DeepEqual(got, c.want) {
 			t.Errorf("%s, of several containers: token %v", c.name, got)
+		}
+	}
+}
+
+func TestDefaultContainer(t *testing.T) {
+	pod := &corev1.Pod{Spec: corev1.PodSpec{
+		InitContainers: []corev1.Container{{Name: names.AgentContainer}, {Name: "init"}},
+		Containers:     []corev1.Container{{Name: "db"}, {Name: "proxy"}},
+	}}
+	if got := defaultContainer(pod); got != "db" {
+		t.Errorf("%s, want the first", got)
+	}
+	pod.Annotations = map[string]string{"kubectl.kubernetes.io/default-container": "proxy"}
+	if got := defaultContainer(pod); got != "proxy" {
+		t.Errorf("%s, want the one that the pod names", got)
+	}
+}
+
+// What a command says on standard error is logged, and the end of it is in the error.
+func TestStandardError(t *testing.T) {
+	var lines []string
+	s := &standardError{line: func(l string) { lines = append(lines, l) }, tail: tail{limit: 8}}
+	for _, text := range []string{"fir", "st\r\n\nsec", "ond\nla", "st"} {
+		if n, err := s.Write([]byte(text)); n != len(text) || err != nil {
+			t.Errorf("wrote %d of %q: %v", n, text, err)
+		}
+	}
+	if said := s.end(); said != "ond\nlast" || !reflect.DeepEqual(lines, []string{"first", "second", "last"}) {
+		t.Errorf("lines %q, the end %q", lines, said)
+	}
+	// A progress bar never ends its line.
+	lines = nil
+	if _, err := s.Write([]byte(strings.Repeat("#", longLine))); err != nil || len(lines) != 1 {
+		t.Errorf("%d lines, %v, want what is there", len(lines), err)
+	}
+}
+
+// KubeExecAll: of two outputs of one name the last place's stays; an error names all
+// that failed.
+func TestMergeOutputs(t *testing.T) {
+	type outputs = map[string]any
+	places := []place{{"p", "a"}, {"p", "b"}, {"q", "a"}, {"q", "b"}}
+	ok := func(o outputs) outcome[outputs] { return outcome[outputs]{value: o} }
+	got, err := mergeOutputs("ns", places, []outcome[outputs]{ok(outputs{"k": "1", "x": "1"}), ok(outputs{"k": "2"}), ok(nil), ok(outputs{"y": "4"})})
+	if want := (outputs{"k": "2", "x": "1", "y": "4"}); err != nil || !reflect.DeepEqual(got, want) {
+		t.Errorf("%v, %v; want %v", got, err, want)
+	}
+	if got, err := mergeOutputs("ns", places[:2], []outcome[outputs]{ok(nil), ok(nil)}); got != nil || err != nil {
+		t.Errorf("no outputs: %v, %v; want nil", got, err)
+	}
+	bad := outcome[outputs]{err: errors.New("no such file")}
+	got, err = mergeOutputs("ns", places, []outcome[outputs]{bad, ok(outputs{"k": "2"}), ok(nil), bad})
+	if err == nil || got != nil || !strings.Contains(err.Error(), "container a of pod ns/p") || !strings.Contains(err.Error(), "container b of pod ns/q") {
+		t.Errorf("%v, error %v", got, err)
+	}
+}
+
+// A log is read to its end, however the stream that follows it ends.
+func TestWholeLog(t *testing.T) {
+	log := func(text string, err error) io.ReadCloser {
+		return io.NopCloser(io.MultiReader(strings.NewReader(text), iotest.ErrReader(err)))
+	}
+	broken, lost := errors.New("connection reset"), errors.New("the pod is lost")
+	for _, c := range []struct {
+		name        string
+		first, rest io.ReadCloser
+		restErr     error
+		want        string
+		err         error
+	}{
+		{"to its end", log("one\ntwo\n", io.EOF), log("one\ntwo\n", io.EOF), nil, "one\ntwo\n", nil},
+		{"an early end", log("one\nt", io.EOF), log("one\ntwo\n", io.EOF), nil, "one\ntwo\n", nil},
+		{"broken off", log("one\nt", broken), log("one\ntwo\n", io.EOF), nil, "one\ntwo\n", nil},
+		{"rotated away", log("one\ntwo\n", io.EOF), log("two\n", io.EOF), nil, "one\ntwo\n", nil},
+		{"broken off twice", log("one\n", broken), log("one\nt", broken), nil, "one\nt", broken},
+		{"no rest", log("one\n", broken), nil, lost, "one\n", lost},
+	} {
+		got, err := io.ReadAll(&wholeLog{stream: c.first, rest: func() (io.ReadCloser, error) { return c.rest, c.restErr }})
+		if string(got) != c.want || !errors.Is(err, c.err) {
+			t.Errorf("%s: %q, %v; want %q, %v", c.name, got, err, c.want, c.err)
 		}
 	}
 }

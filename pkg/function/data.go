@@ -3,6 +3,7 @@
 package function
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -98,10 +99,7 @@ func (d *Data) findBackup(ctx context.Context, call Call, operation, namespace, 
 	if err != nil {
 		return nil, api.Record{}, err
 	}
-	token := by.BackupID
-	if token == "" {
-		token = by.BackupTag
-	}
+	token := cmp.Or(by.BackupID, by.BackupTag)
 	repo, err := d.Repositories.OpenBackup(ctx, token, r)
 	if err != nil {
 		return nil, api.Record{}, err

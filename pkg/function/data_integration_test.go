@@ -62,7 +62,9 @@ func TestIntegrationFunctions(t *testing.T) {
 	t.Run("at once", func(t *testing.T) { testAtOnce(w.sub(t)) })
 	t.Run("movers", func(t *testing.T) { testTurns(w.sub(t)) })
 	t.Run("insecureTLS", func(t *testing.T) { testInsecureTLS(w.sub(t)) })
-	t.Run("start timeout", func(t *testing.T) { testStartTimeout(w.sub(t)) })
+	t.Run("no start", func(t *testing.T) { testNoStart(w.sub(t)) })
+	t.Run("tasks", func(t *testing.T) { testTasks(w.sub(t)) })
+	t.Run("cancel", func(t *testing.T) { testCancel(w.sub(t)) })
 	t.Run("whose claim", func(t *testing.T) { testIdentityFor(w.sub(t)) })
 	t.Run("resume each", func(t *testing.T) { testResumeEach(w.sub(t)) })
 	t.Run("resume", func(t *testing.T) { testResume(w.sub(t)) })
@@ -310,6 +312,14 @@ func testCopyVolumeData(w *world) {
 	w.run("volume", func(w *world) {
 		w.refused("CopyVolumeData", "copy-3", param.TemplateParams{}, with(base, args{"volume": "lost"}), "Failed to retrieve PVC.", "shop", "lost")
 	})
+	w.run("encryptionKey", func(w *world) {
+		out, err := w.exec("CopyVolumeData", "copy-8", param.TemplateParams{}, with(base, args{"encryptionKey": "copies"}))
+		w.Must(err)
+		if r := w.record(out["backupID"].(string)); r.KeyID == "default" {
+			w.Errorf("key %s", r.KeyID)
+		}
+		w.refused("CopyVolumeData", "copy-9", param.TemplateParams{}, with(base, args{"encryptionKey": ""}), "encryptionKey: it is empty")
+	})
 	w.run("podOverride", func(w *world) {
 		w.script("copy-vol-data-", func(req api.StartRequest) (*api.Result, *api.Problem) {
 			p := w.movers()[0]
@@ -325,7 +335,7 @@ func testCopyVolumeData(w *world) {
 				"securityContext": args{"runAsUser": 8},
 				"containers":      []any{args{"name": "container", "resources": args{"limits": args{"cpu": "2"}}}},
 			},
-			"podLabels": args{"team": "blueprint"}, "image": "ignored", "insecureTLS": false, "encryptionKey": "copies",
+			"podLabels": args{"team": "blueprint"}, "image": "ignored", "insecureTLS": false,
 		}))
 		w.Must(err)
 		w.script("copy-vol-data-", saves(5, seen.add))
@@ -435,6 +445,10 @@ func testRestoreData(w *world) {
 		w.pod("rd-bare", "rd", func(p *corev1.Pod) {
 			p.Spec.Volumes[0].VolumeSource = corev1.VolumeSource{NFS: &corev1.NFSVolumeSource{Server: "s", Path: "/"}}
 		})
+		w.pod("rd-empty", "rd", func(p *corev1.Pod) {
+			p.Spec.Volumes, p.Spec.Containers[0].VolumeMounts, p.Spec.InitContainers = nil, nil, nil
+		})
+		w.refused("RestoreData", "rd-14", param.TemplateParams{}, with(base, args{"pod": "rd-empty", "backupIdentifier": b["backupID"]}), "Failed to find volumes for the Pod: rd-empty")
 		w.refused("RestoreData", "rd-8", param.TemplateParams{}, with(base, args{"pod": "rd-bare", "restorePath": "/data", "backupIdentifier": b["backupID"]}), "Failed to find volumes for the Pod: rd-bare")
 	})
 	w.run("backupArtifactPrefix", func(w *world) {
@@ -646,6 +660,8 @@ func claimIn(w *world, req api.StartRequest) string {
 	return ""
 }
 
+const noSuchTag = "Failed to forget data, could not get snapshotID from tag"
+
 func testDeleteData(w *world) {
 	w.claim("dd")
 	var out []map[string]any
@@ -658,8 +674,8 @@ func testDeleteData(w *world) {
 	}
 	base := args{"namespace": shop, "backupArtifactPrefix": "dd/dd-1"}
 	w.run("backupArtifactPrefix", func(w *world) {
-		_, err := w.exec("DeleteData", "dd-5", param.TemplateParams{}, with(base, args{"backupArtifactPrefix": "other", "backupID": id(0)}))
-		w.Must(err) // as with restic, an id that is not there is no error
+		w.refused("DeleteData", "dd-5", param.TemplateParams{}, with(base, args{"backupArtifactPrefix": "other", "backupID": id(0)}), "under prefix bucket/other", "not found")
+		w.refused("DeleteData", "dd-12", param.TemplateParams{}, with(base, args{"backupArtifactPrefix": "other", "backupTag": out[0]["backupTag"]}), noSuchTag, "not found")
 		if !known(0) {
 			w.Error("a backup was deleted under another prefix")
 		}
@@ -670,12 +686,19 @@ func testDeleteData(w *world) {
 		if known(0) || !reflect.DeepEqual(got, map[string]any{"spaceFreed": "0 B"}) {
 			w.Errorf("outputs %v, still there: %v", got, known(0))
 		}
+		// As with restic, an id that is not there is no error; a repository that is not there is.
+		_, err = w.exec("DeleteData", "dd-13", param.TemplateParams{}, with(base, args{"backupID": id(0)}))
+		w.Must(err)
+		w.refused("DeleteData", "dd-14", param.TemplateParams{}, with(base, args{"backupID": repository.Token(strings.Repeat("x", strings.LastIndexByte(id(0), '-')), "any")}), "not found", "controller import-keys")
+		elsewhere := *w.profile
+		elsewhere.Location.Bucket = "elsewhere"
+		w.refused("DeleteData", "dd-15", param.TemplateParams{Profile: &elsewhere}, with(base, args{"backupID": id(1)}), "not found in bucket elsewhere")
 	})
 	w.run("backupTag", func(w *world) {
 		tag := out[1]["backupTag"]
 		_, err := w.exec("DeleteData", "dd-7", param.TemplateParams{}, with(base, args{"backupArtifactPrefix": "dd/dd-2", "backupTag": tag}))
 		w.Must(err)
-		w.refused("DeleteData", "dd-8", param.TemplateParams{}, with(base, args{"backupArtifactPrefix": "dd/dd-2", "backupTag": tag}), "Failed to forget data, could not get snapshotID from tag", "Snapshot not found")
+		w.refused("DeleteData", "dd-8", param.TemplateParams{}, with(base, args{"backupArtifactPrefix": "dd/dd-2", "backupTag": tag}), noSuchTag, "Snapshot not found")
 	})
 	w.run("lists", func(w *world) {
 		_, err := w.exec("DeleteData", "dd-9", param.TemplateParams{}, with(base, args{"backupArtifactPrefix": " dd/dd-3\tdd/dd-4", "backupID": id(2) + "\n" + id(3)}))
@@ -684,10 +707,22 @@ func testDeleteData(w *world) {
 			w.Error("a backup of the list is still there")
 		}
 	})
+	w.run("lists of tags", func(w *world) {
+		one, two := w.backup("dd-16", "dd", "/mnt/dd", "dd/tags"), w.backup("dd-17", "dd", "/mnt/dd", "bucket/dd//tags/")
+		tags := args{"backupArtifactPrefix": "dd/tags/", "backupTag": fmt.Sprintf("%s\n%s", one["backupTag"], two["backupTag"])}
+		_, err := w.exec("DeleteData", "dd-18", param.TemplateParams{}, with(base, with(tags, args{"backupTag": one["backupTag"]})))
+		w.Must(err)
+		// The first is gone, which does not keep a second try from the other.
+		_, err = w.exec("DeleteData", "dd-19", param.TemplateParams{}, with(base, tags))
+		w.Must(err)
+		if slices.ContainsFunc(w.records.list(), func(r api.Record) bool { return r.BackupID == two["backupID"] }) {
+			w.Error("the second is still there")
+		}
+		w.refused("DeleteData", "dd-20", param.TemplateParams{}, with(base, tags), noSuchTag, "Snapshot not found")
+	})
 	w.run("encryptionKey", func(w *world) {
 		kept := w.backup("dd-10", "dd", "/mnt/dd", "dd")
-		_, err := w.exec("DeleteData", "dd-11", param.TemplateParams{}, with(base, args{"backupArtifactPrefix": "dd", "backupID": kept["backupID"], "encryptionKey": "k"}))
-		w.Must(err)
+		w.refused("DeleteData", "dd-11", param.TemplateParams{}, with(base, args{"backupArtifactPrefix": "dd", "backupID": kept["backupID"], "encryptionKey": "k"}), "not found with this encryptionKey")
 		w.record(kept["backupID"].(string))
 	})
 }
@@ -702,8 +737,8 @@ func testDeleteDataAll(w *world) {
 	out, err := w.exec("BackupDataAll", "da-1", param.TemplateParams{}, args{"namespace": shop, "pods": "da-0 da-1", "container": "app", "includePath": "/data", "backupArtifactPrefix": "da"})
 	w.Must(err)
 	base := args{"namespace": shop, "backupArtifactPrefix": "bucket/da", "backupInfo": out["BackupAllInfo"], "reclaimSpace": true}
-	_, err = w.exec("DeleteDataAll", "da-4", param.TemplateParams{}, with(base, args{"encryptionKey": "another"}))
-	w.Must(err)
+	w.refused("DeleteDataAll", "da-4", param.TemplateParams{}, with(base, args{"encryptionKey": "another"}), "delete 2 of 2 backups", "pod da-0", "not found with this encryptionKey")
+	w.refused("DeleteDataAll", "da-5", param.TemplateParams{}, with(base, args{"backupArtifactPrefix": "bucket/other"}), "under prefix bucket/other/da-1", "not found")
 	kept := 0
 	for _, r := range w.records.list() {
 		if strings.HasPrefix(r.Prefix, "bucket/da/") {
@@ -768,9 +803,25 @@ func testLocationDelete(w *world) {
 		w.Errorf("outputs %v", got)
 	}
 	w.record(two["backupID"].(string)) // a prefix ends at a slash
-	w.refused("LocationDelete", "ld-4", param.TemplateParams{}, args{"artifact": "loc/a"}, "no backup under prefix bucket/loc/a", "kando location delete")
-	for _, rs := range w.servers() {
-		w.refused("LocationDelete", "ld-5", param.TemplateParams{}, args{"artifact": rs.Spec.Storage.S3.Prefix}, "no backup under prefix")
+	before := len(w.records.list())
+	nothing := func(operation, artifact string) {
+		w.Helper()
+		got, err := w.exec("LocationDelete", operation, param.TemplateParams{}, args{"artifact": artifact})
+		if err != nil || got["deletedBackups"] != "0" || len(w.records.list()) != before {
+			w.Errorf("%s: outputs %v, error %v, %d records of %d are left", artifact, got, err, len(w.records.list()), before)
+		}
+	}
+	nothing("ld-4", "loc/a/") // again is no error
+	for name, rs := range w.servers() {
+		nothing("ld-5-"+name, rs.Spec.Storage.S3.Prefix)
+	}
+	// The Profile's own prefix says which repositories are meant.
+	elsewhere := *w.profile
+	elsewhere.Location.Prefix = "elsewhere"
+	w.refused("LocationDelete", "ld-6", param.TemplateParams{Profile: &elsewhere}, args{"artifact": "loc/ab"}, "no repository", "kando location delete")
+	got, err = w.exec("LocationDelete", "ld-7", param.TemplateParams{}, args{"artifact": "/loc//ab/"})
+	if err != nil || got["deletedBackups"] != "1" {
+		w.Errorf("outputs %v, %v", got, err)
 	}
 }
 
@@ -801,7 +852,6 @@ func testBackupDataStats(w *world) {
 	})
 }
 
-// Two movers of one claim take turns; a controller that goes away keeps its turn.
 // Whoever is alone with a repository has its storage reached as the argument says.
 func testInsecureTLS(w *world) {
 	w.claim("tls")
@@ -847,28 +897,7 @@ func testInsecureTLS(w *world) {
 	}
 }
 
-// A pod that does not run in time fails the phase and is gone.
-func testStartTimeout(w *world) {
-	w.claim("stuck")
-	const soon = 300 * time.Millisecond
-	before := w.data.Movers.StartTimeout
-	w.data.Movers.StartTimeout = soon
-	defer func() { w.data.Movers.StartTimeout = before }()
-	companion := function.Companion{Client: w, Movers: w.data.Movers, Namespace: shop}
-	w.functions = function.NewRegistry(append(w.data.Functions(), companion.Functions()...)...)
-	w.refused("CopyVolumeData", "stuck-1", param.TemplateParams{}, args{
-		"namespace": shop, "volume": "stuck", "dataArtifactPrefix": "stuck", "podAnnotations": args{stuck: "yes"},
-	}, "not running after 300ms")
-	w.refused("KubeTask", "stuck-2", param.TemplateParams{}, args{"image": "i", "command": []any{"c"}}, "not running after 300ms")
-	var pods corev1.PodList
-	w.Must(w.List(w.Context(), &pods, client.InNamespace(shop), client.MatchingLabels{"createdBy": "kanister"}))
-	for _, p := range pods.Items {
-		if p.DeletionTimestamp == nil && (strings.HasPrefix(p.Name, "kanister-job-") || p.Annotations[stuck] != "") {
-			w.Errorf("left behind: %s", p.Name)
-		}
-	}
-}
-
+// Two movers of one claim take turns; a controller that goes away keeps its turn.
 func testTurns(w *world) {
 	w.claim("turns")
 	b := w.backup("turns-1", "turns", "/mnt/turns", "turns")
@@ -935,7 +964,7 @@ func testResumeEach(w *world) {
 	begun, release := make(chan string, 8), make(chan struct{})
 	hold := func(req api.StartRequest) {
 		// What is looked up before, and recorded after, is not held.
-		if held.Load() && req.Kind != api.KindFind && req.Kind != api.KindRecord {
+		if held.Load() && req.Kind != api.KindFind && req.Kind != api.KindList && req.Kind != api.KindRecord {
 			begun <- req.ID
 			<-release
 		}
@@ -956,6 +985,10 @@ func testResumeEach(w *world) {
 	out, err = w.exec("BackupDataAll", "re-b", param.TemplateParams{}, with(from, args{"pods": "re-0 re-1"}))
 	w.Must(err)
 	info := out["BackupAllInfo"]
+	for _, pod := range []string{"re-0", "re-1"} {
+		_, err = w.exec("BackupData", "re-c-"+pod, param.TemplateParams{}, with(from, args{"pod": pod, "backupArtifactPrefix": "re/place"}))
+		w.Must(err)
+	}
 	count := func() (n int) {
 		for _, r := range w.records.list() {
 			if r.Prefix == "bucket/re" || strings.HasPrefix(r.Prefix, "bucket/re/") {
@@ -977,6 +1010,7 @@ func testResumeEach(w *world) {
 		{"BackupDataStats", with(to, args{"backupID": id}), 1, 1, 0},
 		{"RestoreData", with(to, args{"backupIdentifier": id, "volumes": args{"re-0": "/data"}}), 1, 1, 0},
 		{"RestoreDataAll", with(to, args{"backupInfo": info, "pods": "re-0 re-1"}), 2, 2, 0},
+		{"LocationDelete", args{"artifact": "re/place"}, 1, 2, -2},
 		{"DeleteData", with(to, args{"backupID": id}), 1, 1, -1},
 		{"DeleteDataAll", with(to, args{"backupInfo": info}), 1, 2, -2},
 	} {

@@ -3,6 +3,7 @@
 package function
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -44,7 +45,12 @@ func (f *deleteData) Exec(ctx context.Context, call Call) (map[string]any, error
 	if len(places) != 1 && len(places) != len(tokens) {
 		return nil, fmt.Errorf("delete backups: %d ids or tags and %d prefixes: give one prefix, or one for each", len(tokens), len(places))
 	}
+	deleted, missing := 0, []string{}
+	var errs []error
 	for i, token := range tokens {
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
 		prefix := places[0]
 		if len(places) > 1 {
 			prefix = places[i]
@@ -53,9 +59,23 @@ func (f *deleteData) Exec(ctx context.Context, call Call) (map[string]any, error
 		if tags != "" {
 			by.BackupID, by.BackupTag = "", token
 		}
-		if err := f.delete(ctx, call, namespace, fmt.Sprintf("%s-%d", call.OperationID, i), token, by); err != nil {
-			return nil, err
+		there, err := f.delete(ctx, call, namespace, fmt.Sprintf("%s-%d", call.OperationID, i), by)
+		switch {
+		case err != nil:
+			errs = append(errs, err)
+		case there:
+			deleted++
+		default:
+			missing = append(missing, token)
 		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		return nil, err
+	}
+	// As with restic. But of several, those that an earlier try has deleted do not fail
+	// the one that deletes the rest.
+	if tags != "" && deleted == 0 {
+		return nil, fmt.Errorf("%s %s: Snapshot not found", noSuchTag, strings.Join(missing, " ")) // Kanister's text
 	}
 	return deleteOutputs(), nil
 }
@@ -65,34 +85,34 @@ func (f *deleteData) Exec(ctx context.Context, call Call) (map[string]any, error
 // Kopia keeps what a running backup might still refer to.
 func deleteOutputs() map[string]any { return map[string]any{"spaceFreed": "0 B"} }
 
-// delete deletes one backup. As with restic, an id that is not there has been
-// deleted and a tag that is not there is an error.
-func (d *Data) delete(ctx context.Context, call Call, namespace, id, token string, by api.DeleteRequest) error {
-	missing := func() error {
-		if by.BackupTag == "" {
-			call.Log.Warn("backup to delete is not there", "backupID", token)
-			return nil
-		}
-		return fmt.Errorf("Failed to forget data, could not get snapshotID from tag %s: Snapshot not found", token) // Kanister's text
-	}
+const noSuchTag = "Failed to forget data, could not get snapshotID from tag" // Kanister's text
+
+// delete deletes one backup and says whether it was there. That it was not means that
+// it has been deleted: a repository, a key or a prefix that is not the backup's is an
+// error.
+func (d *Data) delete(ctx context.Context, call Call, namespace, operation string, by api.DeleteRequest) (bool, error) {
 	r, err := ref(call, namespace)
 	if err != nil {
-		return err
+		return false, err
 	}
+	token := cmp.Or(by.BackupID, by.BackupTag)
 	repo, err := d.Repositories.OpenBackup(ctx, token, r)
-	if errors.Is(err, repository.ErrNotFound) {
-		return missing()
+	if err == nil {
+		defer repo.Close()
+		var deleted []api.Record
+		deleted, err = repo.Delete(ctx, operation, by)
+		if err == nil && len(deleted) > 0 {
+			return true, nil
+		}
+		if errors.Is(err, repository.ErrNotFound) {
+			err = notFound(token, by.Prefix)
+		}
 	}
-	if err != nil {
-		return err
+	switch {
+	case err == nil:
+		call.Log.Warn("backup to delete is not there", "backup", token)
+	case by.BackupTag != "" && errors.Is(err, repository.ErrNotFound):
+		err = fmt.Errorf("%s %s: %w", noSuchTag, token, err)
 	}
-	defer repo.Close()
-	deleted, err := repo.Delete(ctx, id, by)
-	if err != nil {
-		return err
-	}
-	if len(deleted) == 0 {
-		return missing()
-	}
-	return nil
+	return false, err
 }

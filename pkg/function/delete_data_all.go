@@ -49,7 +49,7 @@ func (f *deleteDataAll) Exec(ctx context.Context, call Call) (map[string]any, er
 			return nil, context.Cause(ctx)
 		}
 		id := backups[pod].BackupID
-		if err := f.delete(ctx, call, namespace, part(call.OperationID, pod), id, api.DeleteRequest{
+		if _, err := f.delete(ctx, call, namespace, part(call.OperationID, pod), api.DeleteRequest{
 			BackupID: id, Prefix: podPrefix(call.Params.Profile, prefix, pod),
 		}); err != nil {
 			errs = append(errs, fmt.Errorf("pod %s: %w", pod, err))

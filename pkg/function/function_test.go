@@ -37,9 +37,31 @@ func TestResolvePrefix(t *testing.T) {
 		"a/b":              "bucket/a/b",
 		"s3-bucket/path/x": "bucket/s3-bucket/path/x",
 		"/bucket/a":        "bucket/bucket/a",
+		"a//b/":            "bucket/a/b",
+		"bucket/a/":        "bucket/a/",
+		"bucket//a":        "bucket//a",
 	} {
 		if got := resolvePrefix(profile, prefix); got != want {
 			t.Errorf("%q: %q, want %q", prefix, got, want)
+		}
+	}
+}
+
+// Below a prefix is what it holds, however the two are written.
+func TestIsUnder(t *testing.T) {
+	for _, c := range []struct {
+		prefix, above string
+		want          bool
+	}{
+		{"bucket/a", "bucket/a", true},
+		{"bucket/a", "bucket/a/", true},
+		{"bucket//a/", "bucket/a", true},
+		{"bucket/a/db-0", "bucket//a", true},
+		{"bucket/ab", "bucket/a", false},
+		{"bucket/a", "bucket/a/db-0", false},
+	} {
+		if got := isUnder(c.prefix, c.above); got != c.want {
+			t.Errorf("%s under %s: %v", c.prefix, c.above, got)
 		}
 	}
 }
@@ -121,6 +143,48 @@ func TestPlan(t *testing.T) {
 			}
 		case err != nil || p.target != c.target || p.subPath != c.subPath:
 			t.Errorf("%s: %+v, %v; want target %s, sub-path %q", c.name, p, err, c.target, c.subPath)
+		}
+	}
+}
+
+// Of two containers that have a claim at the directory, the last one says where.
+func TestClaimAt(t *testing.T) {
+	claim := func(name string) corev1.Volume {
+		return corev1.Volume{Name: name, VolumeSource: corev1.VolumeSource{
+			PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: "claim-of-" + name},
+		}}
+	}
+	scratch := corev1.Volume{Name: "scratch", VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}}}
+	container := func(name string, mounts ...corev1.VolumeMount) corev1.Container {
+		return corev1.Container{Name: name, VolumeMounts: mounts}
+	}
+	at := func(volume, path, subPath string) corev1.VolumeMount {
+		return corev1.VolumeMount{Name: volume, MountPath: path, SubPath: subPath}
+	}
+	for _, c := range []struct {
+		name          string
+		containers    []corev1.Container
+		dir           string
+		claim, inside string
+		err           string
+	}{
+		{"the last mount of one claim", []corev1.Container{container("a", at("v", "/data", "")), container("b", at("v", "/data", "db"))}, "/data/x", "claim-of-v", "/db/x", ""},
+		{"and the other way round", []corev1.Container{container("b", at("v", "/data", "db")), container("a", at("v", "/data", ""))}, "/data/x", "claim-of-v", "/x", ""},
+		{"of two claims", []corev1.Container{container("a", at("v", "/data", "")), container("b", at("w", "/data", ""))}, "/data", "claim-of-w", "/", ""},
+		{"only the first has it", []corev1.Container{container("a", at("v", "/data", "")), container("b", at("v", "/other", ""))}, "/data/x", "claim-of-v", "/x", ""},
+		{"the last has something else", []corev1.Container{container("a", at("v", "/data", "")), container("b", at("scratch", "/data", ""))}, "/data", "claim-of-v", "/", ""},
+		{"nowhere", []corev1.Container{container("a", at("v", "/data", ""))}, "/etc", "", "", "/etc of container a is on no volume"},
+		{"on no claim", []corev1.Container{container("a", at("scratch", "/tmp", ""))}, "/tmp", "", "", "/tmp of container a is on volume scratch"},
+	} {
+		pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "p"}, Spec: corev1.PodSpec{Containers: c.containers, Volumes: []corev1.Volume{claim("v"), claim("w"), scratch}}}
+		claim, inside, err := claimAt(pod, c.dir)
+		switch {
+		case c.err != "":
+			if err == nil || !strings.Contains(err.Error(), c.err) {
+				t.Errorf("%s: error %v, want %q in it", c.name, err, c.err)
+			}
+		case err != nil || claim != c.claim || inside != c.inside:
+			t.Errorf("%s: %s in %s, %v; want %s in %s", c.name, inside, claim, err, c.inside, c.claim)
 		}
 	}
 }

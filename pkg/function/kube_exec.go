@@ -3,12 +3,15 @@
 package function
 
 import (
+	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"strings"
+	"sync"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/client-go/kubernetes/scheme"
@@ -43,11 +46,7 @@ func (f *kubeExec) Exec(ctx context.Context, call Call) (map[string]any, error) 
 		if err := f.Client.Get(ctx, client.ObjectKey{Namespace: namespace, Name: pod}, &p); err != nil {
 			return nil, fmt.Errorf("read pod %s/%s: %w", namespace, pod, err)
 		}
-		// The API server's own default would refuse a pod with several containers.
-		container = p.Spec.Containers[0].Name
-		if name := p.Annotations["kubectl.kubernetes.io/default-container"]; name != "" {
-			container = name
-		}
+		container = defaultContainer(&p)
 	}
 	log := call.podLog(pod, container)
 	outputs, err := f.exec(ctx, namespace, pod, container, command, func(line string) { log.Info(line) })
@@ -57,10 +56,17 @@ func (f *kubeExec) Exec(ctx context.Context, call Call) (map[string]any, error) 
 	return outputs, nil
 }
 
+// defaultContainer is kubectl's. The API server's own would refuse a pod with several;
+// an agent is none of them.
+func defaultContainer(pod *corev1.Pod) string {
+	return cmp.Or(pod.Annotations["kubectl.kubernetes.io/default-container"], pod.Spec.Containers[0].Name)
+}
+
 // errorTail is how much of standard error an error shows.
 const errorTail = 2048
 
-// exec runs a command in a container and reads its outputs.
+// exec runs a command in a container and reads its outputs. Every line of what else it
+// prints, also of standard error, is handed to line, of both at once.
 func (c *Companion) exec(ctx context.Context, namespace, pod, container string, command []string, line func(string)) (map[string]any, error) {
 	target := c.Kube.CoreV1().RESTClient().Post().Resource("pods").Namespace(namespace).Name(pod).SubResource("exec").
 		VersionedParams(&corev1.PodExecOptions{Container: container, Command: command, Stdout: true, Stderr: true}, scheme.ParameterCodec).URL()
@@ -79,7 +85,7 @@ func (c *Companion) exec(ctx context.Context, namespace, pod, container string, 
 		return nil, err
 	}
 	reader, writer := io.Pipe()
-	stderr := &tail{limit: errorTail}
+	stderr := &standardError{line: line, tail: tail{limit: errorTail}}
 	done := make(chan error, 1)
 	go func() {
 		err := executor.StreamWithContext(ctx, remotecommand.StreamOptions{Stdout: writer, Stderr: stderr})
@@ -91,17 +97,61 @@ func (c *Companion) exec(ctx context.Context, namespace, pod, container string, 
 		_ = reader.CloseWithError(readErr)
 	}
 	err = <-done
+	said := stderr.end()
 	var exit exec.CodeExitError
 	if errors.As(err, &exit) {
 		err = fmt.Errorf("command ended with exit code %d", exit.Code)
 	}
 	if err = errors.Join(readErr, err); err != nil {
-		if text := strings.TrimSpace(stderr.String()); text != "" {
-			err = fmt.Errorf("%w: %s", err, text)
+		if said != "" {
+			err = fmt.Errorf("%w: %s", err, said)
 		}
 		return nil, err
 	}
 	return outputs, nil
+}
+
+// standardError hands what is written to it on line by line, and keeps its end for an
+// error. A stream that was cut off may still write.
+type standardError struct {
+	line func(string)
+
+	mu   sync.Mutex // protects the following
+	tail tail
+	rest []byte
+}
+
+func (s *standardError) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	_, _ = s.tail.Write(p) // into memory
+	s.rest = append(s.rest, p...)
+	for {
+		text, rest, ok := bytes.Cut(s.rest, []byte("\n"))
+		if !ok && len(text) < longLine {
+			return len(p), nil
+		}
+		s.hand(text)
+		s.rest = rest
+	}
+}
+
+// longLine is not waited for to end: progress bars never do.
+const longLine = 64 << 10
+
+// end hands on the last line, which need not have an end, and returns what was kept.
+func (s *standardError) end() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.hand(s.rest)
+	s.rest = nil
+	return strings.TrimSpace(s.tail.String())
+}
+
+func (s *standardError) hand(text []byte) {
+	if text := strings.TrimRight(string(text), "\r"); text != "" {
+		s.line(text)
+	}
 }
 
 // tail keeps the end of what is written to it.

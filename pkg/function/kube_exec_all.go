@@ -32,7 +32,6 @@ func (f *kubeExecAll) Exec(ctx context.Context, call Call) (map[string]any, erro
 	}); err != nil {
 		return nil, err
 	}
-	type place struct{ pod, container string }
 	var places []place
 	for _, pod := range strings.Fields(pods) {
 		for _, container := range strings.Fields(containers) {
@@ -43,6 +42,15 @@ func (f *kubeExecAll) Exec(ctx context.Context, call Call) (map[string]any, erro
 		log := call.podLog(p.pod, p.container)
 		return f.exec(ctx, namespace, p.pod, p.container, command, func(line string) { log.Info(line) })
 	})
+	return mergeOutputs(namespace, places, outcomes)
+}
+
+// place is where a command runs.
+type place struct{ pod, container string }
+
+// mergeOutputs makes one of the outputs of all places. Of two outputs of one name that
+// of the last place stays, whoever was faster.
+func mergeOutputs(namespace string, places []place, outcomes []outcome[map[string]any]) (map[string]any, error) {
 	var all map[string]any
 	var errs []error
 	for i, o := range outcomes {
@@ -52,7 +60,6 @@ func (f *kubeExecAll) Exec(ctx context.Context, call Call) (map[string]any, erro
 		if o.value != nil && all == nil {
 			all = map[string]any{}
 		}
-		// Of two outputs of one name that of the last pod stays, whoever was faster.
 		maps.Copy(all, o.value)
 	}
 	if err := errors.Join(errs...); err != nil {

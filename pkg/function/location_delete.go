@@ -18,7 +18,9 @@ import (
 // every object there, which would be the repository of whoever shares the bucket:
 // here no object is ever deleted by its name. The keys to do so are not the
 // controller's to use either; who pushes plain objects with kando deletes them
-// with kando.
+// with kando. The artifact is what the backups' prefix was: Kanister puts the Profile's
+// own prefix in front of it, where its BackupData does not; here that one says which
+// repositories are meant, as everywhere.
 type locationDelete struct{ *Data }
 
 func (*locationDelete) Name() string { return "LocationDelete" }
@@ -46,7 +48,7 @@ func (f *locationDelete) Exec(ctx context.Context, call Call) (map[string]any, e
 	if err != nil {
 		return nil, err
 	}
-	deleted := 0
+	deleted, opened := 0, 0
 	var errs []error
 	for _, id := range ids {
 		if ctx.Err() != nil {
@@ -54,28 +56,34 @@ func (f *locationDelete) Exec(ctx context.Context, call Call) (map[string]any, e
 		}
 		n, err := f.under(ctx, call, id, prefix)
 		deleted += n
-		if err != nil {
+		switch {
+		case errors.Is(err, repository.ErrWrongKey): // the function has no argument to open it with
+			call.Log.Warn("repository has an encryptionKey: its backups are left: use DeleteData", "repository", id)
+		case err != nil:
 			errs = append(errs, err)
+		default:
+			opened++
 		}
 	}
 	if err := errors.Join(errs...); err != nil {
 		return nil, fmt.Errorf("delete location %s: %d backups deleted: %w", artifact, deleted, err)
 	}
-	if deleted == 0 {
-		return nil, fmt.Errorf("delete location %s: there is no backup under prefix %s; plain objects are not deleted here: "+
-			"use kando location delete in a KubeTask for what kando location push has written", artifact, prefix)
+	const plainObjects = "plain objects are not deleted here: use kando location delete in a KubeTask for what kando location push has written"
+	switch {
+	case opened == 0:
+		return nil, fmt.Errorf("delete location %s: the Profile's location has no repository without an encryptionKey: "+
+			"use DeleteData for backups with one; %s", artifact, plainObjects)
+	case deleted == 0:
+		// No error, as in Kanister: an earlier try may have deleted them.
+		call.Log.Warn("there is no backup to delete; "+plainObjects, "prefix", prefix)
 	}
 	return map[string]any{"deletedBackups": strconv.Itoa(deleted)}, nil
 }
 
-// under deletes what one repository has under the prefix. One with an
-// encryptionKey is left alone: the function has no argument to open it with.
+// under deletes what one repository has under the prefix. ErrWrongKey if it has an
+// encryptionKey.
 func (f *locationDelete) under(ctx context.Context, call Call, id, prefix string) (int, error) {
 	repo, err := f.Repositories.OpenID(ctx, id, repository.Ref{Profile: call.Params.Profile})
-	if errors.Is(err, repository.ErrWrongKey) {
-		call.Log.Warn("repository has an encryptionKey: its backups are left: use DeleteData", "repository", id)
-		return 0, nil
-	}
 	if err != nil {
 		return 0, err
 	}

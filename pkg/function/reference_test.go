@@ -95,7 +95,7 @@ func checkTest(t *testing.T, sources map[string]string, test string) {
 func testSources(t *testing.T) map[string]string {
 	t.Helper()
 	sources := map[string]string{}
-	for _, dir := range []string{".", "../mover", "../podspec", "../../test/e2e"} {
+	for _, dir := range []string{".", "../mover", "../podspec", "../../repositoryserver", "../../test/e2e"} {
 		files, err := filepath.Glob(filepath.Join(dir, "*_test.go"))
 		if err != nil || len(files) == 0 {
 			t.Fatalf("no tests in %s: %v", dir, err)

@@ -3,6 +3,7 @@
 package function
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -143,20 +144,29 @@ func (d *Data) target(ctx context.Context, params param.TemplateParams, namespac
 	if err != nil {
 		return "", "", err
 	}
-	// The last container that mounts it decides, as it does in Kanister.
-	for _, c := range slices.Backward(template.Spec.Containers) {
-		l, lerr := volumes.Resolve(template, c.Name, dir)
+	if claim, inside, err = claimAt(template, dir); err != nil {
+		err = fmt.Errorf("restore to %s of pod %s: %w", dir, pod, err)
+	}
+	return claim, inside, err
+}
+
+// claimAt finds the claim that a pod has at a directory, and the place in it. The last
+// container that mounts one there decides, as it does in Kanister.
+func claimAt(pod *corev1.Pod, dir string) (claim, inside string, err error) {
+	if len(volumes.Claims(pod)) == 0 {
+		return "", "", fmt.Errorf("Failed to find volumes for the Pod: %s", pod.Name) // Kanister's text
+	}
+	for _, c := range slices.Backward(pod.Spec.Containers) {
+		l, lerr := volumes.Resolve(pod, c.Name, dir)
 		if lerr == nil && l.ClaimName != "" {
 			return l.ClaimName, l.PathInVolume, nil
 		}
-		if err == nil {
-			err = lerr
+		if lerr == nil {
+			lerr = fmt.Errorf("%s of container %s is on volume %s, which is no claim", dir, c.Name, l.VolumeName)
 		}
+		err = cmp.Or(err, lerr)
 	}
-	if err == nil {
-		err = fmt.Errorf("Failed to find volumes for the Pod: %s", pod) // Kanister's text
-	}
-	return "", "", fmt.Errorf("restore to %s of pod %s: %w", dir, pod, err)
+	return "", "", err
 }
 
 // podOf is the pod as it is, or as its workload would make it: before a restore

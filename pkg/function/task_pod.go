@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"slices"
 	"time"
@@ -151,29 +152,42 @@ func (c *Companion) runPod(ctx context.Context, call Call, pod *corev1.Pod, cont
 			call.Log.Warn("temporary pod not deleted", "pod", name, "error", err)
 		}
 	}()
-	if err := c.awaitStart(ctx, pod, container); err != nil {
+	// What ended at once has started.
+	if err := c.Movers.AwaitStart(ctx, pod, container, func(p *corev1.Pod) bool { return p.Status.Phase != corev1.PodPending }); err != nil {
 		return result{}, fmt.Errorf("start pod %s: %w", name, err)
 	}
-	log := call.podLog(pod.Name, container)
-	stream, err := c.Kube.CoreV1().Pods(pod.Namespace).GetLogs(pod.Name, &corev1.PodLogOptions{Container: container, Follow: true}).Stream(ctx)
+	stream := func(follow bool) (io.ReadCloser, error) {
+		log, err := c.Kube.CoreV1().Pods(pod.Namespace).GetLogs(pod.Name, &corev1.PodLogOptions{Container: container, Follow: follow}).Stream(ctx)
+		if err != nil && ctx.Err() != nil {
+			err = context.Cause(ctx)
+		}
+		return log, err
+	}
+	first, err := stream(true)
 	if err != nil {
 		return result{}, fmt.Errorf("read the log of pod %s: %w", name, err)
 	}
-	defer stream.Close()
-	last := &tail{limit: errorTail}
-	outputs, err := readOutputs(stream, func(line string) {
+	var exit int32
+	var endErr error
+	whole := &wholeLog{stream: first, rest: func() (io.ReadCloser, error) {
+		// The end of a log proves nothing: the pod's status does.
+		if exit, endErr = c.awaitEnd(ctx, pod, ended); endErr != nil {
+			return nil, endErr
+		}
+		return stream(false)
+	}}
+	defer whole.Close()
+	log, last := call.podLog(pod.Name, container), &tail{limit: errorTail}
+	outputs, err := readOutputs(whole, func(line string) {
 		log.Info(line)
 		fmt.Fprintln(last, line)
 	})
-	if err != nil {
+	switch {
+	case endErr != nil:
+		return result{}, fmt.Errorf("pod %s: %w: %s", name, endErr, last)
+	case err != nil:
 		return result{}, fmt.Errorf("read the log of pod %s: %w", name, err)
-	}
-	// The end of a log proves nothing: the pod's status does.
-	exit, err := c.awaitEnd(ctx, pod, ended)
-	if err != nil {
-		return result{}, fmt.Errorf("pod %s: %w: %s", name, err, last)
-	}
-	if exit != 0 {
+	case exit != 0:
 		return result{outputs, exit}, fmt.Errorf("pod %s: %w %d: %s", name, errExit, exit, last)
 	}
 	return result{outputs, 0}, nil
@@ -182,20 +196,36 @@ func (c *Companion) runPod(ctx context.Context, call Call, pod *corev1.Pod, cont
 // errExit is a command that ended with an exit code other than 0.
 var errExit = errors.New("the command ended with exit code")
 
-func (c *Companion) awaitStart(ctx context.Context, pod *corev1.Pod, container string) error {
-	limit, tooLate := c.Movers.StartLimit()
-	ctx, cancel := context.WithTimeoutCause(ctx, limit, tooLate)
-	defer cancel()
-	return kube.Await(ctx, c.Client, client.ObjectKeyFromObject(pod), &corev1.Pod{}, &corev1.PodList{}, func(p *corev1.Pod) (bool, error) {
-		if p.Status.Phase != corev1.PodPending {
-			return true, nil
-		}
-		if f := kube.Failure(p, container); f != nil {
-			return false, fmt.Errorf("%s: %s", f.Reason, f.Message)
-		}
-		return false, nil
-	})
+// wholeLog reads a log that is followed, which may end or break off before what is
+// logged does, and then what it lacks.
+type wholeLog struct {
+	stream io.ReadCloser
+	// rest waits for the end of what is logged and begins the log anew; nil: it has.
+	rest func() (io.ReadCloser, error)
+	read int64
 }
+
+func (l *wholeLog) Read(p []byte) (int, error) {
+	n, err := l.stream.Read(p)
+	l.read += int64(n)
+	if err == nil || l.rest == nil {
+		return n, err
+	}
+	again, err := l.rest()
+	l.rest = nil
+	if err != nil {
+		return n, err
+	}
+	l.Close()
+	l.stream = again
+	// Shorter, if it was rotated away meanwhile: then there is no more.
+	if _, err := io.CopyN(io.Discard, again, l.read); err != nil && !errors.Is(err, io.EOF) {
+		return n, err
+	}
+	return n, nil
+}
+
+func (l *wholeLog) Close() { _ = l.stream.Close() }
 
 func (c *Companion) awaitEnd(ctx context.Context, pod *corev1.Pod, ended func(*corev1.Pod) (int32, bool)) (exit int32, err error) {
 	err = kube.Await(ctx, c.Client, client.ObjectKeyFromObject(pod), &corev1.Pod{}, &corev1.PodList{}, func(p *corev1.Pod) (done bool, err error) {

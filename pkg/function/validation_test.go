@@ -84,6 +84,7 @@ func TestRefused(t *testing.T) {
 		{"volumes", "RestoreData", map[string]any{"volumes": "v"}, "pod", "Failed to decode arg `volumes`"},
 		{"podOverride", "RestoreData", map[string]any{"podOverride": "x"}, "", "Failed to decode arg `podOverride`"},
 		{"podLabels", "CopyVolumeData", map[string]any{"podLabels": "x"}, "", "Failed to decode arg `podLabels`"},
+		{"podAnnotations", "CopyVolumeData", map[string]any{"podAnnotations": []any{"x"}}, "", "Failed to decode arg `podAnnotations`"},
 		{"the whole bucket", "LocationDelete", map[string]any{"artifact": "bucket"}, "", "is the whole bucket"},
 		{"the whole bucket, untidy", "LocationDelete", map[string]any{"artifact": "/x/.."}, "", "is the whole bucket"},
 		{"no namespace to check", "CheckRepository", nil, "", "whose repository cannot be told"},

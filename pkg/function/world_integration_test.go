@@ -17,6 +17,8 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"path"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -26,6 +28,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
 	"k8s.io/utils/clock"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -81,7 +84,9 @@ func newWorld(t *testing.T) *world {
 		Client: c, Movers: movers, Agents: w, Clock: clock.RealClock{}, Log: log,
 		Repositories: &repository.Manager{Client: c, Namespace: control, Agents: w, Clock: clock.RealClock{}, CA: func() ([]byte, error) { return []byte("CA"), nil }},
 	}
-	companion := &function.Companion{Client: c, Movers: movers, Namespace: control}
+	clientset, err := kubernetes.NewForConfig(c.Config)
+	w.Must(err)
+	companion := &function.Companion{Client: c, Kube: clientset, Config: c.Config, Movers: movers, Namespace: control}
 	w.functions = function.NewRegistry(append(w.data.Functions(), companion.Functions()...)...)
 	for _, list := range []client.ObjectList{&kopiav1alpha1.RepositoryServerList{}, &corev1.PodList{}} {
 		w.play(list)
@@ -99,8 +104,40 @@ func (w *world) sub(t *testing.T) *world {
 // Publish is the CA's.
 func (w *world) Publish(context.Context, string) error { return nil }
 
-// stuck is the annotation of a pod that never runs.
-const stuck = "stuck"
+// stuck is the annotation of a pod that never runs: an image that is not there, a node
+// that is not there, a volume that is not there, or without a reason.
+const (
+	stuck       = "stuck"
+	stuckImage  = "image"
+	stuckNode   = "node"
+	stuckVolume = "volume"
+)
+
+// hinder says what a kubelet or a scheduler says of a pod that does not run.
+func (w *world) hinder(p *corev1.Pod) {
+	ctx := context.Background()
+	switch p.Annotations[stuck] {
+	case stuckImage:
+		p.Status.ContainerStatuses = []corev1.ContainerStatus{{
+			Name:  names.MoverContainer,
+			State: corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: "ImagePullBackOff", Message: "no such image"}},
+		}}
+	case stuckNode:
+		p.Status.Conditions = []corev1.PodCondition{{
+			Type: corev1.PodScheduled, Status: corev1.ConditionFalse, Reason: corev1.PodReasonUnschedulable, Message: "0/3 nodes are available",
+		}}
+	case stuckVolume:
+		_ = w.Create(ctx, &corev1.Event{ // another look at the pod finds it there
+			ObjectMeta:     metav1.ObjectMeta{Namespace: p.Namespace, Name: p.Name},
+			InvolvedObject: corev1.ObjectReference{Kind: "Pod", Namespace: p.Namespace, Name: p.Name, UID: p.UID},
+			Type:           corev1.EventTypeWarning, Reason: "FailedMount", Message: "no such disk", LastTimestamp: metav1.Now(),
+		})
+		return
+	default:
+		return
+	}
+	_ = w.Status().Update(ctx, p) // it may be gone
+}
 
 // play answers to objects as the controllers do that do not run here.
 func (w *world) play(list client.ObjectList) {
@@ -114,9 +151,18 @@ func (w *world) play(list client.ObjectList) {
 			case *kopiav1alpha1.RepositoryServer:
 				w.serve(o)
 			case *corev1.Pod:
-				if o.Labels[names.ComponentLabel] == mover.Component && o.Status.Phase == corev1.PodPending && o.DeletionTimestamp == nil && o.Annotations[stuck] == "" {
+				temporary := o.Labels[names.ComponentLabel] == mover.Component || o.Spec.NodeName == kubeletNode
+				switch {
+				case o.Status.Phase != corev1.PodPending || o.DeletionTimestamp != nil:
+				case o.Annotations[stuck] != "":
+					w.hinder(o)
+				case temporary:
 					o.Status.Phase = corev1.PodRunning
-					o.Status.ContainerStatuses = []corev1.ContainerStatus{{Name: names.MoverContainer, State: corev1.ContainerState{Running: &corev1.ContainerStateRunning{}}}}
+					for _, c := range o.Spec.Containers {
+						o.Status.ContainerStatuses = append(o.Status.ContainerStatuses, corev1.ContainerStatus{
+							Name: c.Name, State: corev1.ContainerState{Running: &corev1.ContainerStateRunning{}},
+						})
+					}
 					_ = w.Status().Update(context.Background(), o) // it may be gone
 				}
 			}
@@ -235,8 +281,10 @@ func (s *seen) add(req api.StartRequest) {
 type agent struct {
 	server *httptest.Server
 	script script
-	mu     sync.Mutex
+	mu     sync.Mutex // protects the following
 	known  map[string]*operation
+	// deleted are the paths of the operations and sessions that were ended.
+	deleted []string
 }
 
 type operation struct {
@@ -264,7 +312,12 @@ func newAgent(t testing.TB, s script) *agent {
 		}
 		answer(w, op)
 	})
-	mux.HandleFunc("DELETE /v1/operations/{id}", func(http.ResponseWriter, *http.Request) {})
+	deleted := func(_ http.ResponseWriter, r *http.Request) {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		a.deleted = append(a.deleted, r.URL.Path)
+	}
+	mux.HandleFunc("DELETE /v1/operations/{id}", deleted)
 	mux.HandleFunc("GET /v1/operations/{id}/events", func(http.ResponseWriter, *http.Request) {})
 	mux.HandleFunc("POST /v1/sessions", func(w http.ResponseWriter, r *http.Request) {
 		var req api.SessionRequest
@@ -273,7 +326,7 @@ func newAgent(t testing.TB, s script) *agent {
 		}
 		answer(w, api.Session{ID: req.ID, Username: req.Username, Hostname: req.Hostname, Password: "password"})
 	})
-	mux.HandleFunc("DELETE /v1/sessions/{id}", func(http.ResponseWriter, *http.Request) {})
+	mux.HandleFunc("DELETE /v1/sessions/{id}", deleted)
 	a.server = httptest.NewUnstartedServer(mux)
 	a.server.EnableHTTP2 = true
 	a.server.StartTLS()
@@ -341,13 +394,16 @@ func (r *records) run(req api.StartRequest) (*api.Result, *api.Problem) {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	matching := func(f *api.FindRequest) (found []api.Record) {
+	anywhere := func(f *api.FindRequest) (found []api.Record) {
 		for _, record := range r.all {
-			if record.Prefix == f.Prefix && record.KeyID == f.KeyID && (f.BackupID != "" && record.BackupID == f.BackupID || f.BackupTag != "" && record.BackupTag == f.BackupTag) {
+			if record.KeyID == f.KeyID && (f.BackupID != "" && record.BackupID == f.BackupID || f.BackupTag != "" && record.BackupTag == f.BackupTag) {
 				found = append(found, record)
 			}
 		}
 		return found
+	}
+	matching := func(f *api.FindRequest) []api.Record {
+		return slices.DeleteFunc(anywhere(f), func(record api.Record) bool { return path.Clean(record.Prefix) != path.Clean(f.Prefix) })
 	}
 	switch req.Kind {
 	case api.KindRecord:
@@ -376,6 +432,9 @@ func (r *records) run(req api.StartRequest) (*api.Result, *api.Problem) {
 		return &api.Result{Stats: &api.StatsResult{Mode: req.Stats.Mode, Files: found[0].Snapshot.Files, Bytes: found[0].Snapshot.Bytes}}, nil
 	case api.KindDelete:
 		gone := matching(req.Delete)
+		if len(gone) == 0 && len(anywhere(req.Delete)) > 0 {
+			return nil, &api.Problem{Status: http.StatusNotFound, Code: api.CodeNotFound, Title: "no such backup under this prefix"}
+		}
 		for _, g := range gone {
 			for i := range r.all {
 				if r.all[i].BackupID == g.BackupID {
@@ -388,6 +447,21 @@ func (r *records) run(req api.StartRequest) (*api.Result, *api.Problem) {
 	default:
 		return nil, &api.Problem{Code: api.CodeUnsupported, Title: string(req.Kind)}
 	}
+}
+
+// deleted says whether any agent was told to end what has that path.
+func (w *world) deleted(path string) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, a := range w.agents {
+		a.mu.Lock()
+		found := slices.Contains(a.deleted, path)
+		a.mu.Unlock()
+		if found {
+			return true
+		}
+	}
+	return false
 }
 
 // list is what is recorded now.

@@ -28,8 +28,9 @@ const (
 	// defaultStartTimeout is how long a temporary pod may take to run: volumes are
 	// made and attached, images pulled. Kanister's.
 	defaultStartTimeout = 15 * time.Minute
-	// unschedulableGrace is how long a pod may find no node. A claim that is just
-	// being bound makes the scheduler say so for a moment.
+	// unschedulableGrace is how long a pod may find no node, or half the time it has to
+	// run, if that is less. A claim that is just being bound makes the scheduler say so
+	// for a moment.
 	unschedulableGrace = time.Minute
 	deleteTimeout      = 30 * time.Second
 )
@@ -207,45 +208,51 @@ func createHint(err error, namespace string) string {
 	return ""
 }
 
-// StartLimit is how long a temporary pod may take to run, and the error of one that took longer.
-func (m *Movers) StartLimit() (limit time.Duration, tooLate error) {
-	limit = cmp.Or(m.StartTimeout, defaultStartTimeout)
-	return limit, fmt.Errorf("not running after %s", limit)
-}
-
 // awaitRunning waits until the agent's container runs.
 func (m *Movers) awaitRunning(ctx context.Context, pod *corev1.Pod) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	limit, tooLate := m.StartLimit()
-	timeout := time.AfterFunc(limit, func() { cancel(tooLate) })
-	defer timeout.Stop()
-
 	var homeless *time.Timer // runs while no node takes the pod
 	defer func() {
 		if homeless != nil {
 			homeless.Stop()
 		}
 	}()
-	err := kube.Await(ctx, m.Client, client.ObjectKeyFromObject(pod), &corev1.Pod{}, &corev1.PodList{},
-		func(p *corev1.Pod) (bool, error) {
-			if f := kube.Failure(p, names.MoverContainer); f != nil {
-				return false, fmt.Errorf("%s: %s", f.Reason, f.Message)
-			}
-			why := kube.Unschedulable(p)
-			switch {
-			case why == "" && homeless != nil:
-				homeless.Stop()
-				homeless = nil
-			case why != "" && homeless == nil:
-				homeless = time.AfterFunc(unschedulableGrace, func() {
-					cancel(fmt.Errorf("no node takes the pod: %s", why))
-				})
-			}
-			return slices.ContainsFunc(p.Status.ContainerStatuses, func(s corev1.ContainerStatus) bool {
-				return s.Name == names.MoverContainer && s.State.Running != nil
-			}), nil
+	return m.AwaitStart(ctx, pod, names.MoverContainer, func(p *corev1.Pod) bool {
+		why := kube.Unschedulable(p)
+		switch {
+		case why == "" && homeless != nil:
+			homeless.Stop()
+			homeless = nil
+		case why != "" && homeless == nil:
+			homeless = time.AfterFunc(min(unschedulableGrace, m.startLimit()/2), func() {
+				cancel(fmt.Errorf("no node takes the pod: %s", why))
+			})
+		}
+		return slices.ContainsFunc(p.Status.ContainerStatuses, func(s corev1.ContainerStatus) bool {
+			return s.Name == names.MoverContainer && s.State.Running != nil
 		})
+	})
+}
+
+func (m *Movers) startLimit() time.Duration { return cmp.Or(m.StartTimeout, defaultStartTimeout) }
+
+// AwaitStart waits until a temporary pod, also one of a companion, has started, which
+// started says. It fails early where a container of it cannot run.
+func (m *Movers) AwaitStart(ctx context.Context, pod *corev1.Pod, container string, started func(*corev1.Pod) bool) error {
+	limit := m.startLimit()
+	tooLate := fmt.Errorf("not running after %s", limit)
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, tooLate)
+	defer cancel()
+	err := kube.Await(ctx, m.Client, client.ObjectKeyFromObject(pod), &corev1.Pod{}, &corev1.PodList{}, func(p *corev1.Pod) (bool, error) {
+		if started(p) {
+			return true, nil
+		}
+		if f := kube.Failure(p, container); f != nil {
+			return false, fmt.Errorf("%s: %s", f.Reason, f.Message)
+		}
+		return false, nil
+	})
 	if errors.Is(err, tooLate) {
 		// What holds a pod up before its containers start, volumes above all, shows
 		// in its events only.

@@ -182,7 +182,7 @@ func (r *Repository) Find(ctx context.Context, id string, req api.FindRequest) (
 }
 
 // Delete deletes a backup and its snapshot. It returns what was deleted: nothing,
-// if there was nothing.
+// if there was nothing. ErrNotFound if it is there under another prefix.
 func (r *Repository) Delete(ctx context.Context, id string, req api.DeleteRequest) ([]api.Record, error) {
 	req.KeyID = r.KeyID()
 	if err := r.manager.mayDelete(ctx, r.id); err != nil {
@@ -190,7 +190,7 @@ func (r *Repository) Delete(ctx context.Context, id string, req api.DeleteReques
 	}
 	res, err := r.run(ctx, api.StartRequest{ID: id, Kind: api.KindDelete, Delete: &req})
 	if err != nil {
-		return nil, fmt.Errorf("delete the backup: %w", err)
+		return nil, told("delete the backup", err)
 	}
 	return res.Records, nil
 }

@@ -183,6 +183,7 @@ func TestKeys(t *testing.T) {
 		"Secret":             {s3, secret(awsSecretType, "aws_access_key_id", "i", "aws_secret_access_key", "s"), storageKeys{AccessKeyID: "i", SecretAccessKey: "s"}, ""},
 		"role":               {s3, secret(awsSecretType, "aws_access_key_id", "i", "aws_secret_access_key", "s", "role", "r"), storageKeys{AccessKeyID: "i", SecretAccessKey: "s", RoleARN: "r"}, ""},
 		"session":            {s3, secret(awsSecretType, "aws_access_key_id", "i", "aws_secret_access_key", "s", "aws_session_token", "t"), storageKeys{AccessKeyID: "i", SecretAccessKey: "s", SessionToken: "t"}, ""},
+		"a misspelled role":  {s3, secret(awsSecretType, "aws_access_key_id", "i", "aws_secret_access_key", "s3cret", "rolle", "r"), storageKeys{}, `Secret has an unknown field "rolle"`},
 		"Google":             {gcs, secret(gcpSecretType, "gcp_project_id", "p", "service-account.json", "{}"), storageKeys{ServiceAccount: "{}"}, ""},
 		"Google, pair":       {gcs, pair("project", `{"type":"service_account"}`), storageKeys{ServiceAccount: `{"type":"service_account"}`}, ""},
 		"Google, no JSON":    {gcs, pair("project", "s3cret"), storageKeys{}, "not JSON"},
@@ -190,6 +191,7 @@ func TestKeys(t *testing.T) {
 		"Azure":              {azure, secret(azureSecretType, "azure_storage_account_id", "a", "azure_storage_key", "k", "azure_storage_environment", "AzureChinaCloud"), storageKeys{StorageAccount: "a", StorageKey: "k", StorageDomain: "blob.core.chinacloudapi.cn"}, ""},
 		"Azure, pair":        {azure, pair("a", "k"), storageKeys{StorageAccount: "a", StorageKey: "k", StorageDomain: "blob.core.windows.net"}, ""},
 		"Azure, on the moon": {azure, secret(azureSecretType, "azure_storage_account_id", "a", "azure_storage_key", "k", "azure_storage_environment", "Moon"), storageKeys{}, "Moon"},
+		"Azure, too much":    {azure, secret(azureSecretType, "azure_storage_account_id", "a", "azure_storage_key", "s3cret", "key", "k"), storageKeys{}, `Secret has an unknown field "key"`},
 		"Azure, without key": {azure, secret(azureSecretType, "azure_storage_account_id", "a"), storageKeys{}, "Secret access key is not set"},
 		"Azure, no Secret":   {azure, param.Credential{Type: param.CredentialTypeSecret}, storageKeys{}, azureSecretType},
 	} {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"net/url"
+	"slices"
 	"strings"
 
 	kopiav1alpha1 "github.com/kanister-kopia/kanister-kopia/pkg/apis/kopia/v1alpha1"
@@ -38,6 +39,13 @@ const (
 	gcpSecretType   = "secrets.kanister.io/gcp"
 	azureSecretType = "secrets.kanister.io/azure"
 )
+
+// secretFields of the types whose other fields Kanister refuses: a misspelled role would
+// be no role.
+var secretFields = map[string][]string{
+	awsSecretType:   {"aws_access_key_id", "aws_secret_access_key", "role", "aws_session_token"}, // the last is ours
+	azureSecretType: {"azure_storage_account_id", "azure_storage_key", "azure_storage_environment"},
+}
 
 // azureDomains are where the environments that Kanister's Secrets name keep blobs.
 var azureDomains = map[string]string{
@@ -71,6 +79,11 @@ func keysOf(p *param.Profile) (storageKeys, error) {
 	case param.CredentialTypeSecret:
 		if c.Secret == nil || string(c.Secret.Type) != secretType {
 			return storageKeys{}, fmt.Errorf("read the Profile's credentials: a location of type %s needs a Secret of type %s, or credential type keyPair", p.Location.Type, secretType)
+		}
+		for key := range c.Secret.Data {
+			if known := secretFields[secretType]; known != nil && !slices.Contains(known, key) {
+				return storageKeys{}, fmt.Errorf("Secret has an unknown field %q: a Secret of type %s has %s", key, secretType, strings.Join(known, ", ")) // Kanister's text, and which
+			}
 		}
 		get := func(key string) string { return string(c.Secret.Data[key]) }
 		switch secretType {
