@@ -706,9 +706,8 @@ func TestIntegrationKilled(t *testing.T) {
 		Phases:     []crv1alpha1.BlueprintPhase{again("one", "1"), phase("two", "Fail", nil), again("never", "2")},
 		DeferPhase: new(again("last", "3")),
 	})
-	watch, err := w.Watch(context.Background(), &crv1alpha1.ActionSetList{}, client.InNamespace(namespace))
+	watch, err := w.Watch(w.Context(), &crv1alpha1.ActionSetList{}, client.InNamespace(namespace))
 	w.Must(err)
-	defer watch.Stop()
 	stop := w.controller(functions)
 	written := map[string][]*crv1alpha1.ActionSetStatus{}
 	for _, name := range []string{"whole", "breaks"} {
