@@ -116,15 +116,17 @@ func (e *Engine) blueprintAdded(_ context.Context, c event.CreateEvent, _ workqu
 
 // Reconcile starts what is to be started and cancels what was deleted.
 func (e *Engine) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result, error) {
+	// Before it is read: a run that ends in between has written its end, and what was
+	// read may be older.
+	e.mu.Lock()
+	now := e.runs[req.NamespacedName]
+	e.mu.Unlock()
 	var as crv1alpha1.ActionSet
 	err := e.Client.Get(ctx, req.NamespacedName, &as)
 	if client.IgnoreNotFound(err) != nil {
 		return ctrl.Result{}, fmt.Errorf("read ActionSet %s: %w", req.NamespacedName, err)
 	}
 	gone := apierrors.IsNotFound(err) || as.DeletionTimestamp != nil
-	e.mu.Lock()
-	now := e.runs[req.NamespacedName]
-	e.mu.Unlock()
 	if now != nil {
 		switch {
 		case gone:
@@ -142,7 +144,8 @@ func (e *Engine) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result, 
 	return ctrl.Result{}, e.start(ctx, &as)
 }
 
-// start validates an ActionSet and starts its run.
+// start validates an ActionSet and starts its run. That it runs is written with its
+// first phase.
 func (e *Engine) start(ctx context.Context, as *crv1alpha1.ActionSet) error {
 	// A status without a state is none: others may write one.
 	if as.Status != nil && as.Status.State != "" && !unfinished(as.Status) {
@@ -160,10 +163,6 @@ func (e *Engine) start(ctx context.Context, as *crv1alpha1.ActionSet) error {
 	}
 	if as.Status.State == crv1alpha1.StatePending {
 		as.Status.State = crv1alpha1.StateRunning
-		sumUp(as.Status, e.Clock.Now())
-		if err := e.Client.Update(ctx, as); err != nil {
-			return conflictIsNews(err)
-		}
 	}
 
 	e.mu.Lock()
@@ -177,7 +176,7 @@ func (e *Engine) start(ctx context.Context, as *crv1alpha1.ActionSet) error {
 	log := e.Log.With(logFields(as)...)
 	r := &run{
 		Engine: e, actionSet: as, blueprints: blueprints, log: log,
-		store: &store{client: e.Client, key: key, uid: as.UID, clock: e.Clock, log: log, last: as.DeepCopy()},
+		store: newStore(e.Client, as, e.Clock, log),
 	}
 	e.Metrics.running.Inc()
 	e.wg.Go(func() {
@@ -229,8 +228,8 @@ func (e *Engine) blueprints(ctx context.Context, as *crv1alpha1.ActionSet) ([]*c
 	return out, nil
 }
 
-// fits refuses to go on with a status that is not of these Blueprints: they were
-// changed while the controller was away.
+// fits refuses to go on with a status that is not of this spec and these Blueprints:
+// they were changed while the controller was away.
 func fits(as *crv1alpha1.ActionSet, blueprints []*crv1alpha1.Blueprint) error {
 	changed := func(what string) error {
 		return fmt.Errorf("go on with the ActionSet: its status is not that of its %s, which was changed since: run the action again", what)
@@ -240,7 +239,13 @@ func fits(as *crv1alpha1.ActionSet, blueprints []*crv1alpha1.Blueprint) error {
 	}
 	for i, a := range as.Spec.Actions {
 		action, status := blueprints[i].Actions[a.Name], as.Status.Actions[i]
+		if a.Name != status.Name || a.Blueprint != status.Blueprint || a.Object != status.Object {
+			return changed("spec")
+		}
 		if len(action.Phases) != len(status.Phases) || (action.DeferPhase != nil) != (status.DeferPhase.State != "") {
+			return changed("blueprint")
+		}
+		if action.DeferPhase != nil && action.DeferPhase.Name != status.DeferPhase.Name {
 			return changed("blueprint")
 		}
 		for j, p := range action.Phases {

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus/testutil"
+	admissionregistrationv1 "k8s.io/api/admissionregistration/v1"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
@@ -26,6 +27,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/yaml"
@@ -59,7 +61,7 @@ func (w *world) on(name, blueprint string, object crv1alpha1.ObjectReference) *c
 }
 
 // pod of a workload, Running, with our agent beside two containers of the app.
-func (w *world) pod(name string, owner client.Object, kind schema.GroupVersionKind) {
+func (w *world) pod(name string, owner client.Object, kind schema.GroupVersionKind) *corev1.Pod {
 	w.Helper()
 	pod := &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{
@@ -83,6 +85,7 @@ func (w *world) pod(name string, owner client.Object, kind schema.GroupVersionKi
 	pod.Status.InitContainerStatuses = []corev1.ContainerStatus{{Name: "kopia-agent"}}
 	pod.Status.ContainerStatuses = []corev1.ContainerStatus{{Name: "one"}, {Name: "two"}}
 	w.Must(w.Status().Update(w.Context(), pod))
+	return pod
 }
 
 func template() corev1.PodTemplateSpec {
@@ -111,6 +114,13 @@ func TestIntegrationParams(t *testing.T) {
 	for _, n := range []string{"db-10", "db-2", "db-0"} {
 		w.pod(n, set, appsv1.SchemeGroupVersion.WithKind("StatefulSet"))
 	}
+	// Neither one that does not run yet nor one that ends.
+	starting, ending := w.pod("db-1", set, appsv1.SchemeGroupVersion.WithKind("StatefulSet")), w.pod("db-3", set, appsv1.SchemeGroupVersion.WithKind("StatefulSet"))
+	starting.Status.Phase = corev1.PodPending
+	w.Must(w.Status().Update(w.Context(), starting))
+	ending.Finalizers = []string{"example.org/held"}
+	w.Must(w.Update(w.Context(), ending))
+	w.Must(w.Delete(w.Context(), ending))
 	deployment := &appsv1.Deployment{ObjectMeta: meta("web"), Spec: appsv1.DeploymentSpec{Selector: selector, Template: template()}}
 	deployment.Annotations = map[string]string{"deployment.kubernetes.io/revision": "2"}
 	w.Must(w.Create(w.Context(), deployment))
@@ -300,9 +310,33 @@ func TestIntegrationTold(t *testing.T) {
 	w.Must(w.Create(w.Context(), labelled))
 	w.wait(client.ObjectKeyFromObject(labelled), "complete", finished)
 	failed := w.wait(w.start("broken", "bad"), "failed", finished)
+	named := func(name string, spec *crv1alpha1.ActionSetSpec) *crv1alpha1.ActionSetStatus {
+		as := &crv1alpha1.ActionSet{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name}, Spec: spec}
+		w.Must(w.Create(w.Context(), as))
+		return w.wait(client.ObjectKeyFromObject(as), name+" ends", finished)
+	}
+	if s := named("nothing", nil); s.State != crv1alpha1.StateFailed || s.Error.Message != "Spec must be non-nil" {
+		t.Errorf("without a spec: %s %q", s.State, s.Error.Message)
+	}
+	version := func(v string) *crv1alpha1.ActionSetSpec {
+		spec := labelled.Spec.DeepCopy()
+		spec.Actions[0].PreferredVersion = v
+		return spec
+	}
+	if s := named("kopia-version", version("v1.0.0-alpha")); s.State != crv1alpha1.StateComplete {
+		t.Errorf("version v1.0.0-alpha: %s %q", s.State, s.Error.Message)
+	}
+	if s := named("no-version", version("latest")); !strings.Contains(s.Error.Message, "Failed to parse function version {latest}") {
+		t.Errorf("version latest: %s %q", s.State, s.Error.Message)
+	}
+	resume := w.refuseEnd("unwritten")
+	w.start("unwritten", "good")
 
 	// An event comes after the status that it tells of.
-	for name, last := range map[string]string{"fine": "Update Complete", "broken": "ActionSetFailed", "bad": "ActionSetFailed"} {
+	for name, last := range map[string]string{
+		"fine": "Update Complete", "broken": "ActionSetFailed", "bad": "ActionSetFailed", "nothing": "Error",
+		"kopia-version": "Update Complete", "no-version": "Error", "unwritten": "ActionSetFailed",
+	} {
 		testenv.Eventually(t, time.Minute, "the last event", func() bool {
 			return slices.ContainsFunc(w.told(name), func(e string) bool { return strings.Contains(e, last) })
 		})
@@ -328,6 +362,20 @@ func TestIntegrationTold(t *testing.T) {
 	if got := w.told("invalid"); !slices.Contains(got, "*v1alpha1.Blueprint invalid Warning Invalid: Invalid blueprint, Failed to validate action act: Requested function {NoSuch} has not been registered") {
 		t.Errorf("events of a Blueprint that cannot run: %q", got)
 	}
+	if got := w.told("nothing"); !slices.Equal(got, []string{"*v1alpha1.ActionSet nothing Warning Error: Could not start ActionSet: Spec must be non-nil"}) {
+		t.Errorf("events of an ActionSet that could not start: %q", got)
+	}
+	// The API server says no to the end: nothing tells that it is complete, until it is.
+	complete := func(e string) bool { return strings.Contains(e, "Update Complete") }
+	got := w.told("unwritten")
+	if !slices.ContainsFunc(got, func(e string) bool {
+		return strings.Contains(e, "Warning Update Failed: Failed to update ActionSet unwritten: ") && strings.Contains(e, "held by a test")
+	}) || slices.ContainsFunc(got, complete) {
+		t.Errorf("events of one whose end cannot be written: %q", got)
+	}
+	resume()
+	w.wait(client.ObjectKey{Namespace: namespace, Name: "unwritten"}, "the next change completes it", finished)
+	testenv.Eventually(t, time.Minute, "that is told", func() bool { return slices.ContainsFunc(w.told("unwritten"), complete) })
 	if !slices.Contains(w.done(), "job job-7") {
 		t.Errorf("the job's label is not for pods: %q", w.done())
 	}
@@ -335,21 +383,38 @@ func TestIntegrationTold(t *testing.T) {
 	w.mu.Lock()
 	log := w.log.String()
 	w.mu.Unlock()
-	line := func(msg string) map[string]any {
+	find := func(actionSet, msg string) map[string]any {
 		for l := range strings.Lines(log) {
 			var fields map[string]any
 			w.Must(json.Unmarshal([]byte(l), &fields))
-			if fields["msg"] == msg && fields["ActionSet"] == "fine" {
+			if fields["msg"] == msg && fields["ActionSet"] == actionSet {
 				return fields
 			}
 		}
-		t.Errorf("no log line %q", msg)
 		return nil
 	}
-	if f := line("a line"); f["Phase"] != "two" || f["kanister.io/JobID"] != "job-7" || f["LogKind"] != "datapath" || f["team"] != nil {
+	line := func(actionSet, msg string) map[string]any {
+		f := find(actionSet, msg)
+		if f == nil {
+			t.Errorf("no log line %q of %s", msg, actionSet)
+		}
+		return f
+	}
+	if f := line("broken", "Failed to execute phase breaks"); f["error"] != "phase breaks: the disk is on fire" || f["level"] != "ERROR" || f["Action"] != "act" {
+		t.Errorf("fields of a failure's line: %v", f)
+	}
+	if f := line("nothing", "ActionSet refused"); f["error"] != "Spec must be non-nil" {
+		t.Errorf("fields of a refusal's line: %v", f)
+	}
+	line("unwritten", "a failure is not written down")
+	if f := line("fine", "a line"); f["Phase"] != "two" || f["kanister.io/JobID"] != "job-7" || f["LogKind"] != "datapath" || f["team"] != nil {
 		t.Errorf("fields of a function's line: %v", f)
 	}
-	line("Falling back to default version of the function")
+	const fallback = "Falling back to default version of the function"
+	line("fine", fallback)
+	if find("kopia-version", fallback) != nil {
+		t.Error("v1.0.0-alpha fell back")
+	}
 	if status, err := json.Marshal(failed); err != nil || strings.Contains(string(status)+log+strings.Join(w.events, ""), "planted-secret") {
 		t.Errorf("a secret is in the status, the log or an event (%v)", err)
 	}
@@ -357,20 +422,57 @@ func TestIntegrationTold(t *testing.T) {
 	metrics := `
 # HELP kanister_action_set_resolutions_total Ended ActionSets, by how they ended.
 # TYPE kanister_action_set_resolutions_total counter
-kanister_action_set_resolutions_total{resolution="failure"} 1
-kanister_action_set_resolutions_total{resolution="success"} 1
+kanister_action_set_resolutions_total{resolution="failure"} 3
+kanister_action_set_resolutions_total{resolution="success"} 3
 # HELP kanister_kopia_action_sets_running ActionSets that run now.
 # TYPE kanister_kopia_action_sets_running gauge
 kanister_kopia_action_sets_running 0
 # HELP kanister_kopia_phase_bytes_total Bytes that phases moved, by function and direction: upload to a repository, download from one.
 # TYPE kanister_kopia_phase_bytes_total counter
-kanister_kopia_phase_bytes_total{direction="upload",function="Echo"} 10
+kanister_kopia_phase_bytes_total{direction="upload",function="Echo"} 30
 `
 	testenv.Eventually(t, time.Minute, "the metrics", func() bool {
 		return testutil.GatherAndCompare(w.metrics, strings.NewReader(metrics), "kanister_action_set_resolutions_total", "kanister_kopia_action_sets_running", "kanister_kopia_phase_bytes_total") == nil
 	})
 	if n, err := testutil.GatherAndCount(w.metrics, "kanister_kopia_phase_duration_seconds"); err != nil || n != 3 {
 		t.Errorf("%d histograms of phases, %v; want those of Echo, Command and Fail", n, err)
+	}
+}
+
+// refuseEnd makes the API server refuse that an ActionSet ends, until again is called,
+// which changes the ActionSet.
+func (w *world) refuseEnd(name string) (again func()) {
+	w.Helper()
+	meta := metav1.ObjectMeta{Name: "refuse-end"}
+	writes := []admissionregistrationv1.OperationType{admissionregistrationv1.Create, admissionregistrationv1.Update}
+	policy := &admissionregistrationv1.ValidatingAdmissionPolicy{ObjectMeta: meta, Spec: admissionregistrationv1.ValidatingAdmissionPolicySpec{
+		MatchConstraints: &admissionregistrationv1.MatchResources{ResourceRules: []admissionregistrationv1.NamedRuleWithOperations{{
+			RuleWithOperations: admissionregistrationv1.RuleWithOperations{Operations: writes, Rule: admissionregistrationv1.Rule{
+				APIGroups: []string{"cr.kanister.io"}, APIVersions: []string{"*"}, Resources: []string{"actionsets"},
+			}},
+		}}},
+		Validations: []admissionregistrationv1.Validation{{
+			Expression: "object.metadata.name != '" + name + "' || !has(object.status) || !has(object.status.state) || !(object.status.state in ['complete', 'failed'])",
+			Message:    "held by a test",
+		}},
+	}}
+	w.Must(w.Create(w.Context(), policy))
+	w.Must(w.Create(w.Context(), &admissionregistrationv1.ValidatingAdmissionPolicyBinding{ObjectMeta: meta, Spec: admissionregistrationv1.ValidatingAdmissionPolicyBindingSpec{
+		PolicyName: meta.Name, ValidationActions: []admissionregistrationv1.ValidationAction{admissionregistrationv1.Deny},
+	}}))
+	probe := func() error {
+		return w.Create(w.Context(), &crv1alpha1.ActionSet{
+			ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name},
+			Status:     &crv1alpha1.ActionSetStatus{State: crv1alpha1.StateComplete},
+		}, client.DryRunAll)
+	}
+	testenv.Eventually(w, time.Minute, "the end is refused", func() bool { return probe() != nil })
+	return func() {
+		w.Helper()
+		w.Must(w.Delete(w.Context(), policy))
+		testenv.Eventually(w, time.Minute, "the end is not refused any more", func() bool { return probe() == nil })
+		as := &crv1alpha1.ActionSet{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name}}
+		w.Must(w.Patch(w.Context(), as, client.RawPatch(types.MergePatchType, []byte(`{"metadata":{"annotations":{"example.org/looked-at":"now"}}}`))))
 	}
 }
 
@@ -482,25 +584,52 @@ func TestIntegrationDefects(t *testing.T) {
 // TestIntegrationSecretsInCommands: told about, or refused before anything runs.
 func TestIntegrationSecretsInCommands(t *testing.T) {
 	w := newWorld(t)
-	command := &commanding{scripted{name: "Run", required: []string{"value"}, exec: func(context.Context, function.Call) (map[string]any, error) {
-		w.did("ran")
+	command := &commanding{scripted{name: "Run", required: []string{"value"}, exec: func(_ context.Context, call function.Call) (map[string]any, error) {
+		w.did("ran with %v", call.Args["value"])
 		return nil, nil
 	}}}
-	w.blueprint("shows", &crv1alpha1.BlueprintAction{Phases: []crv1alpha1.BlueprintPhase{phase("p", "Run", crv1alpha1.JSONMap{"value": "{{ if .Options.never }}{{ toJson .Profile }}{{ end }}"})}})
+	ref := crv1alpha1.ObjectReference{Namespace: namespace, Name: "keys"}
+	w.Must(w.Create(w.Context(), &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: ref.Name}, StringData: map[string]string{"id": "AK", "key": "planted"}}))
+	w.Must(w.Create(w.Context(), &crv1alpha1.Profile{
+		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: ref.Name},
+		Location:   crv1alpha1.Location{Type: crv1alpha1.LocationTypeS3Compliant, Bucket: "bucket"},
+		Credential: crv1alpha1.Credential{Type: crv1alpha1.CredentialTypeKeyPair, KeyPair: &crv1alpha1.KeyPair{IDField: "id", SecretField: "key", Secret: ref}},
+	}))
+	start := func(name string) client.ObjectKey {
+		as := &crv1alpha1.ActionSet{
+			ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name},
+			Spec: &crv1alpha1.ActionSetSpec{Actions: []crv1alpha1.ActionSpec{{
+				Name: "act", Blueprint: "shows", Profile: &ref, Object: crv1alpha1.ObjectReference{Kind: "Namespace", Name: namespace, Namespace: namespace},
+			}}},
+		}
+		w.Must(w.Create(w.Context(), as))
+		return client.ObjectKeyFromObject(as)
+	}
+	w.blueprint("shows", &crv1alpha1.BlueprintAction{Phases: []crv1alpha1.BlueprintPhase{
+		phase("before", "Echo", crv1alpha1.JSONMap{"value": "x"}),
+		phase("p", "Run", crv1alpha1.JSONMap{"value": "{{ .Profile.Location.Bucket }} {{ .Profile.Credential.KeyPair.Secret }}"}),
+	}})
 	stop := w.controller(w.functions(command))
-	if s := w.wait(w.start("told", "shows"), "the end", finished); s.State != crv1alpha1.StateFailed {
-		t.Errorf("state %s: .Options.never is not there", s.State)
+	if s := w.wait(start("told"), "the end", finished); s.State != crv1alpha1.StateComplete {
+		t.Errorf("state %s: %s", s.State, s.Error.Message)
+	}
+	ran := []string{"echo x", "ran with bucket planted"}
+	if got := w.done(); !slices.Equal(got, ran) {
+		t.Errorf("ran %q, want %q", got, ran)
 	}
 	if got := w.told("told"); !slices.ContainsFunc(got, func(e string) bool {
-		return strings.Contains(e, "Warning SecretInCommand: phase p renders .Profile into a command of Run")
+		return strings.Contains(e, "Warning SecretInCommand: phase p renders .Profile.Credential.KeyPair.Secret into a command of Run")
 	}) {
 		t.Errorf("events %q", got)
 	}
 	stop()
 	w.controller(w.functions(command), func(e *actionset.Engine, _ *ctrl.Options) { e.RefuseSecretsInCommands = true })
-	s := w.wait(w.start("refused", "shows"), "the end", finished)
+	s := w.wait(start("refused"), "the end", finished)
 	if s.State != crv1alpha1.StateFailed || !strings.Contains(s.Error.Message, "refuse secrets in commands: phase p renders .Profile") {
 		t.Errorf("%s: %q", s.State, s.Error.Message)
+	}
+	if got := w.done(); !slices.Equal(got, ran) {
+		t.Errorf("after the refusal ran %q", got[len(ran):])
 	}
 }
 
@@ -555,14 +684,84 @@ func TestIntegrationTakeover(t *testing.T) {
 	}
 }
 
-// TestIntegrationMany: 200 ActionSets at once, a few of which fail or are deleted,
-// and none disturbs another.
+// TestIntegrationKilled: whatever a controller wrote last before it was killed, the
+// next one goes on from there and comes to the same end. A phase is two writes, and
+// there are no others.
+func TestIntegrationKilled(t *testing.T) {
+	w := newWorld(t)
+	functions := w.functions(&scripted{name: "Again", resumable: true, required: []string{"value"}, exec: func(_ context.Context, call function.Call) (map[string]any, error) {
+		return map[string]any{"value": call.Args["value"]}, nil
+	}})
+	again := func(name, value string) crv1alpha1.BlueprintPhase {
+		return phase(name, "Again", crv1alpha1.JSONMap{"value": value})
+	}
+	w.blueprint("whole", &crv1alpha1.BlueprintAction{
+		OutputArtifacts: map[string]crv1alpha1.Artifact{"a": {KeyValue: map[string]string{
+			"seen": "{{ .Phases.one.Output.value }} {{ .Phases.two.Output.value }} {{ .DeferPhase.Output.value }}",
+		}}},
+		Phases:     []crv1alpha1.BlueprintPhase{again("one", "{{ .Time }}"), again("two", "{{ .Phases.one.Output.value }}2")},
+		DeferPhase: new(again("last", "{{ .Phases.two.Output.value }}3")),
+	})
+	w.blueprint("breaks", &crv1alpha1.BlueprintAction{
+		Phases:     []crv1alpha1.BlueprintPhase{again("one", "1"), phase("two", "Fail", nil), again("never", "2")},
+		DeferPhase: new(again("last", "3")),
+	})
+	watch, err := w.Watch(w.Context(), &crv1alpha1.ActionSetList{}, client.InNamespace(namespace))
+	w.Must(err)
+	stop := w.controller(functions)
+	written := map[string][]*crv1alpha1.ActionSetStatus{}
+	for _, name := range []string{"whole", "breaks"} {
+		w.start(name, name)
+		for e := range watch.ResultChan() {
+			as := e.Object.(*crv1alpha1.ActionSet)
+			if as.Status == nil {
+				continue
+			}
+			written[name] = append(written[name], as.Status)
+			if finished(as.Status) {
+				break
+			}
+		}
+	}
+	stop()
+	// The state of a phase that fails and the ActionSet's are two: the second holds the
+	// reason.
+	if whole, breaks := len(written["whole"]), len(written["breaks"]); whole != 6 || breaks != 7 {
+		t.Errorf("%d writes of three phases, %d of three with a failure", whole, breaks)
+	}
+	for name, statuses := range written {
+		for i, s := range statuses {
+			as := &crv1alpha1.ActionSet{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: fmt.Sprint(name, i)}, Status: s.DeepCopy()}
+			as.Spec = &crv1alpha1.ActionSetSpec{Actions: []crv1alpha1.ActionSpec{{Name: "act", Blueprint: name, Object: s.Actions[0].Object}}}
+			w.Must(w.Create(w.Context(), as))
+		}
+	}
+	w.controller(functions)
+	for name, statuses := range written {
+		want := statuses[len(statuses)-1]
+		for i := range statuses {
+			got := w.wait(client.ObjectKey{Namespace: namespace, Name: fmt.Sprint(name, i)}, "the end", finished)
+			if got.State != want.State || got.Progress.RunningPhase != "" || got.Error.Message == "" != (want.Error.Message == "") ||
+				fmt.Sprint(got.Actions[0].Artifacts) != fmt.Sprint(want.Actions[0].Artifacts) {
+				t.Errorf("%s after write %d: %s %q, artifacts %v; want %s, %v", name, i, got.State, got.Error.Message, got.Actions[0].Artifacts, want.State, want.Actions[0].Artifacts)
+			}
+			for j, p := range append(got.Actions[0].Phases, got.Actions[0].DeferPhase) {
+				if want := append(want.Actions[0].Phases, want.Actions[0].DeferPhase)[j]; p.State != want.State {
+					t.Errorf("%s after write %d: phase %s is %s, want %s", name, i, p.Name, p.State, want.State)
+				}
+			}
+		}
+	}
+}
+
+// TestIntegrationMany: 200 ActionSets at once, 20 of which fail and five of which are
+// deleted while they run, and none disturbs another.
 func TestIntegrationMany(t *testing.T) {
 	w := newWorld(t)
 	const many = 200
 	var running, most int
 	var mu sync.Mutex
-	all := make(chan struct{})
+	all, release := make(chan struct{}), make(chan struct{})
 	w.blueprint("many", &crv1alpha1.BlueprintAction{
 		OutputArtifacts: map[string]crv1alpha1.Artifact{"a": {KeyValue: map[string]string{"who": "{{ .Phases.two.Output.who }}"}}},
 		Phases: []crv1alpha1.BlueprintPhase{
@@ -580,8 +779,9 @@ func TestIntegrationMany(t *testing.T) {
 		mu.Unlock()
 		select {
 		case <-ctx.Done():
+			w.did("%s ends: %v", call.ActionSet, context.Cause(ctx))
 			return nil, context.Cause(ctx)
-		case <-all:
+		case <-release:
 		}
 		if strings.HasSuffix(call.ActionSet, "7") {
 			return nil, errors.New("unlucky " + call.ActionSet)
@@ -608,12 +808,27 @@ func TestIntegrationMany(t *testing.T) {
 		}
 	})
 	met, used := time.Since(began), heap()-before
+	var ends []string
+	for _, name := range []string{"many-000", "many-042", "many-077", "many-123", "many-199"} {
+		w.Must(w.Delete(w.Context(), &crv1alpha1.ActionSet{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name}}))
+		ends = append(ends, name+" ends: the ActionSet was deleted")
+	}
+	ended := func() []string {
+		out := slices.DeleteFunc(w.done(), func(s string) bool { return !strings.Contains(s, " ends: ") })
+		slices.Sort(out)
+		return out
+	}
+	testenv.Eventually(t, time.Minute, "the operations of the deleted ones end", func() bool { return len(ended()) >= len(ends) })
+	close(release)
 	list := &crv1alpha1.ActionSetList{}
 	testenv.Eventually(t, 5*time.Minute, "all have ended", func() bool {
 		w.Must(w.List(w.Context(), list, client.InNamespace(namespace)))
 		return !slices.ContainsFunc(list.Items, func(a crv1alpha1.ActionSet) bool { return a.Status == nil || !finished(a.Status) })
 	})
 	t.Logf("%d ActionSets: all in their second phase after %s, ended after %s; %d KiB of heap for each while they run", many, met, time.Since(began), used/many/1024)
+	if got := ended(); !slices.Equal(got, ends) || len(list.Items) != many-len(ends) {
+		t.Errorf("operations that ended early: %q, want %q; %d ActionSets are left", got, ends, len(list.Items))
+	}
 	for _, as := range list.Items {
 		s := as.Status
 		switch unlucky := strings.HasSuffix(as.Name, "7"); {

@@ -52,6 +52,11 @@ func (s *scripted) Exec(ctx context.Context, call function.Call) (map[string]any
 	return s.exec(ctx, call)
 }
 
+// raw asks for its arguments as the Blueprint has them.
+type raw struct{ scripted }
+
+func (*raw) RawArgs() bool { return true }
+
 // world is an API server with one namespace.
 type world struct {
 	*testenv.API
@@ -230,11 +235,25 @@ func TestIntegrationEngine(t *testing.T) {
 			}
 		}}
 	}
-	functions := w.functions(block("Block", false), block("Resume", true))
+	edited := make(chan struct{})
+	functions := w.functions(block("Block", false), block("Resume", true),
+		&raw{scripted{name: "Raw", required: []string{"value"}, exec: func(_ context.Context, call function.Call) (map[string]any, error) {
+			return map[string]any{"value": call.Args["value"]}, nil
+		}}},
+		&scripted{name: "Edited", exec: func(ctx context.Context, _ function.Call) (map[string]any, error) {
+			select {
+			case <-ctx.Done():
+				return nil, context.Cause(ctx)
+			case <-edited:
+				return nil, nil
+			}
+		}},
+	)
 	stop := w.controller(functions)
 
 	t.Run("outputs reach later phases and artifacts", func(t *testing.T) {
 		w := &world{API: w.In(t)}
+		w.Must(w.Create(w.Context(), &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "of-o"}, Data: map[string]string{"k": "from-config"}}))
 		w.blueprint("flow", &crv1alpha1.BlueprintAction{
 			OutputArtifacts: map[string]crv1alpha1.Artifact{"a": {KeyValue: map[string]string{
 				"second": "{{ .Phases.second.Output.value }}", "last": "{{ .DeferPhase.Output.value }}",
@@ -244,6 +263,9 @@ func TestIntegrationEngine(t *testing.T) {
 				phase("first", "Echo", crv1alpha1.JSONMap{"value": "{{ .Options.option }}1"}),
 				phase("second", "Echo", crv1alpha1.JSONMap{"value": "{{ .Phases.first.Output.value }}2"}),
 				phase("current", "Echo", crv1alpha1.JSONMap{"value": "{{ .CurrentPhase }}"}),
+				phase("raw", "Raw", crv1alpha1.JSONMap{"value": "{{ $.status.x }}"}),
+				{Name: "reads", Func: "Echo", Args: crv1alpha1.JSONMap{"value": "{{ .Phases.reads.ConfigMaps.settings.Data.k }}"},
+					ObjectRefs: map[string]crv1alpha1.ObjectReference{"settings": {Kind: "ConfigMap", Namespace: namespace, Name: "of-{{ .Options.option }}"}}},
 			},
 			DeferPhase: &crv1alpha1.BlueprintPhase{Name: "third", Func: "Echo", Args: crv1alpha1.JSONMap{"value": "{{ .Phases.second.Output.value }}3"}},
 		})
@@ -258,8 +280,14 @@ func TestIntegrationEngine(t *testing.T) {
 		if a.Phases[0].Output["value"] != "o1" || a.Phases[1].State != crv1alpha1.StateComplete || a.DeferPhase.State != crv1alpha1.StateComplete {
 			t.Errorf("phases %+v, deferPhase %+v", a.Phases, a.DeferPhase)
 		}
-		if p := s.Progress; p.PercentCompleted != "100" || p.SizeUploadedB != 20 || p.RunningPhase != "" {
-			t.Errorf("progress %+v, want 100%% and 4 times 5 bytes", p)
+		if got := a.Phases[3].Output["value"]; got != "{{ $.status.x }}" {
+			t.Errorf("a function that asks for raw arguments got %v", got)
+		}
+		if got := a.Phases[4].Output["value"]; got != "from-config" {
+			t.Errorf("a phase's ConfigMap gave it %v", got)
+		}
+		if p := s.Progress; p.PercentCompleted != "100" || p.SizeUploadedB != 25 || p.RunningPhase != "" {
+			t.Errorf("progress %+v, want 100%% and 5 times 5 bytes", p)
 		}
 	})
 
@@ -416,6 +444,33 @@ func TestIntegrationEngine(t *testing.T) {
 		}
 	})
 
+	t.Run("what others write to one that runs stays, and changes nothing", func(t *testing.T) {
+		w := &world{API: w.In(t)}
+		w.blueprint("edited", &crv1alpha1.BlueprintAction{Phases: []crv1alpha1.BlueprintPhase{
+			phase("slow", "Edited", nil), phase("after", "Echo", crv1alpha1.JSONMap{"value": "{{ .Options.option }}"}),
+		}})
+		key := w.start("edited", "edited")
+		w.wait(key, "running", func(s *crv1alpha1.ActionSetStatus) bool {
+			return s.Actions[0].Phases[0].State == crv1alpha1.StateRunning
+		})
+		var as crv1alpha1.ActionSet
+		w.Must(w.Get(w.Context(), key, &as))
+		as.Labels = map[string]string{"team": "a"}
+		as.Spec.Actions[0].Options["option"] = "edited"
+		as.Spec.Actions = append(as.Spec.Actions, as.Spec.Actions[0])
+		as.Status = nil // as kubectl replace does with a file
+		w.Must(w.Update(w.Context(), &as))
+		close(edited)
+		s := w.wait(key, "complete", finished)
+		if s.State != crv1alpha1.StateComplete || len(s.Actions) != 1 || s.Actions[0].Phases[1].Output["value"] != "o" {
+			t.Errorf("%s %q: actions %+v", s.State, s.Error.Message, s.Actions)
+		}
+		w.Must(w.Get(w.Context(), key, &as))
+		if as.Labels["team"] != "a" || len(as.Spec.Actions) != 2 {
+			t.Errorf("somebody's label or spec was taken back: labels %v, %d actions", as.Labels, len(as.Spec.Actions))
+		}
+	})
+
 	t.Run("deleting an ActionSet cancels what it does", func(t *testing.T) {
 		w.blueprint("blocks", &crv1alpha1.BlueprintAction{Phases: []crv1alpha1.BlueprintPhase{phase("p", "Block", nil)}})
 		key := w.start("deleted", "blocks")
@@ -448,7 +503,13 @@ func TestIntegrationEngine(t *testing.T) {
 		w.Must(w.Create(w.Context(), early))
 		w.wait(client.ObjectKeyFromObject(early), "failed", func(s *crv1alpha1.ActionSetStatus) bool { return s.State == crv1alpha1.StateFailed })
 
-		good, bad := w.start("resumed", "resumes"), w.start("not-resumed", "blocks")
+		// One that has failed and owes its deferPhase.
+		w.blueprint("cleans", &crv1alpha1.BlueprintAction{
+			Phases:     []crv1alpha1.BlueprintPhase{phase("breaks", "Fail", nil), phase("never", "Echo", crv1alpha1.JSONMap{"value": "never-after-a-failure"})},
+			DeferPhase: &crv1alpha1.BlueprintPhase{Name: "cleans", Func: "Resume"},
+		})
+
+		good, bad, cleaning := w.start("resumed", "resumes"), w.start("not-resumed", "blocks"), w.start("cleaning", "cleans")
 		running := func(i int) func(*crv1alpha1.ActionSetStatus) bool {
 			return func(s *crv1alpha1.ActionSetStatus) bool {
 				return s.Actions[0].Phases[i].State == crv1alpha1.StateRunning
@@ -456,8 +517,14 @@ func TestIntegrationEngine(t *testing.T) {
 		}
 		before := w.wait(good, "running", running(1))
 		w.wait(bad, "running", running(0))
-		testenv.Eventually(t, time.Minute, "both functions run", func() bool {
-			return slices.Contains(w.done(), "Resume begins") && slices.Contains(w.done(), "Block begins")
+		w.wait(cleaning, "failed and cleaning", func(s *crv1alpha1.ActionSetStatus) bool {
+			return s.State == crv1alpha1.StateFailed && s.Actions[0].DeferPhase.State == crv1alpha1.StateRunning
+		})
+		resumed := func() int {
+			return len(slices.DeleteFunc(w.done(), func(s string) bool { return s != "Resume begins" }))
+		}
+		testenv.Eventually(t, time.Minute, "all functions run", func() bool {
+			return resumed() == 2 && slices.Contains(w.done(), "Block begins")
 		})
 		stop()
 		w.wait(good, "still running without a controller", running(1))
@@ -475,9 +542,7 @@ func TestIntegrationEngine(t *testing.T) {
 		if failed.State != crv1alpha1.StateFailed || !strings.Contains(failed.Error.Message, "the controller was restarted") {
 			t.Errorf("state %s, error %q", failed.State, failed.Error.Message)
 		}
-		testenv.Eventually(t, time.Minute, "the phase is picked up", func() bool {
-			return len(slices.DeleteFunc(w.done(), func(s string) bool { return s != "Resume begins" })) == 2
-		})
+		testenv.Eventually(t, time.Minute, "the phases are picked up", func() bool { return resumed() == 4 })
 		close(release)
 		after := w.wait(good, "complete", finished)
 		if after.State != crv1alpha1.StateComplete {
@@ -486,8 +551,15 @@ func TestIntegrationEngine(t *testing.T) {
 		if got, want := after.Actions[0].Artifacts["a"].KeyValue["k"], before.Actions[0].Phases[0].Output["value"]; got != want || got == "" {
 			t.Errorf("the finished phase's output is %q, was %q", got, want)
 		}
-		if ran := slices.ContainsFunc(w.done(), func(s string) bool { return strings.HasPrefix(s, "echo early") }); ran {
-			t.Error("an ActionSet that had failed was run after the restart")
+		cleaned := w.wait(cleaning, "cleaned up", finished)
+		if a := cleaned.Actions[0]; cleaned.State != crv1alpha1.StateFailed || cleaned.Error.Message != "phase breaks: the disk is on fire" ||
+			a.Phases[0].State != crv1alpha1.StateFailed || a.Phases[1].State != crv1alpha1.StatePending || a.DeferPhase.State != crv1alpha1.StateComplete {
+			t.Errorf("cleaned up: %s %q, phases %+v, deferPhase %+v", cleaned.State, cleaned.Error.Message, a.Phases, a.DeferPhase)
+		}
+		if ran := slices.ContainsFunc(w.done(), func(s string) bool {
+			return strings.HasPrefix(s, "echo early") || s == "echo never-after-a-failure"
+		}); ran {
+			t.Error("what had failed was run after the restart")
 		}
 		operations := 0
 		calls.Range(func(id, n any) bool {

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
@@ -33,17 +34,14 @@ import (
 // an action which an earlier controller began, if it has a time; then the snapshot is
 // the earlier one. It is returned to be kept.
 func buildParams(ctx context.Context, c client.Client, spec crv1alpha1.ActionSpec, status crv1alpha1.ActionStatus, now time.Time) (*param.TemplateParams, *crv1alpha1.WorkloadSnapshot, error) {
-	profile, err := resolveProfile(ctx, c, spec.Profile)
-	if err != nil {
-		return nil, nil, err
-	}
+	profile := sync.OnceValues(func() (*param.Profile, error) { return resolveProfile(ctx, c, spec.Profile) })
+	go profile() // while the object is read
 	p := &param.TemplateParams{
 		ArtifactsIn:    map[string]param.Artifact{},
 		ConfigMaps:     map[string]corev1.ConfigMap{},
 		Secrets:        map[string]corev1.Secret{},
 		Phases:         map[string]*param.Phase{},
 		Time:           cmp.Or(status.Time, now.UTC().Format(time.RFC3339Nano)),
-		Profile:        profile,
 		Options:        spec.Options,
 		PodOverride:    spec.PodOverride.DeepCopy(),
 		PodLabels:      spec.PodLabels,
@@ -67,7 +65,13 @@ func buildParams(ctx context.Context, c client.Client, spec crv1alpha1.ActionSpe
 		p.ConfigMaps[name] = *m
 	}
 	snapshot, err := addObject(ctx, c, spec.Object, status, p)
-	return p, snapshot, err
+	if err != nil {
+		return nil, nil, err
+	}
+	if p.Profile, err = profile(); err != nil {
+		return nil, nil, err
+	}
+	return p, snapshot, nil
 }
 
 // addObject reads the object of the action, and of a workload its pods, unless an

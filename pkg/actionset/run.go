@@ -13,6 +13,7 @@ import (
 	"runtime/debug"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -33,6 +34,8 @@ type run struct {
 	blueprints []*crv1alpha1.Blueprint
 	store      *store
 	log        *slog.Logger
+	// ended counts the actions whose end is written: all phases, and the artifacts.
+	ended atomic.Int32
 }
 
 // execute runs all actions in parallel and writes the end down, unless ctx was
@@ -47,26 +50,34 @@ func (r *run) execute(ctx context.Context) {
 	if errors.Is(context.Cause(ctx), agentclient.ErrDetached) {
 		return
 	}
-	complete := false
+	var state crv1alpha1.State
 	err := r.store.update(ctx, func(s *crv1alpha1.ActionSetStatus) {
-		complete = s.State != crv1alpha1.StateFailed && allComplete(s)
-		if complete {
-			s.State = crv1alpha1.StateComplete
-		}
+		r.complete(s, r.ended.Load())
+		state = s.State
 	})
 	switch {
 	case errors.Is(err, errDeleted):
 		return
 	case err != nil:
-		r.log.Error("the end is not written down", "error", err.Error())
+		r.unwritten("the end is not written down", err)
+		return
 	}
-	state := crv1alpha1.StateFailed
+	if !state.Done() {
+		return // its failure is not written down
+	}
+	complete := state == crv1alpha1.StateComplete
 	if complete {
-		state = crv1alpha1.StateComplete
 		r.event(corev1.EventTypeNormal, "Update Complete", fmt.Sprintf("Updated ActionSet '%s' Status->%s", r.actionSet.Name, state), r.actionSet) // Kanister's text
 	}
 	r.Metrics.resolved(complete)
 	r.log.Info("Updated ActionSet", "Status", state)
+}
+
+// complete sets the ActionSet to complete if it is, when so many actions have ended.
+func (r *run) complete(s *crv1alpha1.ActionSetStatus, ended int32) {
+	if s.State != crv1alpha1.StateFailed && allComplete(s) && int(ended) == len(s.Actions) {
+		s.State = crv1alpha1.StateComplete
+	}
 }
 
 // fail sets the ActionSet to failed at once, and says so; the first error stays.
@@ -84,14 +95,21 @@ func (r *run) fail(ctx context.Context, i int, what string, cause error) {
 			s.Error.Message = cause.Error()
 		}
 	})
-	if err != nil {
-		if !errors.Is(err, errDeleted) {
-			r.log.Error("a failure is not written down", "error", err.Error(), "failure", cause.Error())
-		}
+	switch {
+	case errors.Is(err, errDeleted):
 		return
+	case err != nil:
+		r.unwritten("a failure is not written down", err)
 	}
 	// Reason and objects are Kanister's.
 	r.event(corev1.EventTypeWarning, "ActionSetFailed Action: "+action, what+": "+cause.Error(), r.actionSet, r.blueprints[i])
+}
+
+// unwritten tells what the status cannot, because the API server refuses to write it.
+// The next change of the ActionSet, or the next controller, tries again.
+func (r *run) unwritten(what string, err error) {
+	r.log.Error(what, "error", err.Error())
+	r.event(corev1.EventTypeWarning, "Update Failed", fmt.Sprintf("Failed to update ActionSet %s: %s: %s", r.actionSet.Name, what, err), r.actionSet) // Kanister's reason
 }
 
 // action runs the phases of one action, then its deferPhase whatever happened, then
@@ -103,6 +121,25 @@ func (r *run) action(ctx context.Context, i int) {
 	if err != nil {
 		r.fail(ctx, i, "Failed to launch Action "+spec.Name, r.outcome(ctx, err))
 		return
+	}
+	// end writes the end of the action, with the end of its last phase, and with that of
+	// the ActionSet if this is the last one.
+	ended := false
+	end := func(last func(*crv1alpha1.ActionSetStatus)) error {
+		artifacts, err := param.RenderArtifacts(action.OutputArtifacts, params)
+		if err != nil {
+			return err
+		}
+		if err := r.store.update(ctx, func(s *crv1alpha1.ActionSetStatus) {
+			last(s)
+			s.Actions[i].Artifacts = artifacts
+			r.complete(s, r.ended.Load()+1)
+		}); err != nil {
+			return err
+		}
+		ended = true
+		r.ended.Add(1)
+		return nil
 	}
 	failed := false
 	for j := range action.Phases {
@@ -117,6 +154,9 @@ func (r *run) action(ctx context.Context, i int) {
 			in:    func(s *crv1alpha1.ActionSetStatus) *crv1alpha1.Phase { return &s.Actions[i].Phases[j] },
 			offer: func(p *param.Phase) { params.Phases[action.Phases[j].Name] = p },
 		}
+		if j == len(action.Phases)-1 && action.DeferPhase == nil {
+			phase.ending = end
+		}
 		if err := phase.do(ctx, params); err != nil {
 			// Now, not after the deferPhase: people wait for this.
 			r.fail(ctx, i, "Failed to execute phase "+phase.spec.Name, err)
@@ -130,19 +170,20 @@ func (r *run) action(ctx context.Context, i int) {
 			in:    func(s *crv1alpha1.ActionSetStatus) *crv1alpha1.Phase { return &s.Actions[i].DeferPhase },
 			offer: func(p *param.Phase) { params.DeferPhase = p },
 		}
+		if !failed {
+			phase.ending = end
+		}
 		if err := phase.do(ctx, params); err != nil {
 			r.fail(ctx, i, "Failed to execute defer phase "+phase.spec.Name, err)
 			failed = true
 		}
 	}
-	if failed || ctx.Err() != nil {
+	if failed || ended || ctx.Err() != nil {
 		return
 	}
-	artifacts, err := param.RenderArtifacts(action.OutputArtifacts, params)
-	if err == nil {
-		err = r.store.update(ctx, func(s *crv1alpha1.ActionSetStatus) { s.Actions[i].Artifacts = artifacts })
-	}
-	if err != nil {
+	// There is no phase, or an earlier controller ran the last one, or what failed
+	// together fails again and says why.
+	if err := end(func(*crv1alpha1.ActionSetStatus) {}); err != nil {
 		r.fail(ctx, i, "Failed to render output artifacts", err)
 	}
 }
@@ -209,6 +250,8 @@ type phase struct {
 	kind, title string
 	// last is what the function said last of its progress.
 	last api.Progress
+	// ending, of the last phase of an action, writes a change with the action's end.
+	ending func(change func(*crv1alpha1.ActionSetStatus)) error
 }
 
 var errRestarted = errors.New("the controller was restarted while the phase ran, and what it did cannot be known or repeated safely: look at the application, then run the action again")
@@ -234,7 +277,7 @@ func (p *phase) do(ctx context.Context, params *param.TemplateParams) (err error
 	if p.before.State == crv1alpha1.StateRunning && !f.Resumable() {
 		return p.end(ctx, nil, errRestarted)
 	}
-	if err := p.set(ctx, crv1alpha1.StateRunning, nil, api.Progress{}); err != nil {
+	if err := p.set(ctx, crv1alpha1.StateRunning, api.Progress{}); err != nil {
 		return err
 	}
 	p.event(corev1.EventTypeNormal, "Started "+p.title, fmt.Sprintf("Executing %s %s", p.kind, p.spec.Name), p.actionSet) // Kanister's text
@@ -254,10 +297,11 @@ func (p *phase) do(ctx context.Context, params *param.TemplateParams) (err error
 		})
 		p.Metrics.phase(p.spec.Func, outcomeLabel(p.outcome(ctx, err)), p.Clock.Since(began), p.last)
 	}
+	seen.Output = output // for the artifacts
 	if err := p.end(ctx, output, err); err != nil {
+		seen.Output = nil
 		return err
 	}
-	seen.Output = output
 	return nil
 }
 
@@ -306,7 +350,7 @@ func (p *phase) exec(ctx context.Context, f function.Func, call function.Call) (
 				continue
 			}
 			written = now
-			if err := p.set(reporting, crv1alpha1.StateRunning, nil, now); err != nil && !errors.Is(err, errDeleted) {
+			if err := p.set(reporting, crv1alpha1.StateRunning, now); err != nil && !errors.Is(err, errDeleted) {
 				p.log.Warn("progress is not written down", "error", err.Error())
 			}
 		}
@@ -342,12 +386,17 @@ func (p *phase) end(ctx context.Context, output map[string]any, err error) error
 			return err
 		}
 		err = fmt.Errorf("phase %s: %w", p.spec.Name, err)
-		if werr := p.set(ctx, crv1alpha1.StateFailed, nil, p.last); werr != nil {
+		if werr := p.set(ctx, crv1alpha1.StateFailed, p.last); werr != nil {
 			return werr
 		}
 		return err
 	}
-	if err := p.set(ctx, crv1alpha1.StateComplete, output, p.last); err != nil {
+	complete := p.change(crv1alpha1.StateComplete, output, p.last)
+	if p.ending == nil || p.ending(complete) != nil {
+		// If both cannot be written, the phase is complete and the action fails.
+		err = p.store.update(ctx, complete)
+	}
+	if err != nil {
 		if errors.Is(err, errDeleted) {
 			return err
 		}
@@ -359,9 +408,14 @@ func (p *phase) end(ctx context.Context, output map[string]any, err error) error
 	return nil
 }
 
-// set writes state, output and progress. Sizes that are known stay.
-func (p *phase) set(ctx context.Context, state crv1alpha1.State, output map[string]any, progress api.Progress) error {
-	return p.store.update(ctx, func(s *crv1alpha1.ActionSetStatus) {
+// set writes state and progress.
+func (p *phase) set(ctx context.Context, state crv1alpha1.State, progress api.Progress) error {
+	return p.store.update(ctx, p.change(state, nil, progress))
+}
+
+// change sets state, output and progress. Sizes that are known stay.
+func (p *phase) change(state crv1alpha1.State, output map[string]any, progress api.Progress) func(*crv1alpha1.ActionSetStatus) {
+	return func(s *crv1alpha1.ActionSetStatus) {
 		phase := p.in(s)
 		next := phaseProgress(progress, state, p.Clock.Now())
 		if progress == (api.Progress{}) {
@@ -373,7 +427,7 @@ func (p *phase) set(ctx context.Context, state crv1alpha1.State, output map[stri
 		if output != nil {
 			phase.Output = output
 		}
-	})
+	}
 }
 
 // readObjects reads the Secrets and ConfigMaps that the phase names.

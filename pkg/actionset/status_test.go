@@ -3,6 +3,7 @@
 package actionset
 
 import (
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -61,6 +62,49 @@ func TestUnfinished(t *testing.T) {
 		s := &crv1alpha1.ActionSetStatus{State: c.state, Actions: []crv1alpha1.ActionStatus{c.action}}
 		if got := unfinished(s); got != c.want {
 			t.Errorf("%s: unfinished = %v, want %v", name, got, c.want)
+		}
+	}
+}
+
+func TestFits(t *testing.T) {
+	for name, c := range map[string]struct {
+		change func(as *crv1alpha1.ActionSet, action *crv1alpha1.BlueprintAction)
+		want   string // "" if it may go on
+	}{
+		"as it was": {func(*crv1alpha1.ActionSet, *crv1alpha1.BlueprintAction) {}, ""},
+		"other arguments": {func(as *crv1alpha1.ActionSet, a *crv1alpha1.BlueprintAction) {
+			a.Phases[0].Args = crv1alpha1.JSONMap{"pod": "x"}
+			as.Spec.Actions[0].Options = map[string]string{"k": "v"}
+		}, ""},
+		"an action more": {func(as *crv1alpha1.ActionSet, _ *crv1alpha1.BlueprintAction) {
+			as.Spec.Actions = append(as.Spec.Actions, as.Spec.Actions[0])
+		}, "spec"},
+		"no action":         {func(as *crv1alpha1.ActionSet, _ *crv1alpha1.BlueprintAction) { as.Spec.Actions = nil }, "spec"},
+		"another Blueprint": {func(as *crv1alpha1.ActionSet, _ *crv1alpha1.BlueprintAction) { as.Spec.Actions[0].Blueprint = "c" }, "spec"},
+		"another object":    {func(as *crv1alpha1.ActionSet, _ *crv1alpha1.BlueprintAction) { as.Spec.Actions[0].Object.Name = "web" }, "spec"},
+		"another action":    {func(as *crv1alpha1.ActionSet, _ *crv1alpha1.BlueprintAction) { as.Spec.Actions[0].Name = "restore" }, "spec"},
+		"a phase more": {func(_ *crv1alpha1.ActionSet, a *crv1alpha1.BlueprintAction) {
+			a.Phases = append(a.Phases, crv1alpha1.BlueprintPhase{Name: "three"})
+		}, "blueprint"},
+		"a phase less":         {func(_ *crv1alpha1.ActionSet, a *crv1alpha1.BlueprintAction) { a.Phases = a.Phases[:1] }, "blueprint"},
+		"a renamed phase":      {func(_ *crv1alpha1.ActionSet, a *crv1alpha1.BlueprintAction) { a.Phases[1].Name = "zwei" }, "blueprint"},
+		"phases in turn":       {func(_ *crv1alpha1.ActionSet, a *crv1alpha1.BlueprintAction) { slices.Reverse(a.Phases) }, "blueprint"},
+		"no deferPhase":        {func(_ *crv1alpha1.ActionSet, a *crv1alpha1.BlueprintAction) { a.DeferPhase = nil }, "blueprint"},
+		"a renamed deferPhase": {func(_ *crv1alpha1.ActionSet, a *crv1alpha1.BlueprintAction) { a.DeferPhase.Name = "tidy" }, "blueprint"},
+		"a deferPhase since": {func(as *crv1alpha1.ActionSet, _ *crv1alpha1.BlueprintAction) {
+			as.Status.Actions[0].DeferPhase = crv1alpha1.Phase{}
+		}, "blueprint"},
+	} {
+		b := testBlueprint()
+		b.Actions["restore"] = b.Actions["backup"].DeepCopy()
+		as := &crv1alpha1.ActionSet{Spec: &crv1alpha1.ActionSetSpec{Actions: []crv1alpha1.ActionSpec{{
+			Name: "backup", Blueprint: "b", Object: crv1alpha1.ObjectReference{Kind: "statefulset", Namespace: "shop", Name: "db"},
+		}}}}
+		as.Status = initialStatus(as.Spec, []*crv1alpha1.Blueprint{b})
+		c.change(as, b.Actions["backup"])
+		err := fits(as, []*crv1alpha1.Blueprint{b, b})
+		if (c.want == "") != (err == nil) || err != nil && !strings.Contains(err.Error(), "its status is not that of its "+c.want+", which was changed since") {
+			t.Errorf("%s: %v, want %q", name, err, c.want)
 		}
 	}
 }

@@ -14,6 +14,7 @@ import (
 	"sync"
 	"time"
 
+	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/util/retry"
@@ -40,8 +41,20 @@ type store struct {
 	// wrote meanwhile, which saves a read for each write; the API server finds out
 	// when somebody did.
 	last *crv1alpha1.ActionSet
+	// status is what was written last, or what the first write begins with: for an
+	// object that has none.
+	status  *crv1alpha1.ActionSetStatus
+	written bool
 	// waiting goes with the next write.
 	waiting []func(*crv1alpha1.ActionSetStatus)
+}
+
+// newStore writes on top of as, whose status may not have been written yet.
+func newStore(c client.Client, as *crv1alpha1.ActionSet, clk clock.Clock, log *slog.Logger) *store {
+	return &store{
+		client: c, key: client.ObjectKeyFromObject(as), uid: as.UID, clock: clk, log: log,
+		last: as.DeepCopy(), status: as.Status.DeepCopy(),
+	}
 }
 
 // later changes the status with the next write.
@@ -82,18 +95,26 @@ func (s *store) write(ctx context.Context, change func(*crv1alpha1.ActionSetStat
 	next := s.last.DeepCopy()
 	s.last = nil
 	// Of the same name may be another one.
-	if next.UID != s.uid || next.Status == nil {
+	if next.UID != s.uid {
 		return errDeleted
+	}
+	// Somebody wrote before the first write, or took the status away: it is the engine's.
+	if next.Status == nil || next.Status.State == "" {
+		next.Status = s.status.DeepCopy()
 	}
 	for _, waiting := range s.waiting {
 		waiting(next.Status)
 	}
 	change(next.Status)
 	sumUp(next.Status, s.clock.Now())
+	if s.written && equality.Semantic.DeepEqual(next.Status, s.status) {
+		s.last = next
+		return nil
+	}
 	if err := s.client.Update(ctx, next); err != nil {
 		return err
 	}
-	s.last, s.waiting = next, nil
+	s.last, s.status, s.waiting, s.written = next, next.Status, nil, true
 	return nil
 }
 

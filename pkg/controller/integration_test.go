@@ -7,6 +7,7 @@ package controller_test
 import (
 	"context"
 	"crypto/x509"
+	"encoding/json"
 	"fmt"
 	"net"
 	"net/http"
@@ -91,11 +92,12 @@ func TestIntegrationController(t *testing.T) {
 	ca.IssueTo(t, hookDir, testenv.Leaf{IPs: []net.IP{net.IPv4(127, 0, 0, 1)}, Usage: x509.ExtKeyUsageServerAuth})
 	kubeconfig := testenv.Kubeconfig(t, config, names.ControlPlaneNamespace+":kanister-kopia-controller")
 	var hooks [2]int
+	var replicas [2]*testenv.Process
 	for i := range hooks {
 		health := testenv.Port(t)
 		hooks[i] = testenv.Port(t)
-		testenv.Start(t, func(cmd *exec.Cmd) { cmd.Env = append(os.Environ(), "KUBECONFIG="+kubeconfig) }, testenv.Program(t, "controller"),
-			"serve", "--agent-image=agent:test", "--repository-server-image=server:test", "--tls-dir="+tlsDir, "--metrics-address=0",
+		replicas[i] = testenv.Start(t, func(cmd *exec.Cmd) { cmd.Env = append(os.Environ(), "KUBECONFIG="+kubeconfig) }, testenv.Program(t, "controller"),
+			"serve", "--refuse-secrets-in-commands", "--agent-image=agent:test", "--repository-server-image=server:test", "--tls-dir="+tlsDir, "--metrics-address=0",
 			fmt.Sprintf("--health-address=127.0.0.1:%d", health), "--webhook-cert-dir="+hookDir, fmt.Sprintf("--webhook-address=127.0.0.1:%d", hooks[i]))
 		testenv.Eventually(t, 3*time.Minute, "replica is healthy", func() bool {
 			r, err := http.Get(fmt.Sprintf("http://127.0.0.1:%d/v0/healthz", health))
@@ -169,6 +171,48 @@ func TestIntegrationController(t *testing.T) {
 		}
 		return false
 	})
+
+	// The flag is heeded, and the log has Kanister's fields.
+	refused := &crv1alpha1.ActionSet{
+		ObjectMeta: metav1.ObjectMeta{Namespace: names.ControlPlaneNamespace, Name: "refused", Labels: map[string]string{"kanister.io/JobID": "job-7"}},
+		Spec: &crv1alpha1.ActionSetSpec{Actions: []crv1alpha1.ActionSpec{{
+			Name: "backup", Blueprint: good.Name, Object: crv1alpha1.ObjectReference{Kind: "namespace", Name: "default", Namespace: "default"},
+		}}},
+	}
+	must(t, c.Create(ctx, refused))
+	testenv.Eventually(t, 2*time.Minute, "a secret in a command is refused", func() bool {
+		must(t, c.Get(ctx, client.ObjectKeyFromObject(refused), refused))
+		return refused.Status != nil && refused.Status.State.Done()
+	})
+	if s := refused.Status; s.State != crv1alpha1.StateFailed || !strings.Contains(s.Error.Message, "refuse secrets in commands: phase p renders .Profile") {
+		t.Errorf("%s: %q", s.State, s.Error.Message)
+	}
+	var cluster corev1.Namespace
+	must(t, c.Get(ctx, client.ObjectKey{Name: metav1.NamespaceDefault}, &cluster))
+	line := map[string]any{
+		"level": "error", "msg": "ActionSet refused", "ActionSet": "refused", "kanister.io/JobID": "job-7", "cluster_name": string(cluster.UID),
+	}
+	testenv.Eventually(t, time.Minute, "a line of the log", func() bool {
+		return logged(replicas[0].Log(), line) != nil || logged(replicas[1].Log(), line) != nil
+	})
+}
+
+// logged returns a line of a log in JSON that has these fields, nil if there is none.
+func logged(log string, fields map[string]any) map[string]any {
+	for l := range strings.Lines(log) {
+		var line map[string]any
+		if json.Unmarshal([]byte(l), &line) != nil {
+			continue
+		}
+		has := true
+		for key, value := range fields {
+			has = has && line[key] == value
+		}
+		if has {
+			return line
+		}
+	}
+	return nil
 }
 
 // certificates makes cert-manager's kind known: the controller watches its own.

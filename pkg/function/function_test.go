@@ -3,6 +3,7 @@
 package function
 
 import (
+	"log/slog"
 	"reflect"
 	"strings"
 	"testing"
@@ -88,6 +89,16 @@ func TestReadOutputs(t *testing.T) {
 	}
 	if got, err := readOutputs(strings.NewReader("nothing\n"), func(string) {}); err != nil || got != nil {
 		t.Errorf("no outputs: %v, %v; want nil", got, err)
+	}
+}
+
+// TestPodLog: lines of commands are found by Kanister's fields.
+func TestPodLog(t *testing.T) {
+	var out strings.Builder
+	call := Call{Log: slog.New(slog.NewTextHandler(&out, nil)).With("ActionSet", "backup-x", "Phase", "dump")}
+	call.podLog("db-0", "postgres").Info("12 rows")
+	if want := `msg="12 rows" ActionSet=backup-x Phase=dump Pod=db-0 Container=postgres LogKind=datapath`; !strings.Contains(out.String(), want) {
+		t.Errorf("line %s, want %s in it", out.String(), want)
 	}
 }
 

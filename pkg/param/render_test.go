@@ -103,15 +103,16 @@ func TestRenderFound(t *testing.T) {
 
 func TestRenderRefuses(t *testing.T) {
 	for text, want := range map[string]string{
-		"{{ .Options.lost }}":              `Failed to render template: "lost" not found`,
-		"{{ if .Options.lost }}{{ end }}":  `Failed to render template: "lost" not found`,
-		"{{ .ArtifactsIn.lost.KeyValue }}": `Failed to render template: "lost" not found`,
-		"{{ bcrypt \"x\" }}":               "sprig usage of 'bcrypt' is not allowed by kanister as it is not FIPS compatible",
-		"{{ htpasswd \"u\" \"p\" }}":       "not FIPS compatible",
-		"{{ genPrivateKey \"dsa\" }}":      "sprig usage of 'genPrivateKey for dsa key' is not allowed by kanister",
-		"{{ env \"HOME\" }}":               `function "env" not defined`,
-		"{{ .StatefulSet.Name":             "parse template",
-		"{{ .Deployment.Name }}":           "Failed to render template",
+		"{{ .Options.lost }}":                       `Failed to render template: "lost" not found`,
+		"{{ if .Options.lost }}{{ end }}":           `Failed to render template: "lost" not found`,
+		"{{ .ArtifactsIn.lost.KeyValue }}":          `Failed to render template: "lost" not found`,
+		"{{ bcrypt \"x\" }}":                        "sprig usage of 'bcrypt' is not allowed by kanister as it is not FIPS compatible",
+		"{{ htpasswd \"u\" \"p\" }}":                "not FIPS compatible",
+		`{{ derivePassword 1 "long" "p" "u" "s" }}`: "sprig usage of 'derivePassword' is not allowed by kanister as it is not FIPS compatible",
+		"{{ genPrivateKey \"dsa\" }}":               "sprig usage of 'genPrivateKey for dsa key' is not allowed by kanister",
+		"{{ env \"HOME\" }}":                        `function "env" not defined`,
+		"{{ .StatefulSet.Name":                      "parse template",
+		"{{ .Deployment.Name }}":                    "Failed to render template",
 	} {
 		_, err := Render(text, testParams())
 		if err == nil || !strings.Contains(err.Error(), want) {
