@@ -281,18 +281,21 @@ func (w *restorer) specialFile(f *folder, name string, x extra) error {
 	if err != nil {
 		return fmt.Errorf("make /%s: %w", where, err)
 	}
-	mode, err := w.owner(where, s.UID, s.GID, func() (fs.FileInfo, error) { return f.root.Lstat(temp) },
+	stat := func() (fs.FileInfo, error) { return f.root.Lstat(temp) }
+	owned, err := w.owner(where, s.UID, s.GID, stat,
 		func(uid, gid int) error { return f.root.Lchown(temp, uid, gid) })
 	if err != nil {
 		return err
 	}
 	attributes := unopened(f.self.Fd(), temp)
 	have, _ := listXattrs(attributes)
-	w.xattrs(attributes, where, have, x.Xattrs, mode, notACL)
-	if err := f.root.Chmod(temp, mode.of(s.Mode)); err != nil || mode.of(s.Mode) != fs.FileMode(s.Mode)&kopiafs.ModBits {
+	w.xattrs(attributes, where, have, x.Xattrs, owned, notACL)
+	mode := owned.of(s.Mode)
+	err = f.root.Chmod(temp, mode)
+	w.xattrs(attributes, where, have, x.Xattrs, owned, isACL)
+	if err != nil || mode != fs.FileMode(s.Mode)&kopiafs.ModBits || !lends(mode, stat) {
 		w.notKept.add("mode", where)
 	}
-	w.xattrs(attributes, where, have, x.Xattrs, mode, isACL)
 	w.timeAt(f, temp, where, s.ModTime)
 	if err := w.place(f, temp, name); err != nil {
 		return err
