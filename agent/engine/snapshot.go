@@ -80,7 +80,7 @@ func snapshotVolume(ctx context.Context, conn *connection, req api.StartRequest,
 		defer stop()
 
 		tree := policy.BuildTree(map[string]*policy.Policy{".": pol}, policy.DefaultPolicy)
-		if man, err = u.Upload(ctx, root, tree, si, previous...); err != nil {
+		if man, err = u.Upload(ctx, root, tree, si, previous...); err != nil && ctx.Err() == nil {
 			return fmt.Errorf("upload: %w", err)
 		}
 		if err := verdict(ctx, man, *r, p); err != nil {
