@@ -22,8 +22,8 @@ import (
 	"github.com/kanister-kopia/kanister-kopia/agent/api"
 )
 
-// aRepository makes a repository in a folder.
-func aRepository(t *testing.T) repo.Repository {
+// aRepository makes a repository in a folder, and opens it by any clock.
+func aRepository(t *testing.T) (open func(now func() time.Time) repo.Repository) {
 	t.Helper()
 	const password = "secret"
 	dir, config := t.TempDir(), filepath.Join(t.TempDir(), "repository.config")
@@ -31,10 +31,12 @@ func aRepository(t *testing.T) repo.Repository {
 	must(t, err)
 	must(t, repo.Initialize(t.Context(), st, &repo.NewRepositoryOptions{}, password))
 	must(t, repo.Connect(t.Context(), config, st, password, &repo.ConnectOptions{}))
-	rep, err := repo.Open(t.Context(), config, password, &repo.Options{})
-	must(t, err)
-	t.Cleanup(func() { must(t, rep.Close(context.Background())) })
-	return rep
+	return func(now func() time.Time) repo.Repository {
+		rep, err := repo.Open(t.Context(), config, password, &repo.Options{TimeNowFunc: now})
+		must(t, err)
+		t.Cleanup(func() { must(t, rep.Close(context.Background())) })
+		return rep
+	}
 }
 
 // meanwhile is a directory with which something happens after it was listed, before
@@ -116,7 +118,7 @@ func TestSnapshotOfWhatMoves(t *testing.T) {
 			pol.UploadPolicy.ParallelUploadAboveSize = &part
 			p := newProgress(time.Now, func(api.Progress) {})
 			var man *snapshot.Manifest
-			must(t, repo.WriteSession(t.Context(), aRepository(t), repo.WriteSessionOptions{}, func(ctx context.Context, w repo.RepositoryWriter) (err error) {
+			must(t, repo.WriteSession(t.Context(), aRepository(t)(time.Now), repo.WriteSessionOptions{}, func(ctx context.Context, w repo.RepositoryWriter) (err error) {
 				u := upload.NewUploader(w)
 				u.Progress, u.ParallelUploads = p, parallelUploads
 				tree := policy.BuildTree(map[string]*policy.Policy{".": pol}, policy.DefaultPolicy)
