@@ -107,6 +107,7 @@ func TestIntegrationDevice(t *testing.T) {
 		t.Helper()
 		result, err := agent.Run(w.context(), req, func(api.Progress) {})
 		w.must(err)
+		w.must(s.agent.EndSession(w.context(), req.ID))
 		return result
 	}
 
@@ -140,6 +141,17 @@ func TestIntegrationDevice(t *testing.T) {
 		t.Errorf("the device takes %d bytes, want those of its data: zeros are given back", used)
 	}
 
+	// One that is cancelled says what it leaves.
+	cut := restore("cancelled", "target", first)
+	cut.RateLimit = 1 << 20 // all of it would take 96 s
+	if op := w.cancelled(agent, cut); !strings.Contains(op.Failure.Title, "is incomplete") {
+		t.Errorf("cancelled: %s, want the device named as incomplete", told(op))
+	}
+	done(restore("restored-again", "target", second))
+	if !bytes.Equal(w.deviceContent(target)[:size], want) {
+		t.Error("after a cancelled restore the device does not hold what was backed up")
+	}
+
 	single := done(snapshotRequest("files", w.session(s, "files", "pvc.data"), "/")).Snapshot
 	asFile := restore("as-file", "data", second)
 	asFile.Restore.DeviceAsFile = true
@@ -153,6 +165,8 @@ func TestIntegrationDevice(t *testing.T) {
 	defer held.Close()
 	sub := restore("sub-path", "small", second)
 	sub.Restore.SubPath = "x"
+	after, only := restore("verify-after", "target", second), restore("verify-only", "target", second)
+	after.Restore.Verify, only.Restore.Verify = api.VerifyAfter, api.VerifyOnly
 	for name, c := range map[string]struct {
 		req   api.StartRequest
 		want  api.Code
@@ -163,6 +177,8 @@ func TestIntegrationDevice(t *testing.T) {
 		"files onto a device":            {restore("files-onto", "small", single), api.CodePathRefused, []string{"block device"}},
 		"a device into files, not asked": {restore("into-files", "data", second), api.CodePathRefused, []string{"block device", "backupPath"}},
 		"a part of a device":             {sub, api.CodePathRefused, []string{"as a whole"}},
+		"to be verified":                 {after, api.CodeUnsupported, []string{"device", "leave verify out"}},
+		"only to be verified":            {only, api.CodeUnsupported, []string{"device", "leave verify out"}},
 		"a path of a device":             {snapshot("a-path", "/x"), api.CodePathRefused, []string{"/x"}},
 	} {
 		_, err := agent.Run(w.context(), c.req, func(api.Progress) {})

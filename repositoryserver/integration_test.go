@@ -505,7 +505,8 @@ func TestIntegrationSameOperation(t *testing.T) {
 	}
 }
 
-// A rate limit slows a running backup and a running restore down, and can be lifted.
+// A rate limit slows a running backup and a running restore down, and can be lifted, and
+// set to one that runs without.
 func TestIntegrationRateLimit(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -551,6 +552,37 @@ func TestIntegrationRateLimit(t *testing.T) {
 	limited(to, api.StartRequest{ID: "slow-restore", Kind: api.KindRestore, Credentials: w.session(s, "slow-restore", "restore"), Restore: &api.RestoreRequest{
 		RootObject: snapshot.RootObject, Root: snapshot.Root, Volume: "data", Path: "/",
 	}})
+	w.same(want, testenv.Tree(w, target))
+
+	// It stands still while it gets its limit, at which it would take 96 s.
+	const tight = 256 << 10
+	link := testenv.StartProxy(w, strings.TrimPrefix(s.url, "https://"))
+	req := api.StartRequest{ID: "tightened", Kind: api.KindRestore, Credentials: w.session(s, "tightened", "restore"), Restore: &api.RestoreRequest{
+		RootObject: snapshot.RootObject, Root: snapshot.Root, Volume: "data", Path: "/",
+	}}
+	req.Credentials.URL = "https://" + link.Address
+	cut := link.CutAfter(size / 8)
+	_, err := to.Start(w.context(), req)
+	w.must(err)
+	<-cut
+	_, err = to.Limit(w.context(), req.ID, tight)
+	w.must(err)
+	link.Heal()
+	steps, seen := 0, int64(0)
+	testenv.Eventually(w, time.Minute, "it goes on under its limit", func() bool {
+		op, err := to.Get(w.context(), req.ID)
+		w.must(err)
+		if op.State.Done() || op.Progress.Bytes > size/2 {
+			w.Fatalf("it is %s with %d bytes under its limit of %d bytes a second", op.State, op.Progress.Bytes, tight)
+		}
+		if op.Progress.Bytes > seen {
+			steps, seen = steps+1, op.Progress.Bytes
+		}
+		return steps == 4
+	})
+	_, err = to.Limit(w.context(), req.ID, 0)
+	w.must(err)
+	w.await(to, req.ID, api.StateSucceeded)
 	w.same(want, testenv.Tree(w, target))
 	if _, err := to.Limit(w.context(), "slow-restore", -1); code(err) != api.CodeBadRequest {
 		t.Errorf("a limit of -1: %v, want a refusal", err)

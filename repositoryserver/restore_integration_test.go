@@ -77,9 +77,25 @@ func TestIntegrationRestoreOver(t *testing.T) {
 	to, _ := w.sidecar(target, nil)
 	restore := func(id string, r api.RestoreRequest) (*api.Result, error) {
 		r.Volume = "data"
+		defer func() { w.must(s.agent.EndSession(w.context(), id)) }()
 		return to.Run(w.context(), api.StartRequest{ID: id, Kind: api.KindRestore, Credentials: w.session(s, id, "restore"), Restore: &r}, func(api.Progress) {})
 	}
-	result, err := restore("op-2", api.RestoreRequest{
+	// First without deleting what the backup does not have.
+	extras := []string{"extra", "extra/below", "extra/below/f"}
+	kept := testenv.Tree(w, filepath.Join(target, "over"))
+	result, err := restore("op-1-kept", api.RestoreRequest{
+		RootObject: record.Snapshot.RootObject, Root: record.Snapshot.Root, Path: "/over", Verify: api.VerifyAfter,
+	})
+	w.must(err)
+	there, both := testenv.Tree(w, filepath.Join(target, "over")), maps.Clone(want)
+	for _, name := range extras {
+		both[name] = kept[name]
+	}
+	w.same(both, there)
+	if result.Restore.Deleted != 0 {
+		t.Errorf("%d extra entries deleted unasked", result.Restore.Deleted)
+	}
+	result, err = restore("op-2", api.RestoreRequest{
 		RootObject: record.Snapshot.RootObject, Root: record.Snapshot.Root, Path: "/over", DeleteExtra: true,
 	})
 	w.must(err)
@@ -135,8 +151,9 @@ func TestIntegrationRestoreResumes(t *testing.T) {
 	w := newWorld(t)
 	source := w.volume()
 	random := rand.NewChaCha8([32]byte{3})
-	content := make([]byte, 3<<20)
-	for i := range 12 {
+	const count, size = 12, 3 << 20
+	content := make([]byte, size)
+	for i := range count {
 		_, _ = random.Read(content)
 		w.must(os.WriteFile(filepath.Join(source, fmt.Sprintf("large-%02d", i)), content, 0o640))
 	}
@@ -148,10 +165,10 @@ func TestIntegrationRestoreResumes(t *testing.T) {
 
 	target := w.volume()
 	to, process := w.sidecar(target, nil)
-	restore := func(id string, progress func(api.Progress)) (*api.Result, error) {
-		return to.Run(w.context(), api.StartRequest{ID: id, Kind: api.KindRestore, Credentials: w.session(s, id, "restore"), Restore: &api.RestoreRequest{
+	restore := func(id string, limit int64) (*api.Result, error) {
+		return to.Run(w.context(), api.StartRequest{ID: id, Kind: api.KindRestore, Credentials: w.session(s, id, "restore"), RateLimit: limit, Restore: &api.RestoreRequest{
 			RootObject: record.Snapshot.RootObject, Root: record.Snapshot.Root, Volume: "data", Path: "/", Parallel: 1,
-		}}, progress)
+		}}, func(api.Progress) {})
 	}
 	completed := func() (names []string) {
 		found, err := filepath.Glob(filepath.Join(target, "large-*"))
@@ -159,26 +176,27 @@ func TestIntegrationRestoreResumes(t *testing.T) {
 		return found
 	}
 	request := make(chan error, 1)
-	go func() { _, err := restore("cut-short", func(api.Progress) {}); request <- err }()
+	// At this limit all of it would take longer than the test waits for some of it.
+	go func() { _, err := restore("cut-short", size); request <- err }()
 	testenv.Eventually(w, 3*time.Minute, "some files are complete", func() bool { return len(completed()) >= 3 })
 	for _, pid := range children(w, process.Cmd.Process.Pid) {
 		w.must(syscall.Kill(pid, syscall.SIGKILL))
 	}
 	if err := <-request; err == nil {
-		t.Skip("the restore was over before it could be killed")
+		t.Fatal("the restore was over before it could be killed")
 	}
 	there := completed()
 	w.must(os.WriteFile(there[0], []byte("written by somebody else"), 0o640))
 	w.must(os.Chmod(there[1], 0o600))
 
-	result, err := restore("again", func(api.Progress) {})
+	result, err := restore("again", 0)
 	w.must(err)
 	if got, most := result.Restore.Resumed, int64(len(want)); got < 1 || got >= most {
 		t.Errorf("%d files were taken over, want at least one, and not all", got)
 	}
 	w.same(want, testenv.Tree(w, target))
 	// A restore that was completed leaves no mark: the next one trusts nothing.
-	result, err = restore("anew", func(api.Progress) {})
+	result, err = restore("anew", 0)
 	w.must(err)
 	if result.Restore.Resumed != 0 {
 		t.Errorf("%d files were taken over from a completed restore, want none", result.Restore.Resumed)

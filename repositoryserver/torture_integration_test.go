@@ -6,6 +6,7 @@ package repositoryserver_test
 
 import (
 	"io/fs"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -38,8 +39,9 @@ func (w *world) ext4() string {
 }
 
 // The tree of all that is hard, on a file system as a claim has it, comes back on
-// another one: as root all of it, as the files' owner all but what is root's to
-// make, as another user all but the owner too, and what is missing is told.
+// another one: as root all of it, as root with our pods' capabilities all but what needs
+// more of them, as the files' owner all but what is root's to make, as another user all
+// but the owner too, and what is missing is told.
 func TestIntegrationLadder(t *testing.T) {
 	t.Parallel()
 	if os.Getuid() != 0 {
@@ -51,11 +53,11 @@ func TestIntegrationLadder(t *testing.T) {
 	as := func(uid, gid uint32) func(*exec.Cmd) {
 		return func(c *exec.Cmd) { c.SysProcAttr.Credential = &syscall.Credential{Uid: uid, Gid: gid} }
 	}
-	// trial backs a volume up as one user and restores it as the same one.
-	trial := func(name, source string, setup func(*exec.Cmd), uid, gid int) (map[string]testenv.Entry, *api.RestoreResult) {
+	// trial backs a volume up as one user and restores it as one.
+	trial := func(name, source string, reads, setup func(*exec.Cmd), uid, gid int) (map[string]testenv.Entry, *api.RestoreResult) {
 		t.Helper()
 		w.reachable(filepath.Dir(source))
-		agent, _ := w.sidecar(source, setup)
+		agent, _ := w.sidecar(source, reads)
 		record := w.backup(s, agent, name, "/")
 		if got := record.Snapshot.Excluded; !slices.Equal(got, []string{"/lost+found"}) {
 			t.Errorf("%s: left out %q, want the file system's own lost+found alone", name, got)
@@ -80,11 +82,37 @@ func TestIntegrationLadder(t *testing.T) {
 			t.Skipf("no device can be made here: %v", err)
 		}
 	}
+	// What lends the rights of a group that root is not of.
+	lent := filepath.Join(source, "lent")
+	w.must(os.WriteFile(lent, []byte("to 88"), 0o644))
+	w.must(os.Chown(lent, 77, 88))
+	w.must(os.Chmod(lent, fs.ModeSetgid|0o755))
 	want := withoutLost(testenv.Tree(t, source))
-	got, result := trial("as-root", source, nil, 0, 0)
+	got, result := trial("as-root", source, nil, nil, 0, 0)
 	w.same(want, got)
 	if len(result.NotKept) > 0 {
 		t.Errorf("as root: not kept: %q, want nothing", result.NotKept)
+	}
+
+	// Root as our pods are it: the sidecar that reads, the mover that writes.
+	got, result = trial("as-our-root", source, withOnly("dac_read_search"), withOnly("chown", "fowner", "dac_override"), 0, 0)
+	limited := maps.Clone(want)
+	for name, e := range limited {
+		switch {
+		case e.Mode&fs.ModeDevice != 0:
+			delete(limited, name)
+		case name == "lent":
+			e.Mode &^= fs.ModeSetgid
+		case name == "capable":
+			e.Xattrs = ""
+		}
+		if _, ok := limited[name]; ok {
+			limited[name] = e
+		}
+	}
+	w.same(limited, got)
+	if len(result.NotKept) != 3 || !toldOf(result, "special file of 2 entries") || !toldOf(result, "mode of 1 entries") || !toldOf(result, "extended attribute of 1 entries") {
+		t.Errorf("as root with our capabilities: not kept: %q, want two devices, a setgid bit and a program's capabilities", result.NotKept)
 	}
 
 	// The same tree as an application has it: nothing of it is another user's. It may
@@ -94,7 +122,7 @@ func TestIntegrationLadder(t *testing.T) {
 	w.must(os.Chmod(filepath.Join(source, "private", "secret"), 0o440))
 	w.must(os.Chmod(filepath.Join(source, "private"), 0o550))
 	want = withoutLost(testenv.Tree(t, source))
-	got, result = trial("as-owner", source, as(owner, owner), owner, owner)
+	got, result = trial("as-owner", source, as(owner, owner), as(owner, owner), owner, owner)
 	for name, e := range want {
 		if e.Mode&fs.ModeDevice != 0 {
 			delete(want, name) // what no restricted pod can make
@@ -118,24 +146,28 @@ func TestIntegrationLadder(t *testing.T) {
 		}
 	}
 	want = withoutLost(testenv.Tree(t, source))
-	got, result = trial("as-group", source, as(stranger, owner), stranger, owner)
+	got, result = trial("as-group", source, as(stranger, owner), as(stranger, owner), stranger, owner)
 	for name, e := range want {
 		if e.Mode&fs.ModeDevice != 0 {
 			delete(want, name)
 			continue
 		}
 		e.UID = stranger
-		if e.Mode&fs.ModeSetuid != 0 {
-			e.Mode &^= fs.ModeSetuid // nobody's rights are lent
-		}
-		if e.Mode&fs.ModeSetgid != 0 && got[name].Mode&fs.ModeSetgid == 0 {
-			e.Mode &^= fs.ModeSetgid
-		}
+		e.Mode &^= fs.ModeSetuid | fs.ModeSetgid // nobody's rights are lent
 		want[name] = e
 	}
 	w.same(want, got)
 	if !toldOf(result, "special file of 2 entries") || !toldOf(result, "owner of ") || !toldOf(result, "mode of ") {
 		t.Errorf("as another user: not kept: %q, want owners, the modes that lend them, and devices", result.NotKept)
+	}
+}
+
+// withOnly starts a process as a root that has some capabilities, as a container has them.
+func withOnly(capabilities ...string) func(*exec.Cmd) {
+	return func(c *exec.Cmd) {
+		program := c.Path
+		c.Path, c.Err = exec.LookPath("setpriv")
+		c.Args = append([]string{"setpriv", "--no-new-privs", "--bounding-set", "-all,+" + strings.Join(capabilities, ",+"), program}, c.Args[1:]...)
 	}
 }
 

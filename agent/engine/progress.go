@@ -3,6 +3,7 @@
 package engine
 
 import (
+	"errors"
 	"path"
 	"sync"
 	"sync/atomic"
@@ -23,6 +24,12 @@ type progress struct {
 	files, bytes, uploaded, downloaded atomic.Int64
 	cachedFiles, estFiles, estBytes    atomic.Int64
 	verified                           atomic.Int64
+
+	vanished atomic.Int64 // of the errors that Kopia counted, those of entries that were gone
+
+	mu         sync.Mutex
+	unreadable paths // of all others
+	failed     paths // the same, with their errors
 }
 
 func newProgress(now func() time.Time, report func(api.Progress)) *progress {
@@ -83,4 +90,16 @@ func (p *progress) FinishedHashingFile(name string, _ int64) {
 func (p *progress) EstimatedDataSize(files, bytes int64) {
 	p.estFiles.Store(files)
 	p.estBytes.Store(bytes)
+}
+
+// Error is told of each error that Kopia counts, once.
+func (p *progress) Error(where string, err error, _ bool) {
+	if errors.Is(err, errVanished) {
+		p.vanished.Add(1)
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.unreadable.add(where)
+	p.failed.add(where + ": " + err.Error())
 }

@@ -274,24 +274,47 @@ type folder struct {
 	refs   atomic.Int32    // one for its own walk, one for each of what is under way in it
 }
 
-// openFolder opens a directory that exists; parent nil: by its path in the volume.
-func openFolder(volume *os.Root, parent *folder, where string, e *snapshot.DirEntry) (*folder, error) {
-	f := &folder{parent: parent, path: where, entry: e}
-	f.refs.Store(1)
-	var err error
-	if parent == nil {
-		f.root, err = volume.OpenRoot(where)
-	} else {
-		f.root, err = parent.root.OpenRoot(path.Base(where))
+// step opens a directory of an open one. What lies behind a link in its place was not
+// named, also if it is put there meanwhile.
+func step(at *os.Root, name string) (*os.Root, error) {
+	next, err := at.OpenRoot(name)
+	if err != nil {
+		return nil, err
 	}
+	there, err := at.Lstat(name)
+	if err == nil {
+		var opened fs.FileInfo
+		if opened, err = next.Stat("."); err == nil && !os.SameFile(there, opened) {
+			err = errors.New("it was replaced meanwhile")
+		}
+	}
+	if err != nil {
+		return nil, errors.Join(err, next.Close())
+	}
+	return next, nil
+}
+
+// openFolder opens a directory of one that is being filled.
+func openFolder(parent *folder, where string, e *snapshot.DirEntry) (*folder, error) {
+	root, err := step(parent.root, path.Base(where))
 	if err != nil {
 		return nil, fmt.Errorf("open /%s: %w", where, err)
 	}
+	f, err := newFolder(root, where, e)
+	if err == nil {
+		f.parent = parent
+		parent.refs.Add(1)
+	}
+	return f, err
+}
+
+// newFolder takes over an open directory.
+func newFolder(root *os.Root, where string, e *snapshot.DirEntry) (*folder, error) {
+	f := &folder{root: root, path: where, entry: e}
+	f.refs.Store(1)
+	var err error
 	if f.self, err = f.root.Open("."); err != nil {
 		return nil, errors.Join(fmt.Errorf("open /%s: %w", where, err), f.root.Close())
-	}
-	if parent != nil {
-		parent.refs.Add(1)
 	}
 	return f, nil
 }
@@ -330,7 +353,8 @@ func (w *restorer) complete(f *folder) error {
 }
 
 func (w *restorer) run(ctx context.Context, target string, r api.RestoreRequest, entry *snapshot.DirEntry, x extra) error {
-	if err := w.findTarget(target, true); err != nil {
+	found, err := w.findTarget(target, true)
+	if err != nil {
 		return err
 	}
 	// A file lands in the target, what is below a directory in its place.
@@ -339,7 +363,7 @@ func (w *restorer) run(ctx context.Context, target string, r api.RestoreRequest,
 	if !isDir {
 		own = nil
 	}
-	top, err := openFolder(w.volume, nil, target, own)
+	top, err := newFolder(found, target, own)
 	if err != nil {
 		return err
 	}
@@ -373,30 +397,48 @@ func (w *restorer) run(ctx context.Context, target string, r api.RestoreRequest,
 	return w.release(top, nil)
 }
 
-// findTarget looks for the target directory and makes it, if it may. A link on the way
-// is refused: what lies behind it was not named.
-func (w *restorer) findTarget(target string, mayMake bool) error {
+// findTarget opens the target directory and makes it, if it may. A link on the way is
+// refused: what lies behind it was not named.
+func (w *restorer) findTarget(target string, mayMake bool) (*os.Root, error) {
+	at, err := w.volume.OpenRoot(".")
+	if err != nil {
+		return nil, fmt.Errorf("open the volume: %w", err)
+	}
 	walked := ""
 	for _, name := range strings.Split(target, "/") {
 		if name == "." {
 			continue
 		}
 		walked = path.Join(walked, name)
-		info, err := w.volume.Lstat(walked)
-		switch {
-		case errors.Is(err, fs.ErrNotExist) && mayMake:
-			if err := w.volume.Mkdir(walked, 0o755); err != nil {
-				return fmt.Errorf("make /%s: %w", walked, err)
-			}
-		case errors.Is(err, fs.ErrNotExist):
-			return &api.Problem{Code: api.CodePathNotFound, Title: fmt.Sprintf("restore: there is no /%s on the volume to compare with the backup", walked)}
-		case err != nil:
-			return fmt.Errorf("open /%s: %w", walked, err)
-		case !info.IsDir():
-			return &api.Problem{Code: api.CodePathRefused, Title: fmt.Sprintf("restore: /%s on the volume is %s, not a directory", walked, kindOf(info.Mode()))}
+		next, err := towards(at, name, walked, mayMake)
+		if err = errors.Join(err, at.Close()); err != nil {
+			return nil, err
 		}
+		at = next
 	}
-	return nil
+	return at, nil
+}
+
+// towards opens the next directory on the way to the target, walked so far.
+func towards(at *os.Root, name, walked string, mayMake bool) (*os.Root, error) {
+	info, err := at.Lstat(name)
+	switch {
+	case errors.Is(err, fs.ErrNotExist) && mayMake:
+		if err := at.Mkdir(name, 0o755); err != nil {
+			return nil, fmt.Errorf("make /%s: %w", walked, err)
+		}
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, &api.Problem{Code: api.CodePathNotFound, Title: fmt.Sprintf("restore: there is no /%s on the volume to compare with the backup", walked)}
+	case err != nil:
+		return nil, fmt.Errorf("open /%s: %w", walked, err)
+	case !info.IsDir():
+		return nil, &api.Problem{Code: api.CodePathRefused, Title: fmt.Sprintf("restore: /%s on the volume is %s, not a directory", walked, kindOf(info.Mode()))}
+	}
+	next, err := step(at, name)
+	if err != nil {
+		return nil, fmt.Errorf("open /%s: %w", walked, err)
+	}
+	return next, nil
 }
 
 func kindOf(mode fs.FileMode) string {
@@ -475,7 +517,7 @@ func (w *restorer) entry(ctx context.Context, f *folder, e *snapshot.DirEntry, x
 		if err := w.makeDirectory(f, name); err != nil {
 			return err
 		}
-		below, err := openFolder(w.volume, f, path.Join(f.path, name), e)
+		below, err := openFolder(f, path.Join(f.path, name), e)
 		if err != nil {
 			return err
 		}

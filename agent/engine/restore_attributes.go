@@ -35,6 +35,17 @@ func (k kept) of(p snapshot.Permissions) fs.FileMode {
 	return mode
 }
 
+// lends says whether a file has the bits of a mode that lend its owner's or group's
+// rights. Where the group is none of ours, chmod and an ACL drop setgid without an error.
+func lends(mode fs.FileMode, stat func() (fs.FileInfo, error)) bool {
+	const lending = fs.ModeSetuid | fs.ModeSetgid
+	if mode&lending == 0 {
+		return true
+	}
+	info, err := stat()
+	return err == nil && info.Mode()&lending == mode&lending
+}
+
 // owner sets the owner as far as the uid allows.
 func (w *restorer) owner(where string, uid, gid uint32, stat func() (fs.FileInfo, error), chown func(uid, gid int) error) (kept, error) {
 	info, err := stat()
@@ -108,10 +119,10 @@ func (w *restorer) fileAttributes(f *os.File, where string, e *snapshot.DirEntry
 	if err != nil && !errors.Is(err, fs.ErrPermission) {
 		return fmt.Errorf("set mode of /%s: %w", where, err)
 	}
-	if err != nil || mode != fs.FileMode(e.Permissions)&kopiafs.ModBits {
+	w.xattrs(attributes, where, have, xattrs, k, isACL)
+	if err != nil || mode != fs.FileMode(e.Permissions)&kopiafs.ModBits || !lends(mode, f.Stat) {
 		w.notKept.add("mode", where)
 	}
-	w.xattrs(attributes, where, have, xattrs, k, isACL)
 	times, err := timespecs(e.ModTime.ToTime())
 	if err != nil {
 		return fmt.Errorf("set time of /%s: %w", where, err)

@@ -47,9 +47,6 @@ type linked struct {
 
 // verify compares the target with the backup and completes the result.
 func (w *restorer) verify(ctx context.Context, target string, r api.RestoreRequest, entry *snapshot.DirEntry, x extra, result *api.RestoreResult) error {
-	if err := w.findTarget(target, false); err != nil {
-		return err
-	}
 	c := &comparer{restorer: w, links: map[string]linked{}}
 	err := c.run(ctx, target, entry, x)
 	switch {
@@ -70,13 +67,17 @@ func (w *restorer) verify(ctx context.Context, target string, r api.RestoreReque
 }
 
 func (c *comparer) run(ctx context.Context, target string, entry *snapshot.DirEntry, x extra) error {
+	found, err := c.findTarget(target, false)
+	if err != nil {
+		return err
+	}
 	group, walkCtx := errgroup.WithContext(ctx)
 	group.SetLimit(c.parallel)
 	var own *snapshot.DirEntry
 	if entry.Type == snapshot.EntryTypeDirectory {
 		own = entry
 	}
-	top, err := openFolder(c.volume, nil, target, own)
+	top, err := newFolder(found, target, own)
 	if err != nil {
 		return err
 	}
@@ -192,7 +193,7 @@ func (c *comparer) found(ctx context.Context, group *errgroup.Group, f *folder, 
 				return untrusted("restore: the snapshot's /%s holds itself", where)
 			}
 		}
-		below, err := openFolder(c.volume, f, where, e)
+		below, err := openFolder(f, where, e)
 		if errors.Is(err, fs.ErrPermission) {
 			c.unread.add("content", where)
 			return nil

@@ -28,8 +28,8 @@ func (w *restorer) tempName() string {
 // others wait and link to it.
 type link struct {
 	mu   sync.Mutex
-	done bool
-	path string // in the volume
+	info fs.FileInfo // nil: it was not written yet
+	path string      // in the volume
 }
 
 // file restores a file, or a further name of one that was restored already.
@@ -48,20 +48,20 @@ func (w *restorer) file(ctx context.Context, j fileJob) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	where := path.Join(f.path, name)
-	if !l.done {
+	if l.info == nil {
 		if err := w.writeFile(ctx, j); err != nil {
 			return err
 		}
-		l.done, l.path = true, where
+		info, err := f.root.Lstat(name)
+		if err != nil {
+			return fmt.Errorf("make /%s: %w", where, err)
+		}
+		l.info, l.path = info, where
 		return nil
 	}
-	first, err := w.volume.Lstat(l.path)
-	if err != nil {
-		return fmt.Errorf("link /%s to /%s: %w", where, l.path, err)
-	}
-	if there, err := f.root.Lstat(name); err != nil || !os.SameFile(first, there) {
+	if there, err := f.root.Lstat(name); err != nil || !os.SameFile(l.info, there) {
 		temp := w.tempName()
-		if err := w.volume.Link(l.path, path.Join(f.path, temp)); err != nil {
+		if err := w.link(l, f, temp); err != nil {
 			// Not every file system has hard links; the content is what counts.
 			w.notKept.add("hard link", where)
 			return w.writeFile(ctx, j)
@@ -75,6 +75,24 @@ func (w *restorer) file(ctx context.Context, j fileJob) error {
 	w.files.Add(1)
 	w.progress.files.Add(1)
 	return nil
+}
+
+// link makes another name of a file that was restored, in an open folder. The file is
+// found by its path, and may be another one by now: that is not linked to.
+func (w *restorer) link(l *link, f *folder, name string) error {
+	first, err := w.volume.OpenFile(l.path, unix.O_PATH, 0)
+	if err != nil {
+		return err
+	}
+	defer first.Close()
+	now, err := first.Stat()
+	if err != nil {
+		return err
+	}
+	if !os.SameFile(l.info, now) {
+		return errors.New("it was replaced meanwhile")
+	}
+	return unix.Linkat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", first.Fd()), int(f.self.Fd()), name, unix.AT_SYMLINK_FOLLOW)
 }
 
 // writeFile writes a file beside its place and renames it there when complete, so
@@ -263,18 +281,21 @@ func (w *restorer) specialFile(f *folder, name string, x extra) error {
 	if err != nil {
 		return fmt.Errorf("make /%s: %w", where, err)
 	}
-	mode, err := w.owner(where, s.UID, s.GID, func() (fs.FileInfo, error) { return f.root.Lstat(temp) },
+	stat := func() (fs.FileInfo, error) { return f.root.Lstat(temp) }
+	owned, err := w.owner(where, s.UID, s.GID, stat,
 		func(uid, gid int) error { return f.root.Lchown(temp, uid, gid) })
 	if err != nil {
 		return err
 	}
 	attributes := unopened(f.self.Fd(), temp)
 	have, _ := listXattrs(attributes)
-	w.xattrs(attributes, where, have, x.Xattrs, mode, notACL)
-	if err := f.root.Chmod(temp, mode.of(s.Mode)); err != nil || mode.of(s.Mode) != fs.FileMode(s.Mode)&kopiafs.ModBits {
+	w.xattrs(attributes, where, have, x.Xattrs, owned, notACL)
+	mode := owned.of(s.Mode)
+	err = f.root.Chmod(temp, mode)
+	w.xattrs(attributes, where, have, x.Xattrs, owned, isACL)
+	if err != nil || mode != fs.FileMode(s.Mode)&kopiafs.ModBits || !lends(mode, stat) {
 		w.notKept.add("mode", where)
 	}
-	w.xattrs(attributes, where, have, x.Xattrs, mode, isACL)
 	w.timeAt(f, temp, where, s.ModTime)
 	if err := w.place(f, temp, name); err != nil {
 		return err

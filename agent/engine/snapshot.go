@@ -80,10 +80,10 @@ func snapshotVolume(ctx context.Context, conn *connection, req api.StartRequest,
 		defer stop()
 
 		tree := policy.BuildTree(map[string]*policy.Policy{".": pol}, policy.DefaultPolicy)
-		if man, err = u.Upload(ctx, root, tree, si, previous...); err != nil {
+		if man, err = u.Upload(ctx, root, tree, si, previous...); err != nil && ctx.Err() == nil {
 			return fmt.Errorf("upload: %w", err)
 		}
-		if err := verdict(ctx, man, *r, src); err != nil {
+		if err := verdict(ctx, man, *r, p); err != nil {
 			return err
 		}
 		if err := notSuddenlyEmpty(ctx, w, man, *r, src, previous); err != nil {
@@ -227,7 +227,7 @@ var errCheckpoint = errors.New("take snapshot: what was read so far could not be
 
 // verdict says whether what Kopia uploaded is a backup. That Upload returned no
 // error proves nothing.
-func verdict(ctx context.Context, man *snapshot.Manifest, r api.SnapshotRequest, src *source) error {
+func verdict(ctx context.Context, man *snapshot.Manifest, r api.SnapshotRequest, p *progress) error {
 	if ctx.Err() != nil {
 		return &api.Problem{Code: api.CodeCancelled, Title: "take snapshot: cancelled; nothing was saved"}
 	}
@@ -240,28 +240,21 @@ func verdict(ctx context.Context, man *snapshot.Manifest, r api.SnapshotRequest,
 	if man.RootEntry == nil {
 		return errors.New("take snapshot: it has no root")
 	}
-	summary := man.RootEntry.DirSummary
-	var failed []string
-	if summary != nil {
-		for _, e := range summary.FailedEntries {
-			failed = append(failed, e.EntryPath+": "+e.Error)
-		}
-	}
 	// Kopia counts each error either as fatal or as ignored; one of a file that is
 	// gone is neither.
 	bad := int(man.Stats.ErrorCount)
-	if summary != nil {
+	if summary := man.RootEntry.DirSummary; summary != nil {
 		bad = max(bad, summary.FatalErrorCount)
 	}
 	if !r.AllowUnreadable {
 		bad += int(man.Stats.IgnoredErrorCount)
-		bad -= len(src.vanished)
+		bad -= int(p.vanished.Load())
 	}
 	if bad > 0 {
 		return &api.Problem{
 			Code:    api.CodeUnreadable,
 			Title:   fmt.Sprintf("take snapshot: %d entries could not be read by uid %d; nothing was saved", bad, os.Getuid()),
-			Details: failed[:min(len(failed), namedPaths)],
+			Details: p.failed.names(),
 			Hint:    "let the agent run as the owner: annotate the pod with kopia.kanister.io/run-as: \"<uid>\"",
 		}
 	}
@@ -343,7 +336,8 @@ func describe(man *snapshot.Manifest, p *progress, src *source, started, ended t
 		},
 		Files: files(man) - src.recorded.files, Bytes: root.FileSize,
 		NewBytes: p.uploaded.Load(), CachedFiles: p.cachedFiles.Load(), Excluded: firstOf(src.excluded), Ignored: src.ignored.names(),
-		Vanished: int64(len(src.vanished)), Changed: firstOf(src.changed),
+		Unreadable: p.unreadable.names(),
+		Vanished:   src.vanished + p.vanished.Load(), Changed: firstOf(src.changed),
 		LinkedNames: src.recorded.linked, SpecialFiles: src.recorded.special, WithAttributes: src.recorded.attributed,
 		Start: started.UTC(), End: ended.UTC(),
 	}
@@ -352,9 +346,6 @@ func describe(man *snapshot.Manifest, p *progress, src *source, started, ended t
 	}
 	if s := root.DirSummary; s != nil {
 		result.Dirs, result.Bytes = s.TotalDirCount, s.TotalFileSize-src.recorded.bytes
-		for _, e := range s.FailedEntries {
-			result.Unreadable = append(result.Unreadable, e.EntryPath)
-		}
 	}
 	return result
 }

@@ -4,8 +4,10 @@ package engine
 
 import (
 	"context"
+	"errors"
 	"strings"
 	"testing"
+	"time"
 
 	kopiafs "github.com/kopia/kopia/fs"
 	"github.com/kopia/kopia/snapshot"
@@ -32,6 +34,7 @@ func TestVerdict(t *testing.T) {
 		req      api.SnapshotRequest
 		previous []*snapshot.Manifest
 		src      *source
+		vanished int64
 		fails    bool
 		want     api.Code
 		text     string
@@ -57,10 +60,10 @@ func TestVerdict(t *testing.T) {
 		"no root":    {man: snapshot.Manifest{}, fails: true, text: "no root"},
 		"failed":     {man: snapshot.Manifest{RootEntry: directory(3, broken)}, fails: true, want: api.CodeUnreadable, text: "dir/f: permission denied"},
 		"gone meanwhile": {
-			man: snapshot.Manifest{RootEntry: directory(3, broken), Stats: snapshot.Stats{ErrorCount: 1}}, src: &source{vanished: map[string]bool{"dir/f": true}},
+			man: snapshot.Manifest{RootEntry: directory(3, broken), Stats: snapshot.Stats{ErrorCount: 1}}, vanished: 1,
 		},
 		"gone meanwhile, and one failed": {
-			man: snapshot.Manifest{RootEntry: directory(3, broken), Stats: snapshot.Stats{ErrorCount: 2}}, src: &source{vanished: map[string]bool{"dir/f": true}},
+			man: snapshot.Manifest{RootEntry: directory(3, broken), Stats: snapshot.Stats{ErrorCount: 2}}, vanished: 1,
 			fails: true, want: api.CodeUnreadable, text: "1 entries",
 		},
 		"only stats":  {man: snapshot.Manifest{RootEntry: directory(3), Stats: snapshot.Stats{ErrorCount: 2}}, fails: true, want: api.CodeUnreadable, text: "2 entries"},
@@ -75,7 +78,14 @@ func TestVerdict(t *testing.T) {
 				c.src = &source{}
 			}
 			c.req.Path = "/"
-			err := verdict(c.ctx, &c.man, c.req, c.src)
+			p := newProgress(time.Now, func(api.Progress) {})
+			p.vanished.Store(c.vanished)
+			if c.man.RootEntry != nil && c.man.RootEntry.DirSummary != nil {
+				for _, e := range c.man.RootEntry.DirSummary.FailedEntries {
+					p.Error(e.EntryPath, errors.New(e.Error), false)
+				}
+			}
+			err := verdict(c.ctx, &c.man, c.req, p)
 			if err == nil {
 				err = notSuddenlyEmpty(c.ctx, nil, &c.man, c.req, c.src, c.previous)
 			}

@@ -65,10 +65,10 @@ type source struct {
 	root  string // what the rules' paths begin at, in the volume
 
 	mu       sync.Mutex
-	excluded []string        // left out
-	ignored  paths           // left out by the rules
-	vanished map[string]bool // listed, but gone when they were to be read
-	changed  []string        // written to while they were read
+	excluded []string // left out
+	ignored  paths    // left out by the rules
+	vanished int64    // listed, but gone when they were looked at
+	changed  []string // written to while they were read
 	recorded recorded
 }
 
@@ -224,21 +224,24 @@ func (s *source) ignores(where string, isDir bool) bool {
 	return s.rules.Ignored(where, isDir)
 }
 
-// gone notes an entry that vanished between its listing and its reading: it was not
-// there at the moment of the snapshot, like one removed just before.
-func (s *source) gone(where string, err error) {
-	if !errors.Is(err, fs.ErrNotExist) {
-		return
+// errVanished is of an entry that was listed, looked at, and gone when it was to be read.
+var errVanished = errors.New("it was removed meanwhile")
+
+// gone says of the error of an entry that it vanished, if it did: it was not there at
+// the moment of the snapshot, like one removed just before. Kopia tells its error to
+// progress, which counts it.
+func (s *source) gone(where string, err error) error {
+	if !isGone(err) {
+		return err
 	}
-	if _, err := s.volume.Lstat(where); errors.Is(err, fs.ErrNotExist) {
-		s.note(func() {
-			if s.vanished == nil {
-				s.vanished = map[string]bool{}
-			}
-			s.vanished[where] = true // a large file is opened more than once
-		})
+	if _, there := s.volume.Lstat(where); !isGone(there) {
+		return err
 	}
+	return fmt.Errorf("%w: %w", errVanished, err)
 }
+
+// isGone says whether there is nothing at a path, nor, where it led, a directory.
+func isGone(err error) bool { return errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) }
 
 // estimate counts the files that are read, and their bytes.
 func (s *source) estimate(ctx context.Context) (files, size int64) {
@@ -288,8 +291,7 @@ type sourceFile struct{ sourceEntry }
 func (f *sourceFile) Open(context.Context) (kopiafs.Reader, error) {
 	opened, err := f.s.volume.OpenFile(f.path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
-		f.s.gone(f.path, err)
-		return nil, err
+		return nil, f.s.gone(f.path, err)
 	}
 	r := &sourceReader{file: opened, entry: f}
 	info, err := opened.Stat()
@@ -367,7 +369,10 @@ func (r *sourceReader) now(info fs.FileInfo) (kopiafs.Entry, error) {
 
 type sourceSymlink struct{ sourceEntry }
 
-func (l *sourceSymlink) Readlink(context.Context) (string, error) { return l.s.volume.Readlink(l.path) }
+func (l *sourceSymlink) Readlink(context.Context) (string, error) {
+	target, err := l.s.volume.Readlink(l.path)
+	return target, l.s.gone(l.path, err)
+}
 
 func (l *sourceSymlink) Resolve(context.Context) (kopiafs.Entry, error) {
 	return nil, fmt.Errorf("read /%s: links are not followed", l.path)
@@ -407,12 +412,11 @@ func (d *sourceDirectory) Child(_ context.Context, stored string) (kopiafs.Entry
 func (d *sourceDirectory) Iterate(context.Context) (kopiafs.DirectoryIterator, error) {
 	root, err := d.s.volume.OpenRoot(d.path)
 	if err != nil {
-		d.s.gone(d.path, err)
-		return nil, err
+		return nil, d.s.gone(d.path, err)
 	}
 	list, err := root.Open(".")
 	if err != nil {
-		return nil, errors.Join(err, root.Close())
+		return nil, d.s.gone(d.path, errors.Join(err, root.Close()))
 	}
 	i := &sourceIterator{d: d, root: root, list: list}
 	if i.extras.Self, err = readXattrs(openFile(list.Fd())); err != nil {
@@ -446,7 +450,7 @@ func (i *sourceIterator) Next(context.Context) (kopiafs.Entry, error) {
 				i.ended = true
 				return i.last()
 			} else if err != nil {
-				return nil, err
+				return nil, i.d.s.gone(i.d.path, err)
 			}
 			// What is stored side by side is restored side by side: a restore walks by name.
 			slices.Sort(i.names)
@@ -455,7 +459,8 @@ func (i *sourceIterator) Next(context.Context) (kopiafs.Entry, error) {
 		i.names = i.names[1:]
 		entry, err := i.entry(name)
 		if errors.Is(err, fs.ErrNotExist) {
-			continue // removed meanwhile
+			i.d.s.note(func() { i.d.s.vanished++ })
+			continue
 		}
 		if err != nil {
 			return &sourceError{sourceEntry{s: i.d.s, path: path.Join(i.d.path, name), name: encodeName(name)}, err}, nil

@@ -14,24 +14,6 @@ import (
 	"github.com/kopia/kopia/snapshot"
 )
 
-// A file that is gone is counted once, however often it is opened: what is counted
-// too often would hide the failure of another.
-func TestVanishedIsCountedOnce(t *testing.T) {
-	dir, s := testVolume(t)
-	must(t, os.WriteFile(filepath.Join(dir, "f"), nil, 0o644))
-	e, err := s.entry("/f")
-	must(t, err)
-	must(t, os.Remove(filepath.Join(dir, "f")))
-	for range 3 {
-		if _, err := e.(kopiafs.File).Open(t.Context()); err == nil {
-			t.Error("it is read")
-		}
-	}
-	if len(s.vanished) != 1 {
-		t.Errorf("gone: %v, want one file", s.vanished)
-	}
-}
-
 // An entry of any mode can be recorded, also of none.
 func TestSpecialOfAnyMode(t *testing.T) {
 	for _, mode := range []os.FileMode{0, 0o600, os.ModeSetuid | 0o777} {

@@ -22,6 +22,7 @@ import (
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/utils/clock"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -461,7 +462,7 @@ func testRestoreData(w *world) {
 		check := func(name string, uid, gid, group int64) {
 			w.script("restore-data-", func(req api.StartRequest) (*api.Result, *api.Problem) {
 				p := w.movers()[0].Spec
-				if s := p.SecurityContext; *s.RunAsUser != uid || *s.RunAsGroup != gid || *s.FSGroup != group || !*s.RunAsNonRoot || *p.AutomountServiceAccountToken {
+				if s := p.SecurityContext; *s.RunAsUser != uid || *s.RunAsGroup != gid || *s.FSGroup != group || !*s.RunAsNonRoot || p.Containers[0].SecurityContext.RunAsUser != nil || *p.AutomountServiceAccountToken {
 					w.Errorf("%s: %d:%d, fsGroup %d; want %d:%d, %d", name, *s.RunAsUser, *s.RunAsGroup, *s.FSGroup, uid, gid, group)
 				}
 				return restores(seen.add)(req)
@@ -492,7 +493,28 @@ func testRestoreData(w *world) {
 		check("podOverride", 9, 6, 8)
 		_, err = w.exec("RestoreData", "rd-13", param.TemplateParams{}, with(base, args{
 			"volumes": args{"rd-other": "/mnt/a"}, "backupIdentifier": b["backupID"],
-			"podOverride": args{"securityContext": args{"runAsUser": 9}, "containers": []any{args{"name": "container", "securityContext": args{"runAsUser": 9}}}},
+			"podOverride": args{"securityContext": args{"runAsUser": 9}},
+		}))
+		w.Must(err)
+
+		// Root is the namespace's to allow.
+		allow := func(value string) {
+			patch := fmt.Sprintf(`{"metadata":{"annotations":{%q:%s}}}`, names.PrivilegedAgentsAnnotation, value)
+			w.Must(w.Patch(w.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: shop}}, client.RawPatch(types.MergePatchType, []byte(patch))))
+		}
+		allow(`"true"`)
+		defer allow("null")
+		w.script("restore-data-", func(req api.StartRequest) (*api.Result, *api.Problem) {
+			p := w.movers()[0].Spec
+			if got := p.Containers[0].SecurityContext.Capabilities.Add; *p.SecurityContext.RunAsUser != 0 || *p.SecurityContext.RunAsNonRoot ||
+				!slices.Equal(got, []corev1.Capability{"CHOWN", "FOWNER", "DAC_OVERRIDE"}) {
+				w.Errorf("where root is allowed: user %d, capabilities %q", *p.SecurityContext.RunAsUser, got)
+			}
+			return restores(seen.add)(req)
+		})
+		_, err = w.exec("RestoreData", "rd-14", param.TemplateParams{}, with(base, args{
+			"volumes": args{"rd-other": "/mnt/a"}, "backupIdentifier": b["backupID"],
+			"podOverride": args{"securityContext": args{"runAsUser": 0}},
 		}))
 		w.Must(err)
 	})

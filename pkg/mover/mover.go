@@ -22,6 +22,7 @@ import (
 	"github.com/kanister-kopia/kanister-kopia/pkg/kube"
 	"github.com/kanister-kopia/kanister-kopia/pkg/names"
 	"github.com/kanister-kopia/kanister-kopia/pkg/volumes"
+	"github.com/kanister-kopia/kanister-kopia/webhook/decide"
 )
 
 const (
@@ -78,6 +79,9 @@ func (m *Mover) Pod() string { return m.pod.Name }
 // nothing is left behind.
 func (m *Movers) Start(ctx context.Context, spec Spec) (*Mover, error) {
 	if err := m.look(ctx, &spec); err != nil {
+		return nil, err
+	}
+	if err := m.lookForRoot(ctx, &spec); err != nil {
 		return nil, err
 	}
 	if err := m.CA.Publish(ctx, spec.Namespace); err != nil {
@@ -335,6 +339,21 @@ func (m *Movers) look(ctx context.Context, spec *Spec) error {
 	}
 	if spec.Node == "" {
 		spec.Node = nodeOf(users, single)
+	}
+	return nil
+}
+
+// lookForRoot asks whether the namespace allows root. Where it asks for it in vain, the
+// log says why.
+func (m *Movers) lookForRoot(ctx context.Context, spec *Spec) error {
+	var ns corev1.Namespace
+	if err := m.Client.Get(ctx, client.ObjectKey{Name: spec.Namespace}, &ns); err != nil {
+		return fmt.Errorf("look whether namespace %s allows root: %w", spec.Namespace, err)
+	}
+	var why string
+	spec.root, why = decide.RootAllowed(decide.Namespace{Name: ns.Name, Labels: ns.Labels, Annotations: ns.Annotations})
+	if _, asked := ns.Annotations[names.PrivilegedAgentsAnnotation]; asked && !spec.root {
+		m.Log.Warn("temporary pods do not run as root", "namespace", ns.Name, "why", why)
 	}
 	return nil
 }

@@ -3,13 +3,17 @@
 package mover
 
 import (
+	"context"
+	"log/slog"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/kanister-kopia/kanister-kopia/pkg/names"
 )
@@ -140,6 +144,97 @@ func TestBuild(t *testing.T) {
 	long.ActionSet = strings.Repeat("a", 70) + "."
 	if pod, err = Build(long, "agent:1", corev1.PullIfNotPresent); err != nil || len(pod.Labels[names.ActionSetLabel]) > 63 {
 		t.Errorf("label %q, %v", pod.Labels[names.ActionSetLabel], err)
+	}
+}
+
+// A mover whose data is root's or nobody's is root where the namespace allows it, with the
+// rights that it needs. Whoever is known is who it is, and nobody gets rights elsewhere.
+func TestBuildAsRoot(t *testing.T) {
+	override := func(uid int64) func(corev1.PodSpec) (corev1.PodSpec, error) {
+		return func(p corev1.PodSpec) (corev1.PodSpec, error) {
+			p.SecurityContext.RunAsUser = &uid
+			return p, nil
+		}
+	}
+	for name, c := range map[string]struct {
+		spec   Spec
+		uid    int64
+		rights []corev1.Capability
+	}{
+		"restores":                     {Spec{root: true}, 0, []corev1.Capability{"CHOWN", "FOWNER", "DAC_OVERRIDE"}},
+		"reads":                        {Spec{root: true, Reads: true}, 0, []corev1.Capability{"DAC_READ_SEARCH"}},
+		"somebody is known":            {Spec{root: true, Identity: Identity{UID: new(int64(999))}}, 999, nil},
+		"somebody is overridden":       {Spec{root: true, Identity: Identity{UID: new(int64(999))}, Override: override(0)}, 0, []corev1.Capability{"CHOWN", "FOWNER", "DAC_OVERRIDE"}},
+		"overridden by somebody":       {Spec{root: true, Override: override(7)}, 7, nil},
+		"not allowed":                  {Spec{}, NonRoot, nil},
+		"not allowed, asked by hand":   {Spec{Override: override(0)}, 0, nil},
+		"not allowed, but it is known": {Spec{Identity: Identity{UID: new(int64(999))}}, 999, nil},
+	} {
+		c.spec.Prefix, c.spec.OperationID, c.spec.Claims = "restore-data-", "op", []string{"c"}
+		pod, err := Build(c.spec, "agent:1", corev1.PullIfNotPresent)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p, s := pod.Spec.SecurityContext, pod.Spec.Containers[0].SecurityContext
+		switch {
+		case *p.RunAsUser != c.uid || s.RunAsUser != nil:
+			t.Errorf("%s: the pod's user is %d and the container's %v, want %d, which the container inherits", name, *p.RunAsUser, s.RunAsUser, c.uid)
+		case !slices.Equal(s.Capabilities.Add, c.rights) || !slices.Equal(s.Capabilities.Drop, []corev1.Capability{"ALL"}):
+			t.Errorf("%s: capabilities %+v, want %q alone", name, s.Capabilities, c.rights)
+		case *p.RunAsNonRoot != (c.rights == nil):
+			t.Errorf("%s: run as non-root: %t", name, *p.RunAsNonRoot)
+		case c.uid == 0 && c.spec.root && p.FSGroup != nil && c.spec.Override == nil:
+			t.Errorf("%s: fsGroup %d, which root does not need", name, *p.FSGroup)
+		case *s.AllowPrivilegeEscalation || *s.Privileged || !*s.ReadOnlyRootFilesystem:
+			t.Errorf("%s: security context %+v", name, s)
+		}
+	}
+}
+
+// namespaces are all that a cluster has.
+type namespaces struct {
+	client.WithWatch
+	list []*corev1.Namespace
+}
+
+func (n namespaces) Get(_ context.Context, key client.ObjectKey, into client.Object, _ ...client.GetOption) error {
+	i := slices.IndexFunc(n.list, func(ns *corev1.Namespace) bool { return ns.Name == key.Name })
+	n.list[i].DeepCopyInto(into.(*corev1.Namespace))
+	return nil
+}
+
+// Root is the namespace's to allow, and Pod Security's to refuse.
+func TestRootOfTheNamespace(t *testing.T) {
+	namespace := func(name, annotation, level string) *corev1.Namespace {
+		ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}}
+		if annotation != "" {
+			ns.Annotations = map[string]string{names.PrivilegedAgentsAnnotation: annotation}
+		}
+		if level != "" {
+			ns.Labels = map[string]string{"pod-security.kubernetes.io/enforce": level}
+		}
+		return ns
+	}
+	c := namespaces{list: []*corev1.Namespace{
+		namespace("plain", "", ""), namespace("allowed", "true", ""), namespace("privileged", "true", "privileged"),
+		namespace("baseline", "true", "baseline"), namespace("restricted", "true", "restricted"), namespace("refused", "false", ""),
+	}}
+	for name, want := range map[string]struct {
+		root bool
+		why  string
+	}{
+		"plain": {}, "allowed": {root: true}, "privileged": {root: true},
+		"baseline": {why: "enforces Pod Security baseline"}, "restricted": {why: "enforces Pod Security restricted"}, "refused": {why: "has no annotation"},
+	} {
+		var log strings.Builder
+		m := &Movers{Client: c, Log: slog.New(slog.NewTextHandler(&log, nil))}
+		spec := Spec{Namespace: name}
+		if err := m.lookForRoot(t.Context(), &spec); err != nil {
+			t.Fatal(err)
+		}
+		if spec.root != want.root || (want.why == "") != (log.Len() == 0) || !strings.Contains(log.String(), want.why) {
+			t.Errorf("%s: root %t, log %q; want %t and %q", name, spec.root, log.String(), want.root, want.why)
+		}
 	}
 }
 

@@ -3,6 +3,7 @@
 package mover
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
@@ -38,12 +39,14 @@ type Spec struct {
 	readOnly []string
 	// Devices are those of Claims that are block devices.
 	Devices []string
-	// Identity to run as; unknown parts get NonRoot.
+	// Identity to run as; unknown parts get NonRoot, or root where the namespace allows it.
 	Identity Identity
 	// Node to run on, because a claim is attached there; "" for any.
 	Node string
 	// Labels and Annotations that the Blueprint or the ActionSet adds.
 	Labels, Annotations map[string]string
+	// root says that the namespace allows agents that run as root.
+	root bool
 	// Override is applied to the pod's spec last; may be nil. It finds the
 	// container under names.MoverContainer.
 	Override func(corev1.PodSpec) (corev1.PodSpec, error)
@@ -67,17 +70,21 @@ func (s Spec) VolumeOf(claim string) string {
 // memoryLimit of a mover; the agent's budget for one operation is a quarter of it.
 const memoryLimit = "512Mi"
 
-// Build renders the pod. It satisfies the restricted Pod Security standard,
-// unless the override says otherwise.
+// Build renders the pod. It satisfies the restricted Pod Security standard, unless the
+// override says otherwise, or the namespace allows root and nobody else is known.
 func Build(s Spec, image string, policy corev1.PullPolicy) (*corev1.Pod, error) {
-	id := s.Identity.Or(Identity{UID: new(NonRoot)})
+	unknown := NonRoot
+	if s.root {
+		unknown = 0
+	}
+	id := s.Identity.Or(Identity{UID: &unknown})
 	if id.GID == nil {
 		id.GID = id.UID
 		if id.FSGroup != nil {
 			id.GID = id.FSGroup
 		}
 	}
-	if id.FSGroup == nil && !s.Reads {
+	if id.FSGroup == nil && !s.Reads && *id.UID != 0 {
 		// New volumes belong to root: the group is what lets a non-root user in.
 		id.FSGroup = id.GID
 	}
@@ -105,9 +112,6 @@ func Build(s Spec, image string, policy corev1.PullPolicy) (*corev1.Pod, error) 
 		Name:       names.MoverContainer,
 		Image:      image,
 		PullPolicy: policy,
-		UID:        id.UID,
-		GID:        id.GID,
-		SELinux:    id.SELinux,
 		Resources: corev1.ResourceRequirements{
 			Requests: corev1.ResourceList{
 				corev1.ResourceCPU:    resource.MustParse("50m"),
@@ -119,6 +123,8 @@ func Build(s Spec, image string, policy corev1.PullPolicy) (*corev1.Pod, error) 
 		DataMounts:  mounts,
 		Devices:     devices,
 	})
+	// The pod's user is the container's, also one that the override puts there.
+	container.SecurityContext.RunAsNonRoot = nil
 	spec := corev1.PodSpec{
 		RestartPolicy:                 corev1.RestartPolicyNever,
 		AutomountServiceAccountToken:  new(false),
@@ -156,6 +162,9 @@ func Build(s Spec, image string, policy corev1.PullPolicy) (*corev1.Pod, error) 
 			return nil, err
 		}
 	}
+	if s.root {
+		asRoot(&spec, s.Reads)
+	}
 
 	// Kanister lets people's labels win over createdBy; those that the system
 	// itself goes by are not theirs.
@@ -177,6 +186,31 @@ func Build(s Spec, image string, policy corev1.PullPolicy) (*corev1.Pod, error) 
 		},
 		Spec: spec,
 	}, nil
+}
+
+// asRoot gives a mover that runs as root what its work needs of root's rights, and no more.
+func asRoot(spec *corev1.PodSpec, reads bool) {
+	i := slices.IndexFunc(spec.Containers, func(c corev1.Container) bool { return c.Name == names.MoverContainer })
+	if i < 0 || spec.Containers[i].SecurityContext == nil || spec.SecurityContext == nil {
+		return // an override's doing
+	}
+	c, pod := spec.Containers[i].SecurityContext, spec.SecurityContext
+	if uid := cmp.Or(c.RunAsUser, pod.RunAsUser); uid == nil || *uid != 0 {
+		return
+	}
+	c.RunAsNonRoot, pod.RunAsNonRoot = new(false), new(false)
+	if c.Capabilities == nil {
+		c.Capabilities = &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}}
+	}
+	needs := []corev1.Capability{"CHOWN", "FOWNER", "DAC_OVERRIDE"}
+	if reads {
+		needs = []corev1.Capability{"DAC_READ_SEARCH"}
+	}
+	for _, capability := range needs {
+		if !slices.Contains(c.Capabilities.Add, capability) {
+			c.Capabilities.Add = append(c.Capabilities.Add, capability)
+		}
+	}
 }
 
 // labelValue shortens a name to what a label's value may be.

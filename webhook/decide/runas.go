@@ -49,7 +49,7 @@ type RunAs struct {
 // Root never comes from 1 to 3 unless the namespace allows it: such a rung is
 // left for 6, with an explicit user, since the pod's would be inherited.
 func runAs(pod *corev1.Pod, ns Namespace, mirrored []string, p params) RunAs {
-	rootOK, rootWhy := rootAllowed(ns)
+	rootOK, rootWhy := RootAllowed(ns)
 	owner := dataOwner(pod, mirrored)
 	r := RunAs{SELinux: owner.seLinux}
 
@@ -102,9 +102,9 @@ func (r RunAs) root(gid *int64, why string) RunAs {
 	return r
 }
 
-// rootAllowed: a cluster admin annotates the namespace, and Pod Security would
-// not refuse the pod for the agent's capability.
-func rootAllowed(ns Namespace) (ok bool, why string) {
+// RootAllowed says whether agents of a namespace may run as root: a cluster admin
+// annotates it, and Pod Security would not refuse the pod for the agent's capabilities.
+func RootAllowed(ns Namespace) (ok bool, why string) {
 	if ns.Annotations[names.PrivilegedAgentsAnnotation] != "true" {
 		return false, "namespace " + ns.Name + " has no annotation " + names.PrivilegedAgentsAnnotation + "=true"
 	}
