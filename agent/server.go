@@ -69,6 +69,9 @@ func NewServer(config Config) (*Server, error) {
 	return s, nil
 }
 
+// Handler is what is served, without the TLS that is before it.
+func (s *Server) Handler() http.Handler { return s.http.Handler }
+
 // Serve serves until Close.
 func (s *Server) Serve(l net.Listener) error {
 	err := s.http.ServeTLS(l, "", "")
