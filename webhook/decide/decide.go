@@ -213,11 +213,10 @@ func Decide(pod *corev1.Pod, ns Namespace) Decision {
 	}
 
 	plan := &Plan{
-		Volumes: choice.Mirrored,
-		Devices: choice.Devices,
-		Skipped: choice.Skipped,
-		RunAs:   runAs(pod, ns, slices.Concat(choice.Mirrored, choice.Devices), params),
-
+		Volumes:  choice.Mirrored,
+		Devices:  choice.Devices,
+		Skipped:  choice.Skipped,
+		RunAs:    runAs(pod, ns, slices.Concat(choice.Mirrored, choice.Devices), params),
 		NoHealth: params.noHealth,
 	}
 	plan.QoS, plan.Resources, plan.MemoryLimit = resources(pod, params)
