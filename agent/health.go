@@ -83,7 +83,7 @@ func metrics(info api.Info, operations []api.Operation, totals map[operation.Out
 
 // ChildEnv is what a child inherits of the container's environment: its part of the
 // memory limit, nothing else. As many as may run at once are to fit into the container
-// together, and a child cannot be told a smaller limit when the next one comes.
+// together, and nobody tells one that runs to take less when the next one comes.
 func ChildEnv() []string {
 	env := []string{"GOMAXPROCS=2"}
 	if limit := debug.SetMemoryLimit(-1); limit != math.MaxInt64 { // asks, and sets nothing
