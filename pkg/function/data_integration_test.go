@@ -252,6 +252,8 @@ func testOneClaim(w *world) {
 	silent := slog.New(slog.DiscardHandler)
 	waits := says{"waiting for another backup of the same data to end", make(chan struct{})}
 	var both sync.WaitGroup
+	defer both.Wait()
+	defer close(end)
 	both.Go(func() {
 		if err := backUp("rwx-0", "/data", silent); err != nil {
 			w.Errorf("the first: %v", err)
@@ -274,8 +276,6 @@ func testOneClaim(w *world) {
 	if err := backUp("rwx-1", "/data/other", silent); err != nil {
 		w.Errorf("another path, meanwhile: %v", err)
 	}
-	close(end)
-	both.Wait()
 }
 
 func testBackupDataAll(w *world) {
