@@ -6,8 +6,9 @@ import (
 	"cmp"
 	"fmt"
 	"maps"
+	"math"
 	"net/http"
-	"os"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"time"
@@ -18,12 +19,12 @@ import (
 
 // ServeHealth serves /healthz and /metrics: the only port on the pod network,
 // with nothing secret behind it.
-func ServeHealth(address string, info api.Info, operations *operation.Manager) error {
+func ServeHealth(address string, seen *Seen, operations *operation.Manager) error {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	mux.HandleFunc("GET /metrics", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "text/plain; version=0.0.4")
-		fmt.Fprint(w, metrics(info, operations.List(), operations.Totals()))
+		fmt.Fprint(w, metrics(seen.Last(), operations.List(), operations.Totals()))
 	})
 	server := &http.Server{Addr: address, Handler: mux, ReadHeaderTimeout: 5 * time.Second}
 	return fmt.Errorf("serve health: %w", server.ListenAndServe())
@@ -37,6 +38,15 @@ func metrics(info api.Info, operations []api.Operation, totals map[operation.Out
 	}
 	family("info", "gauge", "The agent itself.")
 	fmt.Fprintf(&b, "kopia_agent_info{version=%q,kopia=%q,protocol=\"%d\"} 1\n", info.Version, info.KopiaVersion, info.Protocol)
+
+	family("volume_readable", "gauge", "Whether the first entries of a volume, or the device, can be read by the agent's user.")
+	for _, v := range info.Volumes {
+		readable := 0
+		if v.Readable {
+			readable = 1
+		}
+		fmt.Fprintf(&b, "kopia_agent_volume_readable{volume=%q} %d\n", v.Name, readable)
+	}
 
 	count := map[api.State]int{}
 	for _, op := range operations {
@@ -71,12 +81,13 @@ func metrics(info api.Info, operations []api.Operation, totals map[operation.Out
 	return b.String()
 }
 
-// ChildEnv is what a child inherits of the container's environment: the memory
-// limit, nothing else.
+// ChildEnv is what a child inherits of the container's environment: its part of the
+// memory limit, nothing else. As many as may run at once are to fit into the container
+// together, and nobody tells one that runs to take less when the next one comes.
 func ChildEnv() []string {
 	env := []string{"GOMAXPROCS=2"}
-	if limit := os.Getenv("GOMEMLIMIT"); limit != "" {
-		env = append(env, "GOMEMLIMIT="+limit)
+	if limit := debug.SetMemoryLimit(-1); limit != math.MaxInt64 { // asks, and sets nothing
+		env = append(env, fmt.Sprintf("GOMEMLIMIT=%d", limit/operation.DefaultParallel))
 	}
 	return env
 }

@@ -4,10 +4,14 @@ package agent
 
 import (
 	"context"
+	"fmt"
+	"math"
+	"runtime/debug"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/common/expfmt"
 	"github.com/prometheus/common/model"
 
@@ -26,6 +30,20 @@ func (*oneRunner) Run(_ context.Context, req api.StartRequest, _ <-chan int64, r
 	return &api.Result{}, nil
 }
 
+// All operations that run at once fit into the container's memory together; nothing
+// else of the environment reaches them.
+func TestChildEnv(t *testing.T) {
+	t.Setenv("SECRET", "x")
+	defer debug.SetMemoryLimit(debug.SetMemoryLimit(384 << 20))
+	if diff := cmp.Diff([]string{"GOMAXPROCS=2", fmt.Sprintf("GOMEMLIMIT=%d", 192<<20)}, ChildEnv()); diff != "" {
+		t.Errorf("limited (-want +got)\n%s", diff)
+	}
+	debug.SetMemoryLimit(math.MaxInt64)
+	if diff := cmp.Diff([]string{"GOMAXPROCS=2"}, ChildEnv()); diff != "" {
+		t.Errorf("not limited (-want +got)\n%s", diff)
+	}
+}
+
 // A platform team sees how many operations of a kind ended how, and what they moved.
 // Names and types are Prometheus' to read.
 func TestMetrics(t *testing.T) {
@@ -42,7 +60,7 @@ func TestMetrics(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	text := metrics(api.Info{Version: "v1", KopiaVersion: "v0", Protocol: 1}, ops.List(), ops.Totals())
+	text := metrics(api.Info{Version: "v1", KopiaVersion: "v0", Protocol: 1, Volumes: []api.VolumeInfo{{Name: "data", Readable: true}, {Name: "wal"}}}, ops.List(), ops.Totals())
 	parser := expfmt.NewTextParser(model.LegacyValidation)
 	families, err := parser.TextToMetricFamilies(strings.NewReader(text))
 	if err != nil {
@@ -70,6 +88,8 @@ func TestMetrics(t *testing.T) {
 		labels []string
 	}{
 		{1, "info", []string{"version", "v1", "protocol", "1"}},
+		{1, "volume_readable", []string{"volume", "data"}},
+		{0, "volume_readable", []string{"volume", "wal"}},
 		{2, "operations", []string{"state", "succeeded"}},
 		{0, "operations", []string{"state", "running"}},
 		{2, "operations_ended_total", []string{"kind", "snapshot", "outcome", "succeeded"}},

@@ -3,12 +3,110 @@
 package agent
 
 import (
+	"bytes"
+	"context"
+	"log/slog"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
+	"syscall"
 	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/kanister-kopia/kanister-kopia/agent/api"
 )
+
+// What the agent's user cannot read is known before the first backup: in the answer to
+// who asks, in the metrics and, once, in the log, also if it comes after the agent began.
+func TestUnreadable(t *testing.T) {
+	if os.Getuid() == 0 { // who reads everything
+		self, err := os.Open(os.Args[0]) // in a folder that is root's
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer self.Close()
+		again := exec.Command("/proc/self/fd/3", "-test.run=^TestUnreadable$")
+		again.ExtraFiles = []*os.File{self}
+		again.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65532, Gid: 65532}}
+		again.Dir = "/"
+		again.Env = append(os.Environ(), "TMPDIR=/tmp")
+		if out, err := again.CombinedOutput(); err != nil {
+			t.Errorf("%v\n%s", err, out)
+		}
+		return
+	}
+	must := func(err error) {
+		if err != nil {
+			t.Helper()
+			t.Fatal(err)
+		}
+	}
+	volumes := t.TempDir()
+	for _, dir := range []string{"closed", "early", "good", "good/lost+found", "late"} {
+		must(os.Mkdir(filepath.Join(volumes, dir), 0o700))
+	}
+	must(os.WriteFile(filepath.Join(volumes, "good", "f"), nil, 0o400))
+	must(os.WriteFile(filepath.Join(volumes, "early", "f"), nil, 0))
+	must(os.Chmod(filepath.Join(volumes, "good", "lost+found"), 0))
+	must(os.Chmod(filepath.Join(volumes, "closed"), 0))
+	defer os.Chmod(filepath.Join(volumes, "closed"), 0o700)
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		var log bytes.Buffer
+		seen := Watch(ctx, func() api.Info { return Info(volumes, volumes+"-none") }, slog.New(slog.NewTextHandler(&log, nil)))
+		want := map[string]string{"closed": "permission denied", "early": "(the agent runs as uid ", "good": "", "late": ""}
+		check := func() {
+			t.Helper()
+			synctest.Wait()
+			last := seen.Last()
+			for _, v := range last.Volumes {
+				problem := want[v.Name]
+				if v.Readable != (problem == "") || v.Readable != (v.Problem == "") || !strings.Contains(v.Problem, problem) {
+					t.Errorf("%+v, want problem %q", v, problem)
+				}
+				logged := strings.Count(log.String(), "volume="+v.Name+" ")
+				if told := map[bool]int{true: 0, false: 1}[v.Readable]; logged != told {
+					t.Errorf("%s is in the log %d times, want %d:\n%s", v.Name, logged, told, &log)
+				}
+			}
+			if text := metrics(last, nil, nil); len(last.Volumes) != len(want) || !strings.Contains(text, `kopia_agent_volume_readable{volume="early"} 0`) {
+				t.Errorf("%+v\n%s", last, text)
+			}
+		}
+		check()
+		must(os.WriteFile(filepath.Join(volumes, "late", "f"), nil, 0))
+		want["late"] = "late/f: permission denied"
+		<-time.After(lookEvery)
+		check()
+	})
+}
+
+// Nothing that an application's pod runs speaks to a cloud's storage: the keys are
+// elsewhere, and so is the code.
+func TestNoCloudStorage(t *testing.T) {
+	linked, err := exec.CommandContext(t.Context(), "go", "list", "-deps", "../cmd/agent", "../cmd/operation").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	const blob = "github.com/kopia/kopia/repo/blob/"
+	local := []string{"beforeop", "filesystem", "logging", "readonly", "sharded", "storagemetrics", "throttling"}
+	for _, p := range strings.Fields(string(linked)) {
+		storage, ok := strings.CutPrefix(p, blob)
+		if ok && !slices.Contains(local, storage) {
+			t.Errorf("an operation links %s", p)
+		}
+		for _, sdk := range []string{"github.com/minio/minio-go", "cloud.google.com/go", "google.golang.org/api", "github.com/aws/", "github.com/Azure/azure-sdk-for-go/sdk/azidentity"} {
+			if strings.HasPrefix(p, sdk) {
+				t.Errorf("an operation links %s", p)
+			}
+		}
+	}
+}
 
 // An agent tells which Kopia its operations use, and links none of it: what sits in the
 // application's pod is small.

@@ -69,6 +69,9 @@ func NewServer(config Config) (*Server, error) {
 	return s, nil
 }
 
+// Handler is what is served, without the TLS that is before it.
+func (s *Server) Handler() http.Handler { return s.http.Handler }
+
 // Serve serves until Close.
 func (s *Server) Serve(l net.Listener) error {
 	err := s.http.ServeTLS(l, "", "")
@@ -94,8 +97,31 @@ func (s *Server) routes() http.Handler {
 			mux.HandleFunc(pattern, handler)
 		}
 	}
-	return mux
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		own, pattern := mux.Handler(r)
+		if pattern != "" {
+			mux.ServeHTTP(w, r)
+			return
+		}
+		// The mux's own answer is text: only its status counts, and what it allows.
+		answer := &unheard{header: http.Header{}, status: http.StatusNotFound}
+		own.ServeHTTP(answer, r)
+		if allow := answer.header.Get("Allow"); allow != "" {
+			w.Header().Set("Allow", allow)
+		}
+		WriteJSON(w, 0, nil, &api.Problem{Status: max(answer.status, http.StatusNotFound), Code: api.CodeUnsupported, Title: fmt.Sprintf("%s %q is not served here", r.Method, r.URL.Path)})
+	})
 }
+
+// unheard is an answer of which nothing is sent.
+type unheard struct {
+	header http.Header
+	status int
+}
+
+func (u *unheard) Header() http.Header         { return u.header }
+func (u *unheard) WriteHeader(status int)      { u.status = status }
+func (u *unheard) Write(p []byte) (int, error) { return len(p), nil }
 
 // spoken refuses requests of a version that is not spoken here: what they mean is
 // not known.

@@ -24,7 +24,10 @@ func fuzzed(t *testing.T) (http.Handler, string) {
 	dir := t.TempDir()
 	ops, err := operation.New(operation.Options{
 		Runner: &oneRunner{}, StateDir: dir, Now: time.Now,
-		Kinds: []api.Kind{api.KindSnapshot, api.KindRestore, api.KindRecord, api.KindFind, api.KindDelete},
+		Kinds: []api.Kind{
+			api.KindSnapshot, api.KindRestore, api.KindRecord, api.KindFind, api.KindDelete,
+			api.KindList, api.KindStats, api.KindVerify,
+		},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -51,9 +54,10 @@ func said(t *testing.T, handler http.Handler, method, path, body string) *httpte
 	switch {
 	case w.Code >= 500:
 		t.Errorf("%s %q: %d %s", method, path, w.Code, w.Body)
-	case w.Header().Get("Content-Type") == "application/problem+json":
+	case w.Code >= 400 || w.Header().Get("Content-Type") == "application/problem+json":
 		var p api.Problem
-		if err := json.Unmarshal(w.Body.Bytes(), &p); err != nil || w.Code < 400 || p.Code == "" || p.Title == "" {
+		if err := json.Unmarshal(w.Body.Bytes(), &p); err != nil || w.Header().Get("Content-Type") != "application/problem+json" ||
+			w.Code < 400 || p.Status != w.Code || p.Code == "" || p.Title == "" {
 			t.Errorf("%s %q: %d %s, %v", method, path, w.Code, w.Body, err)
 		}
 	case w.Code == http.StatusOK && w.Header().Get("Content-Type") == "application/json" && !json.Valid(w.Body.Bytes()):
@@ -89,6 +93,30 @@ func seeds(f *testing.F, pattern string) {
 			f.Fatal(err)
 		}
 		f.Add(string(raw))
+	}
+}
+
+// What is not served is refused as everything else: by a problem with a code, and with
+// the methods that are.
+func TestNotServed(t *testing.T) {
+	handler, _ := fuzzed(t)
+	for _, c := range []struct {
+		method, path, allow string
+		want                int
+	}{
+		{"GET", "/", "", 404},
+		{"GET", "/v1/operation", "", 404},
+		{"POST", "/v1/operations/a/b/c", "", 404},
+		{"GET", "/v1//nowhere", "", 404},
+		{"PUT", "/v1/operations", "GET, HEAD, POST", 405},
+		{"POST", "/v1/operations/a", "DELETE, GET, HEAD, PATCH", 405},
+		{"BREW", "/v1/info", "GET, HEAD", 405},
+	} {
+		w := said(t, handler, c.method, c.path, "{}")
+		var p api.Problem
+		if err := json.Unmarshal(w.Body.Bytes(), &p); err != nil || w.Code != c.want || p.Code != api.CodeUnsupported || !strings.Contains(p.Title, c.path) || w.Header().Get("Allow") != c.allow {
+			t.Errorf("%s %s: %d %s (Allow %q), %v, want %d", c.method, c.path, w.Code, w.Body, w.Header().Get("Allow"), err, c.want)
+		}
 	}
 }
 

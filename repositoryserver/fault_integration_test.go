@@ -483,7 +483,7 @@ func TestIntegrationDiskFull(t *testing.T) {
 	tr.process.Kill()
 	tr.mount(state, "size=64k")
 	tr.process = tr.process.Again(t)
-	_, port, _ := strings.Cut(tr.process.Cmd.Args[slices.Index(tr.process.Cmd.Args, "-listen")+1], ":")
+	port := tr.process.Cmd.Args[slices.Index(tr.process.Cmd.Args, "-port")+1]
 	number, err := strconv.Atoi(port)
 	tr.must(err)
 	tr.agent = tr.plane.Client(t, tr.process, number) // its key is another one

@@ -9,6 +9,8 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/binary"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -20,6 +22,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -132,7 +135,7 @@ func (w *world) sidecar(volume string, setup func(*exec.Cmd), args ...string) (*
 	p := testenv.Start(w, setup, testenv.Program(w, "agent"), append([]string{
 		"serve",
 		"-state-dir", filepath.Join(dir, "state"), "-ca-dir", w.plane.CADir, "-volumes-dir", filepath.Dir(volume),
-		"-listen", fmt.Sprintf("127.0.0.1:%d", port), "-health-listen", "",
+		"-port", strconv.Itoa(port), "-health-listen", "",
 	}, args...)...)
 	return w.plane.Client(w, p, port), p
 }
@@ -303,9 +306,18 @@ func TestIntegrationBackupRestore(t *testing.T) {
 	}
 
 	w.must(os.WriteFile(filepath.Join(tree, "new"), []byte("one more"), 0o600))
-	second := w.backup(s, agent, "op-3", "/tree")
-	if second.Snapshot.Files != files+1 || second.Snapshot.NewBytes > 100<<10 || second.Snapshot.CachedFiles < files-1 {
-		t.Errorf("second backup: %+v, want %d files of which almost all are unchanged", second.Snapshot, files+1)
+	// Whoever takes it: a temporary pod knows the same claim by another name.
+	claim := filepath.Join(filepath.Dir(source), "claim-0")
+	w.must(os.Rename(source, claim))
+	mover, _ := w.sidecar(claim, nil)
+	request := snapshotRequest("op-3", w.session(s, "op-3", "pvc.data"), "/tree")
+	request.Snapshot.Volume = "claim-0"
+	second, err := mover.Run(w.context(), request, func(api.Progress) {})
+	w.must(err)
+	w.must(s.agent.EndSession(w.context(), "op-3"))
+	w.must(os.Rename(claim, source))
+	if got := second.Snapshot; got.Files != files+1 || got.NewBytes > 100<<10 || got.CachedFiles < files-1 {
+		t.Errorf("second backup: %+v, want %d files of which almost all are unchanged", got, files+1)
 	}
 
 	folder, _ = w.restore(s, "op-4", first, "dir/deep", "/part")
@@ -700,7 +712,42 @@ func TestIntegrationSessions(t *testing.T) {
 	}
 }
 
-// A certificate that is not the control plane's does not make an agent speak.
+// listening are the addresses at which a process takes connections.
+func listening(w *world, pid int) (addresses []string) {
+	w.Helper()
+	files, err := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", pid))
+	w.must(err)
+	own := map[string]bool{}
+	for _, file := range files {
+		if to, err := os.Readlink(file); err == nil { // some are closed meanwhile
+			own[to] = true
+		}
+	}
+	for _, table := range []string{"tcp", "tcp6"} {
+		raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/net/%s", pid, table))
+		w.must(err)
+		for _, line := range strings.Split(string(raw), "\n") {
+			fields := strings.Fields(line)
+			const listen = "0A"
+			if len(fields) < 10 || fields[3] != listen || !own["socket:["+fields[9]+"]"] {
+				continue
+			}
+			host, port, _ := strings.Cut(fields[1], ":")
+			number, err := strconv.ParseUint(port, 16, 16)
+			w.must(err)
+			bytes, err := hex.DecodeString(host)
+			w.must(err)
+			for word := range slices.Chunk(bytes, 4) { // each in the byte order of the machine
+				binary.BigEndian.PutUint32(word, binary.NativeEndian.Uint32(word))
+			}
+			addresses = append(addresses, net.JoinHostPort(net.IP(bytes).String(), fmt.Sprint(number)))
+		}
+	}
+	return addresses
+}
+
+// A certificate that is not the control plane's does not make an agent speak, and nobody
+// reaches it but on loopback.
 func TestIntegrationAgentAuthenticates(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -719,6 +766,9 @@ func TestIntegrationAgentAuthenticates(t *testing.T) {
 		}
 		return address != ""
 	})
+	if got := listening(w, p.Cmd.Process.Pid); !slices.Equal(got, []string{address}) || !strings.HasPrefix(address, "127.0.0.1:") {
+		t.Errorf("the agent listens at %q and says %s: want loopback alone", got, address)
+	}
 	name := []string{"controller.kanister-kopia.svc"}
 	stranger := testenv.NewCA(t)
 	for what, c := range map[string]client.Options{

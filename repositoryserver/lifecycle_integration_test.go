@@ -5,10 +5,12 @@
 package repositoryserver_test
 
 import (
+	"bytes"
 	"crypto/x509"
 	"encoding/json"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -164,20 +166,26 @@ func (w *world) losePacks() {
 }
 
 // stock starts Kopia's own server with a user, with its own access control.
-func (w *world) stock() *repositoryserver.External {
+func (w *world) stock() (external *repositoryserver.External, repository string, run func(args ...string) string) {
 	w.Helper()
 	dir := w.TempDir()
 	const password = "user-password-5d6e"
-	run := func(args ...string) {
+	run = func(args ...string) string {
 		w.Helper()
 		cmd := exec.CommandContext(w.context(), testenv.Kopia(w), append(args, "--config-file="+filepath.Join(dir, "config"), "--log-dir="+filepath.Join(dir, "log"))...)
 		cmd.Env = append(os.Environ(), "KOPIA_PASSWORD=stock", "KOPIA_CHECK_FOR_UPDATES=false")
-		if out, err := cmd.CombinedOutput(); err != nil {
-			w.Fatalf("kopia %v: %v\n%s", args, err, out)
+		var stderr bytes.Buffer
+		cmd.Stderr = &stderr
+		out, err := cmd.Output()
+		if err != nil {
+			w.Fatalf("kopia %v: %v\n%s%s", args, err, out, &stderr)
 		}
+		return string(out)
 	}
-	w.must(os.Mkdir(filepath.Join(dir, "repository"), 0o700))
-	run("repository", "create", "filesystem", "--path="+filepath.Join(dir, "repository"), "--cache-directory="+filepath.Join(dir, "cache"))
+	repository = filepath.Join(dir, "repository")
+	w.must(os.Mkdir(repository, 0o700))
+	run("repository", "create", "filesystem", "--path="+repository, "--cache-directory="+filepath.Join(dir, "cache"))
+	run("policy", "set", "--global", "--add-ignore=*", "--max-file-size=1") // its owner's, which is nothing to us
 	run("server", "acl", "enable")
 	run("server", "users", "add", "backup@cluster", "--user-password="+password)
 	tls := filepath.Join(dir, "tls")
@@ -198,14 +206,15 @@ func (w *world) stock() *repositoryserver.External {
 	w.passwords = append(w.passwords, password)
 	return &repositoryserver.External{
 		URL: fmt.Sprintf("https://127.0.0.1:%d", port), CA: string(w.plane.CA.PEM), Username: "backup", Hostname: "cluster", Password: password,
-	}
+	}, repository, run
 }
 
-// Somebody else's server: the same operations, as its one user.
+// Somebody else's server: the same operations, as its one user. What its policies leave
+// out is saved, and what it cannot keep is no backup.
 func TestIntegrationExternalServer(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	external := w.stock()
+	external, repository, kopia := w.stock()
 	w.config = repositoryserver.Config{RepositoryID: "theirs", External: external}
 	source := w.volume()
 	w.must(os.WriteFile(filepath.Join(source, "f"), []byte("x"), 0o600))
@@ -262,6 +271,40 @@ func TestIntegrationExternalServer(t *testing.T) {
 		t.Errorf("deleted, and found: %+v, %v", got, err)
 	}
 	w.noSecrets("the log", []byte(s.Log()))
+
+	// The server takes contents until it has to write them: that it cannot is told at the end.
+	saved := func() string { return kopia("snapshot", "list", "--all", "--incomplete", "--json") }
+	before := saved()
+	large := make([]byte, 4<<20)
+	_, _ = rand.NewChaCha8([32]byte{}).Read(large)
+	w.must(os.WriteFile(filepath.Join(source, "large"), large, 0o600))
+	again := func(id string) api.StartRequest {
+		request := snapshotRequest(id, session(id), "/")
+		request.Snapshot.SourcePath = sourcePath
+		return request
+	}
+	broken := again("op-3")
+	broken.RateLimit = 1 << 20
+	_, err = agent.Start(ctx, broken)
+	w.must(err)
+	testenv.Eventually(w, 2*time.Minute, "the backup is under way", func() bool {
+		op, err := agent.Get(ctx, broken.ID)
+		w.must(err)
+		return op.Progress.Bytes > 0 && !op.State.Done()
+	})
+	w.must(os.Rename(repository, repository+".away"))
+	w.must(os.WriteFile(repository, nil, 0o600)) // or it would be made again
+	if result, err := agent.Run(ctx, broken, func(api.Progress) {}); err == nil {
+		t.Errorf("its storage broke, and it is a backup: %+v", result.Snapshot)
+	}
+	w.must(os.Remove(repository))
+	w.must(os.Rename(repository+".away", repository))
+	if after := saved(); after != before {
+		t.Errorf("its storage broke, and there is a snapshot:\nbefore %s\nafter %s", before, after)
+	}
+	if result, err := agent.Run(ctx, again("op-4"), func(api.Progress) {}); err != nil || result.Snapshot.Files != 2 {
+		t.Errorf("the next backup: %+v, %v, want both files", result, err)
+	}
 
 	wrong := *external
 	wrong.Password = "wrong-password-7788"

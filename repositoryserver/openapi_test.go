@@ -3,14 +3,46 @@
 package repositoryserver
 
 import (
+	"context"
+	"log/slog"
 	"maps"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/kanister-kopia/kanister-kopia/agent"
+	"github.com/kanister-kopia/kanister-kopia/agent/api"
+	"github.com/kanister-kopia/kanister-kopia/agent/operation"
 	"github.com/kanister-kopia/kanister-kopia/internal/openapi"
 )
+
+// Each of these routes takes and answers what is said of it.
+func TestOpenAPIWire(t *testing.T) {
+	operations, err := operation.New(operation.Options{StateDir: t.TempDir(), Now: time.Now})
+	if err != nil {
+		t.Fatal(err)
+	}
+	letIn := func(context.Context, *api.Session) error { return nil }
+	routes := sessionRoutes(newSessions(1, time.Now), letIn, operations, &storageWatch{now: time.Now})
+	server, err := agent.NewServer(agent.Config{
+		Operations: operations, Routes: routes, StateDir: t.TempDir(), CADir: t.TempDir(), Log: slog.New(slog.DiscardHandler), Now: time.Now,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	wires := []openapi.Wire{
+		{Route: "POST /v1/sessions", Request: api.SessionRequest{ID: "a", Username: "pvc.a", Hostname: "ns"}, Answer: api.Session{}, Versioned: true},
+		{Route: "GET /v1/activity", Answer: api.Activity{}, Versioned: true},
+		{Route: "DELETE /v1/sessions/{id}", Versioned: true},
+		{Route: "POST /v1/drain", Request: api.DrainRequest{}, Answer: api.Activity{}, Versioned: true},
+	}
+	if len(wires) != len(routes) {
+		t.Errorf("%d routes are known here, %d are served", len(wires), len(routes))
+	}
+	openapi.Read(t).Serves(t, api.ProtocolHeader, server.Handler(), wires)
+}
 
 // docs/agent-api.yaml says what a repository server's agent serves besides operations.
 func TestOpenAPIRoutes(t *testing.T) {

@@ -9,7 +9,9 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -76,7 +78,7 @@ func TestIntegrationAgentRestart(t *testing.T) {
 		w.must(os.WriteFile(filepath.Join(source, dir, "f"), []byte(dir), 0o644))
 	}
 	s := w.serve()
-	agent, process := w.sidecar(source, nil)
+	agent, process := w.sidecar(source, func(c *exec.Cmd) { c.Env = append(os.Environ(), "GOMEMLIMIT=384MiB") })
 	killed := snapshotRequest("killed", w.session(s, "killed", "pvc.a"), "/a")
 	ended := snapshotRequest("ended", w.session(s, "ended", "pvc.b"), "/b")
 	cancelled := snapshotRequest("cancelled", w.session(s, "cancelled", "pvc.c"), "/c")
@@ -91,6 +93,19 @@ func TestIntegrationAgentRestart(t *testing.T) {
 			w.noSecrets(file, raw)
 		}
 	}
+	environ, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", child))
+	w.must(err)
+	for _, want := range []string{"GOMAXPROCS=2", fmt.Sprintf("GOMEMLIMIT=%d", 192<<20)} {
+		if !slices.Contains(strings.Split(string(environ), "\x00"), want) {
+			t.Errorf("the operation's environment %q lacks %s", environ, want)
+		}
+	}
+	testenv.Eventually(w, time.Minute, "the operation's process goes behind others", func() bool {
+		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", child))
+		w.must(err)
+		_, fields, _ := strings.Cut(string(stat), ") ") // behind the name, the third field is the first
+		return strings.Fields(fields)[16] == "10"
+	})
 	process.Kill()
 	testenv.Eventually(w, time.Minute, "the operation's process ends with its agent", func() bool { return !alive(child) })
 

@@ -70,13 +70,8 @@ func run(ctx context.Context, req api.StartRequest, env Env, p *progress) (*api.
 	conn.foreign = env.Foreign
 	stop := p.run()
 	defer stop()
-	limit := newThrottle(ctx, req.RateLimit)
-	defer limit.follow(env.Limits)()
-	if env.Pressure != (Pressure{}) {
-		ticker := time.NewTicker(pressureLook)
-		defer ticker.Stop()
-		defer limit.giveWay(env.Pressure, ticker.C)()
-	}
+	limit, release := env.throttle(ctx, req.RateLimit)
+	defer release()
 	switch req.Kind {
 	case api.KindSnapshot:
 		return snapshotVolume(ctx, conn, req, env, p, limit)

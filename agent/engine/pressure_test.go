@@ -144,6 +144,37 @@ func TestGiveWay(t *testing.T) {
 	})
 }
 
+// An operation that is told where to look has, a look later, the pace that others leave
+// it; one that is not never slows down. Its limit changes while it runs.
+func TestThrottle(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dir := t.TempDir()
+		for name, text := range map[string]string{"cpu": "some avg10=90.00", "io": "some avg10=0.00", "cpu.pressure": "some avg10=0.00", "io.pressure": "some avg10=0.00"} {
+			must(t, os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644))
+		}
+		limits := make(chan int64)
+		behind, stop := Env{Limits: limits, Pressure: Pressure{Node: dir, Own: dir}}.throttle(t.Context(), 0)
+		defer stop()
+		before, stopBefore := Env{}.throttle(t.Context(), 0)
+		defer stopBefore()
+		for _, want := range []pace{0, 1, 2} {
+			if got := pace(behind.pace.Load()); got != want {
+				t.Errorf("pace %d, want %d", got, want)
+			}
+			<-time.After(pressureLook + time.Millisecond)
+			synctest.Wait()
+		}
+		if got := pace(before.pace.Load()); got != 0 {
+			t.Errorf("nobody is to be looked at: pace %d", got)
+		}
+		limits <- 1 << 20
+		synctest.Wait()
+		if got := behind.limiter.Limit(); got != 1<<20 {
+			t.Errorf("limit %v", got)
+		}
+	})
+}
+
 // Anybody may lower his priority; all threads of the process have it, also new ones.
 func TestLowerPriority(t *testing.T) {
 	if os.Getenv("LOWER_PRIORITY") == "" {

@@ -106,6 +106,10 @@ func TestSnapshotPolicy(t *testing.T) {
 			t.Errorf("compression %q: %v, want %s", name, err, want)
 		}
 	}
+	// What is read at once is said, not left to the number of the node's processors.
+	if pol, err := snapshotPolicy(api.SnapshotRequest{}); err != nil || pol.UploadPolicy.MaxParallelFileReads == nil || *pol.UploadPolicy.MaxParallelFileReads != parallelUploads {
+		t.Errorf("policy %+v, %v: want %d files read at once", pol, err, parallelUploads)
+	}
 	for _, name := range []string{"lz4", "ZSTD", "made-up"} {
 		if _, err := snapshotPolicy(api.SnapshotRequest{Compression: name}); code(err) != api.CodeBadRequest {
 			t.Errorf("compression %q: %v, want a refusal", name, err)

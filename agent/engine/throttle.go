@@ -33,6 +33,19 @@ func newThrottle(ctx context.Context, limit int64) *throttle {
 	return t
 }
 
+// throttle is an operation's: at the limit that it was asked for with, or at what came
+// since, and at the pace that others leave it, until stop.
+func (env Env) throttle(ctx context.Context, rateLimit int64) (t *throttle, stop func()) {
+	t = newThrottle(ctx, rateLimit)
+	unfollow := t.follow(env.Limits)
+	if env.Pressure == (Pressure{}) {
+		return t, unfollow
+	}
+	ticker := time.NewTicker(pressureLook)
+	stay := t.giveWay(env.Pressure, ticker.C)
+	return t, func() { stay(); ticker.Stop(); unfollow() }
+}
+
 func (t *throttle) set(limit int64) {
 	if limit <= 0 {
 		t.limiter.SetLimit(rate.Inf)

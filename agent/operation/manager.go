@@ -39,7 +39,7 @@ type Options struct {
 	StateDir string
 	// Credentials, if set, fills the credentials of requests that have none.
 	Credentials func() *api.Credentials
-	// Parallel is how many operations run at once; default 2, others are queued.
+	// Parallel is how many operations run at once; default DefaultParallel, others are queued.
 	Parallel int
 	// Prepare, if set, is called when an operation is about to be asked for.
 	Prepare func()
@@ -51,6 +51,10 @@ type Options struct {
 	// Log is told of the beginning and the end of operations; nil: nobody is.
 	Log *slog.Logger
 }
+
+// DefaultParallel lets a small operation pass one that takes hours; they share the
+// container's memory.
+const DefaultParallel = 2
 
 // Manager keeps operations. Its methods may be called from many goroutines.
 type Manager struct {
@@ -111,7 +115,7 @@ const maxDeaths = 2
 // those that had not ended need credentials.
 func New(opt Options) (*Manager, error) {
 	if opt.Parallel == 0 {
-		opt.Parallel = 2
+		opt.Parallel = DefaultParallel
 	}
 	if opt.Keep == 0 {
 		opt.Keep = 200

@@ -51,7 +51,7 @@ func serve(ctx context.Context, args []string) error {
 	caDir := flags.String("ca-dir", names.CADir, "folder with the ca.crt that client certificates must come from")
 	volumesDir := flags.String("volumes-dir", names.VolumesDir, "folder with the mirrored volumes")
 	devicesDir := flags.String("devices-dir", names.DevicesDir, "folder with the volumes that are block devices")
-	listen := flags.String("listen", fmt.Sprintf("127.0.0.1:%d", names.AgentPort), "address of the API")
+	port := flags.Int("port", names.AgentPort, "port of the API, on loopback: it is reached through the API server")
 	health := flags.String("health-listen", fmt.Sprintf(":%d", names.AgentHealthPort), "address of /healthz and /metrics; empty: none")
 	stall := flags.Duration("stall-timeout", operation.DefaultStall, "how long an operation may move no data before it is ended")
 	checkpoint := flags.Duration("checkpoint-interval", operation.DefaultCheckpointInterval, "what a snapshot that is cut short has to send again, in time; at most 45m")
@@ -80,24 +80,26 @@ func serve(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
+	info := func() api.Info { return agent.Info(*volumesDir, *devicesDir) }
 	server, err := agent.NewServer(agent.Config{
-		Operations: operations, Info: func() api.Info { return agent.Info(*volumesDir, *devicesDir) },
+		Operations: operations, Info: info,
 		StateDir: *stateDir, CADir: *caDir, Log: log, Now: time.Now,
 	})
 	if err != nil {
 		return err
 	}
-	listener, err := net.Listen("tcp", *listen)
+	listener, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", *port))
 	if err != nil {
 		return fmt.Errorf("listen: %w", err)
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- server.Serve(listener) }()
+	seen := agent.Watch(ctx, info, log)
 	if *health != "" {
 		// The port may be the application's: an agent does its work without it.
-		go func() { log.Warn(agent.ServeHealth(*health, agent.Info(*volumesDir, *devicesDir), operations).Error()) }()
+		go func() { log.Warn(agent.ServeHealth(*health, seen, operations).Error()) }()
 	}
-	log.Info("agent serves", "listen", *listen, "uid", os.Getuid())
+	log.Info("agent serves", "listen", listener.Addr().String(), "uid", os.Getuid())
 	select {
 	case err = <-ended:
 	case <-ctx.Done():

@@ -115,6 +115,9 @@ func explain(w io.Writer, name string, d decide.Decision) error {
 			uid = fmt.Sprint(*p.RunAs.EffectiveUID)
 		}
 		fmt.Fprintf(&b, "uid:       %s: %s\n", uid, p.RunAs.Why)
+		if p.NoHealth {
+			fmt.Fprintln(&b, "health:    no port: neither /healthz nor /metrics")
+		}
 		fmt.Fprintf(&b, "QoS class: %s, kept; the agent may use %d MiB\n", p.QoS, p.MemoryLimit>>20)
 	}
 	for _, warning := range d.Warnings {

@@ -50,6 +50,10 @@ func TestExplain(t *testing.T) {
 			not: "warning",
 		},
 		{
+			name: "without a port", stdin: strings.Replace(workload("x", inject), "labels: {app: db,", "annotations: {kopia.kanister.io/health: 'false'}, labels: {app: db,", 1),
+			want: []string{"statefulset db: injected", "health:    no port: neither /healthz nor /metrics"},
+		},
+		{
 			name: "the label in the wrong place", stdin: workload(inject, "x"),
 			want: []string{"statefulset db: not injected", "warning:   label kopia.kanister.io/inject on the workload itself does nothing; put it into the labels of its pod template"},
 		},

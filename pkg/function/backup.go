@@ -51,6 +51,13 @@ func (d *Data) take(ctx context.Context, call Call, repo *repository.Repository,
 	record.BackupTag = repository.Token(repo.ID(), b.operation+"/tag")
 	// When each step begins, for who wants to know where the time goes.
 	step := func(what string) { call.Log.Debug(what, "operation", b.operation) }
+	done, err := repo.Turn(ctx, b.username, sourcePath, func() {
+		call.Log.Info("waiting for another backup of the same data to end", "operation", b.operation)
+	})
+	if err != nil {
+		return api.Record{}, err
+	}
+	defer done()
 	step("opening a session")
 	credentials, end, err := d.session(ctx, repo, b.operation, b.username, hostname)
 	if err != nil {

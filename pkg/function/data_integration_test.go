@@ -61,6 +61,7 @@ func TestIntegrationFunctions(t *testing.T) {
 	t.Run("KubeOps", func(t *testing.T) { testKubeOps(w.sub(t)) })
 	t.Run("Wait", func(t *testing.T) { testWait(w.sub(t)) })
 	t.Run("at once", func(t *testing.T) { testAtOnce(w.sub(t)) })
+	t.Run("one claim", func(t *testing.T) { testOneClaim(w.sub(t)) })
 	t.Run("movers", func(t *testing.T) { testTurns(w.sub(t)) })
 	t.Run("insecureTLS", func(t *testing.T) { testInsecureTLS(w.sub(t)) })
 	t.Run("no start", func(t *testing.T) { testNoStart(w.sub(t)) })
@@ -211,6 +212,73 @@ func testAtOnce(w *world) {
 		"namespace": shop, "pod": "once", "container": "app", "includePath": "/data", "backupArtifactPrefix": "once",
 	})
 	w.Must(err)
+}
+
+// says is a log's end that takes note of one message.
+type says struct {
+	text string
+	said chan struct{}
+}
+
+func (s says) Write(line []byte) (int, error) {
+	if strings.Contains(string(line), s.text) {
+		close(s.said)
+	}
+	return len(line), nil
+}
+
+// Of one claim one backup is taken at a time, though its pods have an agent each: the
+// next one builds on it. Another path of it does not wait.
+func testOneClaim(w *world) {
+	w.claim("rwx", corev1.ReadWriteMany)
+	begun, end := make(chan struct{}), make(chan struct{})
+	var ended atomic.Bool
+	w.pod("rwx-0", "rwx")
+	w.script("rwx-0", func(req api.StartRequest) (*api.Result, *api.Problem) {
+		close(begun)
+		<-end
+		ended.Store(true)
+		return saves(1, func(api.StartRequest) {})(req)
+	})
+	w.pod("rwx-1", "rwx")
+	w.script("rwx-1", saves(1, func(req api.StartRequest) {
+		if req.Snapshot.Path == "/" && !ended.Load() {
+			w.Error("two backups of one claim are taken at once")
+		}
+	}))
+	backUp := func(pod, path string, log *slog.Logger) error {
+		_, _, err := w.execLogged(log, "BackupData", "rwx-"+pod+strings.ReplaceAll(path, "/", "-"), param.TemplateParams{}, args{
+			"namespace": shop, "pod": pod, "container": "app", "includePath": path, "backupArtifactPrefix": "rwx",
+		})
+		return err
+	}
+	silent := slog.New(slog.DiscardHandler)
+	waits := says{"waiting for another backup of the same data to end", make(chan struct{})}
+	var both sync.WaitGroup
+	defer both.Wait()
+	defer close(end)
+	both.Go(func() {
+		if err := backUp("rwx-0", "/data", silent); err != nil {
+			w.Errorf("the first: %v", err)
+		}
+	})
+	<-begun
+	both.Go(func() {
+		if err := backUp("rwx-1", "/data", slog.New(slog.NewTextHandler(waits, nil))); err != nil {
+			w.Errorf("the second: %v", err)
+		}
+	})
+	testenv.Eventually(w, time.Minute, "the second waits", func() bool {
+		select {
+		case <-waits.said:
+			return true
+		default:
+			return false
+		}
+	})
+	if err := backUp("rwx-1", "/data/other", silent); err != nil {
+		w.Errorf("another path, meanwhile: %v", err)
+	}
 }
 
 func testBackupDataAll(w *world) {

@@ -480,6 +480,11 @@ func (w *world) exec(name, operation string, params param.TemplateParams, args m
 
 func (w *world) execWithProgress(name, operation string, params param.TemplateParams, args map[string]any) (map[string]any, api.Progress, error) {
 	w.Helper()
+	return w.execLogged(slog.New(slog.DiscardHandler), name, operation, params, args)
+}
+
+func (w *world) execLogged(log *slog.Logger, name, operation string, params param.TemplateParams, args map[string]any) (map[string]any, api.Progress, error) {
+	w.Helper()
 	f, err := w.functions.Get(name)
 	w.Must(err)
 	for _, required := range f.RequiredArgs() {
@@ -493,7 +498,7 @@ func (w *world) execWithProgress(name, operation string, params param.TemplatePa
 	var last api.Progress
 	out, err := f.Exec(w.Context(), function.Call{
 		Params: params, Args: args, OperationID: operation, ActionSet: "actionset-" + operation,
-		Log: slog.New(slog.DiscardHandler), Progress: func(p api.Progress) { last = p },
+		Log: log, Progress: func(p api.Progress) { last = p },
 	})
 	return out, last, err
 }

@@ -41,6 +41,8 @@ const (
 	CPURequestAnnotation    = Group + "/cpu-request"
 	MemoryRequestAnnotation = Group + "/memory-request"
 	MemoryLimitAnnotation   = Group + "/memory-limit"
+	// HealthAnnotation is "false" for an agent without a port on the pod network.
+	HealthAnnotation = Group + "/health"
 	// IgnoreAnnotation, CompressionAnnotation and RateLimitAnnotation are about the pod's
 	// backups: patterns of what is left out, one a line; how contents are compressed;
 	// a quantity of bytes a second.

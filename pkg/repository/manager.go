@@ -49,6 +49,8 @@ type Manager struct {
 	mu   sync.Mutex
 	uses map[string]*use
 	ways map[string]way // by the repository's id
+	// turns are of the sources that somebody takes a snapshot of, by repository and source.
+	turns map[string]*turn
 	// cluster is the uid of kube-system, read once.
 	cluster string
 }

@@ -167,10 +167,11 @@ func startAgent(s *scope, program, volumes string, plane *testenv.ControlPlane) 
 	if err := os.Mkdir(state, 0o700); err != nil {
 		return nil, err
 	}
-	address := fmt.Sprintf("127.0.0.1:%d", testenv.Port(s))
+	port := testenv.Port(s)
+	address := fmt.Sprintf("127.0.0.1:%d", port)
 	begin := time.Now()
 	p := testenv.Start(s, func(c *exec.Cmd) { c.Env = append(os.Environ(), agentMemory) }, program, "serve",
-		"-state-dir", state, "-ca-dir", plane.CADir, "-volumes-dir", volumes, "-listen", address, "-health-listen", "")
+		"-state-dir", state, "-ca-dir", plane.CADir, "-volumes-dir", volumes, "-port", fmt.Sprint(port), "-health-listen", "")
 	ctx, cancel := context.WithTimeout(s.ctx, time.Minute)
 	defer cancel()
 	ticker := time.NewTicker(time.Millisecond)

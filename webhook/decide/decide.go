@@ -145,6 +145,8 @@ type Plan struct {
 	// MemoryLimit in bytes is what the agent may use, also where Resources must
 	// not say so.
 	MemoryLimit int64
+	// NoHealth: the agent has no port on the pod network.
+	NoHealth bool
 }
 
 // Inject reports whether the pod gets the agent.
@@ -211,10 +213,11 @@ func Decide(pod *corev1.Pod, ns Namespace) Decision {
 	}
 
 	plan := &Plan{
-		Volumes: choice.Mirrored,
-		Devices: choice.Devices,
-		Skipped: choice.Skipped,
-		RunAs:   runAs(pod, ns, slices.Concat(choice.Mirrored, choice.Devices), params),
+		Volumes:  choice.Mirrored,
+		Devices:  choice.Devices,
+		Skipped:  choice.Skipped,
+		RunAs:    runAs(pod, ns, slices.Concat(choice.Mirrored, choice.Devices), params),
+		NoHealth: params.noHealth,
 	}
 	plan.QoS, plan.Resources, plan.MemoryLimit = resources(pod, params)
 	warnings := unknownKeys(pod)

@@ -120,6 +120,8 @@ func TestMalformedParametersAreRefused(t *testing.T) {
 		{"kopia.kanister.io/memory-limit", "256", "256Mi"},
 		{"kopia.kanister.io/memory-limit", "256m", "256Mi"},
 		{"kopia.kanister.io/memory-limit", "9999999Ei", "256Mi"},
+		{"kopia.kanister.io/health", "off", "true, false"},
+		{"kopia.kanister.io/health", "", "true, false"},
 		{"kopia.kanister.io/ignore", "a[", "patterns as in a .gitignore"},
 		{"kopia.kanister.io/compression", "lz4", "zstd-fastest"},
 		{"kopia.kanister.io/rate-limit", "1", "16Ki"},

@@ -24,6 +24,7 @@ type params struct {
 	volumes                    []string
 	cpu                        *resource.Quantity
 	memoryRequest, memoryLimit *resource.Quantity
+	noHealth                   bool
 }
 
 const (
@@ -79,6 +80,12 @@ func parseParams(pod *corev1.Pod) (params, error) {
 			return params{}, malformed("annotation", q.key, v, q.accepted)
 		}
 		*q.to = &parsed
+	}
+	switch v, ok := a[names.HealthAnnotation]; {
+	case ok && v != "true" && v != "false":
+		return params{}, malformed("annotation", names.HealthAnnotation, v, "true, false")
+	default:
+		p.noHealth = v == "false"
 	}
 	// They are the functions' to use; a pod's author hears of a mistake now.
 	if _, err := snapshotoptions.Of(a); err != nil {
@@ -144,7 +151,7 @@ func volumesError(pod *corev1.Pod, err error) error {
 
 var knownKeys = []string{
 	names.RunAsAnnotation, names.VolumesAnnotation, names.CPURequestAnnotation,
-	names.MemoryRequestAnnotation, names.MemoryLimitAnnotation, names.StatusAnnotation,
+	names.MemoryRequestAnnotation, names.MemoryLimitAnnotation, names.HealthAnnotation, names.StatusAnnotation,
 	names.IgnoreAnnotation, names.CompressionAnnotation, names.RateLimitAnnotation,
 }
 

@@ -50,6 +50,8 @@ type AgentOptions struct {
 	DataMounts []corev1.VolumeMount
 	// Devices are the names of volumes that are block devices, below names.DevicesDir.
 	Devices []string
+	// NoHealth leaves out the agent's only port on the pod network.
+	NoHealth bool
 }
 
 // AgentContainer builds the agent's container. It needs the volumes of
@@ -70,13 +72,16 @@ func AgentContainer(o AgentOptions) *corev1.Container {
 	for _, name := range o.Devices {
 		devices = append(devices, corev1.VolumeDevice{Name: name, DevicePath: volumes.DevicePath(name)})
 	}
+	args := []string{"serve"}
+	ports := []corev1.ContainerPort{{Name: HealthPortName, ContainerPort: names.AgentHealthPort, Protocol: corev1.ProtocolTCP}}
+	if o.NoHealth {
+		args, ports = append(args, "-health-listen="), nil
+	}
 	return &corev1.Container{
-		Name:  o.Name,
-		Image: o.Image,
-		Args:  []string{"serve"},
-		Ports: []corev1.ContainerPort{
-			{Name: HealthPortName, ContainerPort: names.AgentHealthPort, Protocol: corev1.ProtocolTCP},
-		},
+		Name:         o.Name,
+		Image:        o.Image,
+		Args:         args,
+		Ports:        ports,
 		Env:          []corev1.EnvVar{{Name: "GOMEMLIMIT", Value: goMemLimit(o.MemoryLimit)}},
 		Resources:    o.Resources,
 		VolumeMounts: append(mounts, o.DataMounts...),

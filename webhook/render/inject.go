@@ -72,6 +72,7 @@ func Inject(pod *corev1.Pod, plan *decide.Plan, o Options) Edit {
 		MemoryLimit:  plan.MemoryLimit,
 		DataMounts:   mirrorMounts(plan.Volumes),
 		Devices:      plan.Devices,
+		NoHealth:     plan.NoHealth,
 	})
 	e.Container = want
 	for i := range pod.Spec.InitContainers {
