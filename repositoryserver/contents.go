@@ -5,6 +5,7 @@ package repositoryserver
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -25,6 +26,7 @@ import (
 // streams answers those who move contents with our own protocol (agent/contents) instead
 // of through Kopia, from a session of our own at the storage. What a user may do there,
 // Kopia lets him do too: read a content whose id he knows, and write contents of snapshots.
+// Who restores may only read, and only here.
 type streams struct {
 	front  *front
 	kopia  *kopiaServer
@@ -72,7 +74,7 @@ func (s *streams) serve(_ *http.Server, conn *tls.Conn, _ http.Handler) {
 	}
 	s.open.Add(1)
 	defer s.closed()
-	one := &stream{rep: s.rep, kopia: s.kopia, large: s.large}
+	one := &stream{rep: s.rep, kopia: s.kopia, large: s.large, readOnly: session.readOnly}
 	defer one.close()
 	f := s.rep.ContentReader().ContentFormat()
 	err = contents.Serve(session.ctx, conn, one, contents.Parameters{
@@ -116,11 +118,16 @@ func (s *streams) refuse(conn *tls.Conn, why error) {
 	_ = conn.Close()
 }
 
+// errReadOnly is the answer to all else that a read-only session asks for.
+var errReadOnly = errors.New("access denied: the operation restores: it may read contents, and nothing else")
+
 // stream is the repository as one stream sees it: with what it wrote and did not flush yet.
 type stream struct {
 	rep   repo.DirectRepository
 	kopia *kopiaServer
 	large chan struct{}
+	// readOnly streams are of who restores.
+	readOnly bool
 
 	mu     sync.Mutex // protects the following
 	writer repo.DirectRepositoryWriter
@@ -164,7 +171,10 @@ func (s *stream) HasContent(ctx context.Context, id content.ID) error {
 }
 
 func (s *stream) WriteContent(ctx context.Context, data []byte, prefix content.IDPrefix, comp compression.HeaderID) (content.ID, error) {
-	if !compressions[comp] {
+	switch {
+	case s.readOnly:
+		return content.EmptyID, errReadOnly
+	case !compressions[comp]:
 		return content.EmptyID, fmt.Errorf("access denied: compression %#x is not an operation's to choose", uint32(comp))
 	}
 	w, err := s.toWrite(ctx)
@@ -192,6 +202,9 @@ func (s *stream) toWrite(ctx context.Context) (repo.DirectRepositoryWriter, erro
 // Flush brings what was written to the storage, and to Kopia's server, which reads the
 // index for itself: whoever is told of a backup may look at it through Kopia.
 func (s *stream) Flush(ctx context.Context) error {
+	if s.readOnly {
+		return errReadOnly
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if !s.dirty {

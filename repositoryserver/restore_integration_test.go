@@ -77,7 +77,7 @@ func TestIntegrationRestoreOver(t *testing.T) {
 	to, _ := w.sidecar(target, nil)
 	restore := func(id string, r api.RestoreRequest) (*api.Result, error) {
 		r.Volume = "data"
-		return to.Run(w.context(), api.StartRequest{ID: id, Kind: api.KindRestore, Credentials: w.session(s, id, "restore"), Restore: &r}, func(api.Progress) {})
+		return to.Run(w.context(), api.StartRequest{ID: id, Kind: api.KindRestore, Credentials: w.toRestore(s, id), Restore: &r}, func(api.Progress) {})
 	}
 	result, err := restore("op-2", api.RestoreRequest{
 		RootObject: record.Snapshot.RootObject, Root: record.Snapshot.Root, Path: "/over", DeleteExtra: true,
@@ -149,7 +149,7 @@ func TestIntegrationRestoreResumes(t *testing.T) {
 	target := w.volume()
 	to, process := w.sidecar(target, nil)
 	restore := func(id string, progress func(api.Progress)) (*api.Result, error) {
-		return to.Run(w.context(), api.StartRequest{ID: id, Kind: api.KindRestore, Credentials: w.session(s, id, "restore"), Restore: &api.RestoreRequest{
+		return to.Run(w.context(), api.StartRequest{ID: id, Kind: api.KindRestore, Credentials: w.toRestore(s, id), Restore: &api.RestoreRequest{
 			RootObject: record.Snapshot.RootObject, Root: record.Snapshot.Root, Volume: "data", Path: "/", Parallel: 1,
 		}}, progress)
 	}
@@ -210,7 +210,7 @@ func TestIntegrationRestoreUnprivileged(t *testing.T) {
 	w.must(os.Lchown(target, 65532, 65532))
 	w.reachable(target)
 	to, _ := w.sidecar(target, asNobody)
-	result, err := to.Run(w.context(), api.StartRequest{ID: "op-2", Kind: api.KindRestore, Credentials: w.session(s, "op-2", "restore"), Restore: &api.RestoreRequest{
+	result, err := to.Run(w.context(), api.StartRequest{ID: "op-2", Kind: api.KindRestore, Credentials: w.toRestore(s, "op-2"), Restore: &api.RestoreRequest{
 		RootObject: record.Snapshot.RootObject, Root: record.Snapshot.Root, Volume: "data", Path: "/",
 	}}, func(api.Progress) {})
 	w.must(err)

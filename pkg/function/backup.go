@@ -52,7 +52,7 @@ func (d *Data) take(ctx context.Context, call Call, repo *repository.Repository,
 	// When each step begins, for who wants to know where the time goes.
 	step := func(what string) { call.Log.Debug(what, "operation", b.operation) }
 	step("opening a session")
-	credentials, end, err := d.session(ctx, repo, b.operation, b.username, hostname)
+	credentials, end, err := d.session(ctx, repo, repo.Session, b.operation, b.username, hostname)
 	if err != nil {
 		return api.Record{}, err
 	}

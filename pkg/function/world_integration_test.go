@@ -245,6 +245,9 @@ type operation struct {
 	api.Operation
 }
 
+// readOnlyPassword is the password of sessions that may read contents only.
+const readOnlyPassword = "read-only"
+
 func newAgent(t testing.TB, s script) *agent {
 	a := &agent{script: s, known: map[string]*operation{}}
 	mux := http.NewServeMux()
@@ -271,7 +274,11 @@ func newAgent(t testing.TB, s script) *agent {
 		if err := json.NewDecoder(r.Body).Decode(&req); err != nil {
 			t.Error(err)
 		}
-		answer(w, api.Session{ID: req.ID, Username: req.Username, Hostname: req.Hostname, Password: "password"})
+		password := "password"
+		if req.ReadOnly {
+			password = readOnlyPassword
+		}
+		answer(w, api.Session{ID: req.ID, Username: req.Username, Hostname: req.Hostname, Password: password})
 	})
 	mux.HandleFunc("DELETE /v1/sessions/{id}", func(http.ResponseWriter, *http.Request) {})
 	a.server = httptest.NewUnstartedServer(mux)
