@@ -12,7 +12,6 @@ import (
 	"reflect"
 	"runtime/debug"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/kopia/kopia/repo"
@@ -33,7 +32,7 @@ type streams struct {
 	rep    repo.DirectRepository
 	limits *contents.Limits
 	large  chan struct{} // of the large contents that are read
-	open   atomic.Int64  // streams that were let in
+	memory *memory
 	log    *slog.Logger
 }
 
@@ -46,7 +45,7 @@ const (
 
 func newStreams(f *front, k *kopiaServer, rep repo.DirectRepository, log *slog.Logger) *streams {
 	// As many requests under way as Kopia allows.
-	return &streams{front: f, kopia: k, rep: rep, limits: contents.NewLimits(maxConcurrency), large: make(chan struct{}, parallelLarge), log: log}
+	return &streams{front: f, kopia: k, rep: rep, limits: contents.NewLimits(maxConcurrency), large: make(chan struct{}, parallelLarge), memory: &memory{free: debug.FreeOSMemory}, log: log}
 }
 
 // serve is for http.Server.TLSNextProto: the handshake has chosen the protocol. A
@@ -72,8 +71,7 @@ func (s *streams) serve(_ *http.Server, conn *tls.Conn, _ http.Handler) {
 		s.refuse(conn, err)
 		return
 	}
-	s.open.Add(1)
-	defer s.closed()
+	defer s.memory.use()()
 	one := &stream{rep: s.rep, kopia: s.kopia, large: s.large, readOnly: session.readOnly}
 	defer one.close()
 	f := s.rep.ContentReader().ContentFormat()
@@ -105,11 +103,49 @@ func (s *streams) refresh(ctx context.Context) error {
 	return nil
 }
 
-// closed hands memory back when nobody is left who needs it: a server is idle for most of
-// its time, and what a backup leaves is not what a restore needs.
-func (s *streams) closed() {
-	if s.open.Add(-1) == 0 {
-		debug.FreeOSMemory()
+// memory is handed back when nobody is left who needs it: a server is idle for most of its
+// time, and what a backup leaves is not what a restore needs. To do so stops everybody for a
+// moment, so whoever opens and closes streams, one after the other, does not make it happen
+// each time.
+type memory struct {
+	free func()
+
+	mu    sync.Mutex // protects the following
+	users int
+	freed time.Time   // the last time
+	later *time.Timer // frees it once more; nil: nothing is to be freed
+}
+
+// freePause is between two times that memory is handed back.
+const freePause = time.Minute
+
+// use says that somebody needs memory until done is called.
+func (m *memory) use() (done func()) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.users++
+	return m.done
+}
+
+func (m *memory) done() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.users--
+	if m.users == 0 && m.later == nil {
+		m.later = time.AfterFunc(max(0, freePause-time.Since(m.freed)), m.give)
+	}
+}
+
+func (m *memory) give() {
+	m.mu.Lock()
+	idle := m.users == 0
+	m.later = nil
+	if idle {
+		m.freed = time.Now()
+	}
+	m.mu.Unlock()
+	if idle {
+		m.free()
 	}
 }
 
