@@ -90,7 +90,7 @@ func TestOtherVersions(t *testing.T) {
 		want   string // of the request
 		text   string // of the refusal
 	}{
-		"today's":             {`{"protocol":1,"oldestProtocol":1}`, api.Spoken, "1", ""},
+		"today's":             {`{"protocol":2,"oldestProtocol":1}`, api.Spoken, "2", ""},
 		"an older agent":      {`{"protocol":1}`, api.Protocols{Oldest: 1, Newest: 2}, "1", ""},
 		"a newer agent":       {`{"protocol":3,"oldestProtocol":2,"more":[1]}`, api.Protocols{Oldest: 1, Newest: 2}, "2", ""},
 		"one that is too old": {`{"protocol":1}`, api.Protocols{Oldest: 2, Newest: 3}, "", "restart its workload"},
@@ -163,12 +163,12 @@ func TestServedVersions(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, protocol := range []string{"", "1"} {
+	for _, protocol := range []string{"", "1", "2"} {
 		if status, answer := ask("POST", "operations", protocol, string(start)); status != 200 || !strings.Contains(answer, `"id":"op-1"`) {
 			t.Errorf("protocol %q: %d %s", protocol, status, answer)
 		}
 	}
-	for _, protocol := range []string{"0", "2", "-1", "x"} {
+	for _, protocol := range []string{"0", "3", "-1", "x"} {
 		if status, answer := ask("POST", "operations", protocol, string(start)); status != 400 || !strings.Contains(answer, string(api.CodeProtocol)) {
 			t.Errorf("protocol %q: %d %s, want it refused", protocol, status, answer)
 		}

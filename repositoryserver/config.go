@@ -14,9 +14,6 @@ import (
 	"time"
 
 	"github.com/kopia/kopia/repo/blob"
-	"github.com/kopia/kopia/repo/encryption"
-	"github.com/kopia/kopia/repo/hashing"
-	"github.com/kopia/kopia/repo/splitter"
 )
 
 // Config is the content of the mounted configuration file. All of it is secret.
@@ -101,16 +98,27 @@ func (f Format) retention() (blob.RetentionMode, time.Duration, error) {
 // leastObjectLock leaves maintenance, which extends locks once a day, a day to spare.
 const leastObjectLock = 48 * time.Hour
 
+// What a repository may be made with, the default first: the hashes are keyed, the encryptions
+// authenticate. Kopia's own defaults are among them, for a repository that somebody made with
+// it, and the splitters are those of the resource.
+var (
+	hashes      = []string{"BLAKE3-256-128", "BLAKE3-256", "BLAKE2B-256-128", "BLAKE2B-256", "HMAC-SHA256-128", "HMAC-SHA256"}
+	encryptions = []string{"AES256-GCM-HMAC-SHA256", "CHACHA20-POLY1305-HMAC-SHA256"}
+	splitters   = []string{
+		"DYNAMIC-4M-BUZHASH", "DYNAMIC-1M-BUZHASH", "DYNAMIC-8M-BUZHASH", "FIXED-1M", "FIXED-2M", "FIXED-4M", "FIXED-8M",
+	}
+)
+
 // withDefaults fills in what was measured to be the fastest of the safe ones.
 func (f Format) withDefaults() Format {
 	if f.Hash == "" {
-		f.Hash = "BLAKE3-256-128"
+		f.Hash = hashes[0]
 	}
 	if f.Encryption == "" {
-		f.Encryption = "AES256-GCM-HMAC-SHA256"
+		f.Encryption = encryptions[0]
 	}
 	if f.Splitter == "" {
-		f.Splitter = "DYNAMIC-4M-BUZHASH"
+		f.Splitter = splitters[0]
 	}
 	return f
 }
@@ -161,9 +169,9 @@ func (c Config) validate() error {
 		name, value string
 		known       []string
 	}{
-		{"hash", c.Format.Hash, hashing.SupportedAlgorithms()},
-		{"encryption", c.Format.Encryption, encryption.SupportedAlgorithms(false)},
-		{"splitter", c.Format.Splitter, splitter.SupportedAlgorithms()},
+		{"hash", c.Format.Hash, hashes},
+		{"encryption", c.Format.Encryption, encryptions},
+		{"splitter", c.Format.Splitter, splitters},
 	} {
 		if !slices.Contains(f.known, f.value) {
 			return fmt.Errorf("read configuration: format.%s %q is not one of %s", f.name, f.value, strings.Join(f.known, ", "))

@@ -33,6 +33,12 @@ func TestParseConfig(t *testing.T) {
 		"half a prefix":   {strings.Replace(`{"repositoryID":"r","password":"s3cret",`+storage+`}`, `p/`, `p`, 1), "slash"},
 		"no path":         {`{"repositoryID":"r","password":"s3cret","storage":{"type":"filesystem"}}`, "path"},
 		"unknown hash":    {`{"repositoryID":"r","password":"s3cret","format":{"hash":"MD5"},` + storage + `}`, "MD5"},
+		"Kopia's hash":    {`{"repositoryID":"r","password":"s3cret","format":{"hash":"BLAKE2B-256-128"},` + storage + `}`, ""},
+		"a shorter hash":  {`{"repositoryID":"r","password":"s3cret","format":{"hash":"HMAC-SHA224"},` + storage + `}`, "HMAC-SHA224"},
+		"encryption":      {`{"repositoryID":"r","password":"s3cret","format":{"encryption":"CHACHA20-POLY1305-HMAC-SHA256"},` + storage + `}`, ""},
+		"no encryption":   {`{"repositoryID":"r","password":"s3cret","format":{"encryption":"NONE"},` + storage + `}`, "NONE"},
+		"splitter":        {`{"repositoryID":"r","password":"s3cret","format":{"splitter":"FIXED-4M"},` + storage + `}`, ""},
+		"a tiny splitter": {`{"repositoryID":"r","password":"s3cret","format":{"splitter":"FIXED-128K"},` + storage + `}`, "FIXED-128K"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			got, err := parseConfig([]byte(c.raw))

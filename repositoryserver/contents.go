@@ -5,13 +5,13 @@ package repositoryserver
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
 	"reflect"
 	"runtime/debug"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/kopia/kopia/repo"
@@ -25,13 +25,14 @@ import (
 // streams answers those who move contents with our own protocol (agent/contents) instead
 // of through Kopia, from a session of our own at the storage. What a user may do there,
 // Kopia lets him do too: read a content whose id he knows, and write contents of snapshots.
+// Who restores may only read, and only here.
 type streams struct {
 	front  *front
 	kopia  *kopiaServer
 	rep    repo.DirectRepository
 	limits *contents.Limits
 	large  chan struct{} // of the large contents that are read
-	open   atomic.Int64  // streams that were let in
+	memory *memory
 	log    *slog.Logger
 }
 
@@ -44,7 +45,7 @@ const (
 
 func newStreams(f *front, k *kopiaServer, rep repo.DirectRepository, log *slog.Logger) *streams {
 	// As many requests under way as Kopia allows.
-	return &streams{front: f, kopia: k, rep: rep, limits: contents.NewLimits(maxConcurrency), large: make(chan struct{}, parallelLarge), log: log}
+	return &streams{front: f, kopia: k, rep: rep, limits: contents.NewLimits(maxConcurrency), large: make(chan struct{}, parallelLarge), memory: &memory{free: debug.FreeOSMemory}, log: log}
 }
 
 // serve is for http.Server.TLSNextProto: the handshake has chosen the protocol. A
@@ -70,9 +71,8 @@ func (s *streams) serve(_ *http.Server, conn *tls.Conn, _ http.Handler) {
 		s.refuse(conn, err)
 		return
 	}
-	s.open.Add(1)
-	defer s.closed()
-	one := &stream{rep: s.rep, kopia: s.kopia, large: s.large}
+	defer s.memory.use()()
+	one := &stream{rep: s.rep, kopia: s.kopia, large: s.large, readOnly: session.readOnly}
 	defer one.close()
 	f := s.rep.ContentReader().ContentFormat()
 	err = contents.Serve(session.ctx, conn, one, contents.Parameters{
@@ -103,11 +103,50 @@ func (s *streams) refresh(ctx context.Context) error {
 	return nil
 }
 
-// closed hands memory back when nobody is left who needs it: a server is idle for most of
-// its time, and what a backup leaves is not what a restore needs.
-func (s *streams) closed() {
-	if s.open.Add(-1) == 0 {
-		debug.FreeOSMemory()
+// memory is handed back when nobody is left who needs it: a server is idle for most of its
+// time, and what a backup leaves is not what a restore needs. To do so stops everybody for a
+// moment, so whoever opens and closes streams, one after the other, does not make it happen
+// each time.
+type memory struct {
+	free func()
+
+	mu    sync.Mutex // protects the following
+	users int
+	freed time.Time   // the last time
+	later *time.Timer // frees it once more; nil: nothing is to be freed
+}
+
+// freePause is between two times that memory is handed back: short enough that the next
+// operation does not find what the last one left, long against the moment that it takes.
+const freePause = 5 * time.Second
+
+// use says that somebody needs memory until done is called.
+func (m *memory) use() (done func()) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.users++
+	return m.done
+}
+
+func (m *memory) done() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.users--
+	if m.users == 0 && m.later == nil {
+		m.later = time.AfterFunc(max(0, freePause-time.Since(m.freed)), m.give)
+	}
+}
+
+func (m *memory) give() {
+	m.mu.Lock()
+	idle := m.users == 0
+	m.later = nil
+	if idle {
+		m.freed = time.Now()
+	}
+	m.mu.Unlock()
+	if idle {
+		m.free()
 	}
 }
 
@@ -116,11 +155,16 @@ func (s *streams) refuse(conn *tls.Conn, why error) {
 	_ = conn.Close()
 }
 
+// errReadOnly is the answer to all else that a read-only session asks for.
+var errReadOnly = errors.New("access denied: the operation restores: it may read contents, and nothing else")
+
 // stream is the repository as one stream sees it: with what it wrote and did not flush yet.
 type stream struct {
 	rep   repo.DirectRepository
 	kopia *kopiaServer
 	large chan struct{}
+	// readOnly streams are of who restores.
+	readOnly bool
 
 	mu     sync.Mutex // protects the following
 	writer repo.DirectRepositoryWriter
@@ -164,7 +208,10 @@ func (s *stream) HasContent(ctx context.Context, id content.ID) error {
 }
 
 func (s *stream) WriteContent(ctx context.Context, data []byte, prefix content.IDPrefix, comp compression.HeaderID) (content.ID, error) {
-	if !compressions[comp] {
+	switch {
+	case s.readOnly:
+		return content.EmptyID, errReadOnly
+	case !compressions[comp]:
 		return content.EmptyID, fmt.Errorf("access denied: compression %#x is not an operation's to choose", uint32(comp))
 	}
 	w, err := s.toWrite(ctx)
@@ -192,6 +239,9 @@ func (s *stream) toWrite(ctx context.Context) (repo.DirectRepositoryWriter, erro
 // Flush brings what was written to the storage, and to Kopia's server, which reads the
 // index for itself: whoever is told of a backup may look at it through Kopia.
 func (s *stream) Flush(ctx context.Context) error {
+	if s.readOnly {
+		return errReadOnly
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if !s.dirty {

@@ -15,6 +15,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -26,6 +27,7 @@ import (
 
 	"github.com/kanister-kopia/kanister-kopia/agent/api"
 	"github.com/kanister-kopia/kanister-kopia/agent/contents"
+	"github.com/kanister-kopia/kanister-kopia/internal/testenv"
 )
 
 // Who moves contents with our own protocol needs a session's password too, sees what was
@@ -66,6 +68,8 @@ func TestIntegrationContents(t *testing.T) {
 
 	sessions := newSessions(mostSessions, time.Now)
 	session, err := sessions.start(api.SessionRequest{ID: "1", Username: "u", Hostname: "h"})
+	must(err)
+	reader, err := sessions.start(api.SessionRequest{ID: "2", Username: "u", Hostname: "h", ReadOnly: true})
 	must(err)
 	certificates := httptest.NewUnstartedServer(nil)
 	certificates.StartTLS()
@@ -146,9 +150,34 @@ func TestIntegrationContents(t *testing.T) {
 	if _, err := w.VerifyObject(ctx, object.DirectObjectID(missingContent)); !errors.Is(err, content.ErrContentNotFound) && !errors.Is(err, object.ErrObjectNotFound) {
 		t.Errorf("whether there is what nobody wrote: %v", err)
 	}
-	if a := sessions.activity(); a.Streams != 2 {
-		t.Errorf("%d streams are counted, want 2", a.Streams)
-	}
+	t.Run("who may read only", func(t *testing.T) {
+		r, err := enter("u", reader.Password)
+		must(err)
+		defer r.Close()
+		if got, err := reads(r, id); got != text || err != nil {
+			t.Errorf("read %q, %v", got, err)
+		}
+		for what, do := range map[string]func(*contents.Writer) error{
+			"write": func(w *contents.Writer) error {
+				o := w.NewObjectWriter(ctx, object.WriterOptions{})
+				defer o.Close()
+				_, werr := o.Write([]byte("from a restore"))
+				_, rerr := o.Result()
+				return errors.Join(werr, rerr, w.Flush(ctx))
+			},
+			"flush": func(w *contents.Writer) error { return w.Flush(ctx) },
+		} {
+			stream, err := open("u", reader.Password)
+			must(err)
+			w, err := contents.NewWriter(ctx, stream, func(int64) {})
+			must(err)
+			if err := do(w); err == nil || !strings.Contains(err.Error(), "access denied") {
+				t.Errorf("%s: %v, want it denied", what, err)
+			}
+			w.Close()
+		}
+	})
+	testenv.Eventually(t, time.Minute, "two streams are counted", func() bool { return sessions.activity().Streams == 2 })
 	sessions.end("1")
 	if got, err := reads(r, id); !errors.Is(err, io.EOF) {
 		t.Errorf("after the session's end: %q, %v", got, err)

@@ -99,7 +99,7 @@ func TestIntegrationDevice(t *testing.T) {
 		return req
 	}
 	restore := func(id, volume string, of *api.SnapshotResult) api.StartRequest {
-		return api.StartRequest{ID: id, Kind: api.KindRestore, Credentials: w.session(s, id, "restore"), Restore: &api.RestoreRequest{
+		return api.StartRequest{ID: id, Kind: api.KindRestore, Credentials: w.toRestore(s, id), Restore: &api.RestoreRequest{
 			RootObject: of.RootObject, Root: of.Root, Volume: volume, Path: "/",
 		}}
 	}

@@ -85,7 +85,7 @@ func (t *trial) snapshot(id string) api.StartRequest {
 // restoreTo restores a backup below a path of the target.
 func (t *trial) restoreTo(id string, record api.Record, path string) api.StartRequest {
 	t.Helper()
-	return api.StartRequest{ID: id, Kind: api.KindRestore, Credentials: t.session(t.s, id, "restore"), Restore: &api.RestoreRequest{
+	return api.StartRequest{ID: id, Kind: api.KindRestore, Credentials: t.toRestore(t.s, id), Restore: &api.RestoreRequest{
 		RootObject: record.Snapshot.RootObject, Root: record.Snapshot.Root, Volume: "target", Path: path,
 	}}
 }

@@ -45,6 +45,7 @@ const maxStreams = 256
 
 // Status codes of gRPC.
 const (
+	grpcPermissionDenied  = 7
 	grpcResourceExhausted = 8
 	grpcUnavailable       = 14
 	grpcUnauthenticated   = 16
@@ -131,6 +132,10 @@ func (f *front) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer leave()
+	if session.readOnly {
+		refuse(w, r, grpcPermissionDenied, errReadOnly.Error())
+		return
+	}
 	private, err := f.password(r.Context(), user, host)
 	if err != nil {
 		refuse(w, r, grpcUnavailable, err.Error())

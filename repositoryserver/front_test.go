@@ -127,6 +127,13 @@ func TestFrontGuards(t *testing.T) {
 	if users := h["Kopia-Username"]; len(users) != 1 || users[0] != "u" || h.Get("Kopia-Password") != "private" {
 		t.Errorf("Kopia is told %v", users)
 	}
+	reader, err := f.sessions.start(api.SessionRequest{ID: "2", Username: "u", Hostname: "h", ReadOnly: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if status := call("u", reader.Password); status != "7" || reached.Load() != 1 {
+		t.Errorf("who may read contents only: status %q, want permission denied; %d calls", status, reached.Load())
+	}
 	f.sessions.end("1")
 	if call("u", session.Password) != "16" || reached.Load() != 1 {
 		t.Error("an ended session's password reaches Kopia")

@@ -27,7 +27,7 @@ func runGateway(ctx context.Context, o Options) error {
 	ended := make(chan error, 2)
 	open := newSessions(mostSessions, o.Now)
 	watch := &storageWatch{now: o.Now}
-	go func() { ended <- serveHealth(ctx, o.HealthListen, ready, newMetrics(open, watch)) }()
+	go func() { ended <- serveHealth(ctx, o.HealthListen, ready, &liveness{}, newMetrics(open, watch)) }()
 
 	// A wrong password is told now, not by the first backup.
 	_, problem := child.Run(ctx, api.StartRequest{

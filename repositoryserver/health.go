@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -47,10 +48,70 @@ func (r *readiness) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	fmt.Fprintln(w, "ok")
 }
 
-func serveHealth(ctx context.Context, address string, ready http.Handler, metrics http.Handler) error {
+// liveness is whether Kopia's server, which is of this process, still answers: one that hangs
+// is to be started again. Until it has started, and where there is none, it lives.
+//
+// An outage of the storage is no reason to: Kopia waits for it while it holds its lock, and
+// would after a start again, but what runs would be lost.
+type liveness struct {
+	now     func() time.Time
+	storage *storageWatch
+
+	mu     sync.Mutex // protects the following
+	ask    func(context.Context) error
+	silent time.Time // since when it does not answer though the storage does; zero: it answers
+}
+
+const (
+	// livenessTimeout is of one question; it is shorter than the probe's own.
+	livenessTimeout = 4 * time.Second
+	// livenessPatience is how long Kopia may be silent: many times what it needs to read the
+	// index of a large repository on a busy node, or to give up a call to the storage.
+	livenessPatience = 10 * time.Minute
+)
+
+// watch asks a server from now on.
+func (l *liveness) watch(k *kopiaServer) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.ask = func(ctx context.Context) error { return k.controlCall(ctx, http.MethodGet, "status") }
+}
+
+// ServeHTTP is /healthz.
+func (l *liveness) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	l.mu.Lock()
+	ask := l.ask
+	l.mu.Unlock()
+	if ask == nil {
+		fmt.Fprintln(w, "ok")
+		return
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), livenessTimeout)
+	defer cancel()
+	err := ask(ctx)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	now := l.now()
+	switch {
+	case err == nil:
+		l.silent = time.Time{}
+		fmt.Fprintln(w, "kopia answers")
+		return
+	case !l.storage.answers():
+		l.silent = time.Time{}
+	case l.silent.IsZero():
+		l.silent = now
+	case now.Sub(l.silent) >= livenessPatience:
+		http.Error(w, fmt.Sprintf("kopia has not answered since %s: %v", l.silent.UTC().Format(time.RFC3339), err), http.StatusServiceUnavailable)
+		return
+	}
+	fmt.Fprintf(w, "kopia does not answer at the moment: %v\n", err)
+}
+
+func serveHealth(ctx context.Context, address string, ready, alive, metrics http.Handler) error {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", metrics)
-	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
+	mux.Handle("GET /healthz", alive)
 	mux.Handle("GET /readyz", ready)
 	server := &http.Server{Addr: address, Handler: mux, ReadHeaderTimeout: 5 * time.Second}
 	stop := context.AfterFunc(ctx, func() { _ = server.Close() })

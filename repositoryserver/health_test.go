@@ -3,6 +3,8 @@
 package repositoryserver
 
 import (
+	"context"
+	"errors"
 	"net/http/httptest"
 	"testing"
 	"testing/synctest"
@@ -32,6 +34,62 @@ func TestReadiness(t *testing.T) {
 		r.end()
 		if status, took := ask(); status != 503 || took != 0 {
 			t.Errorf("closed: %d after %s", status, took)
+		}
+	})
+}
+
+// A server whose Kopia hangs is started again after a while; one that is only busy is not,
+// nor is one whose storage does not answer, for however long.
+func TestLiveness(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		storage := &storageWatch{now: time.Now}
+		l := &liveness{now: time.Now, storage: storage}
+		// probed is what the kubelet sees, who asks every 20 s for so long.
+		probed := func(d time.Duration) (failed int) {
+			for end := time.Now().Add(d); time.Now().Before(end); time.Sleep(20 * time.Second) {
+				began, w := time.Now(), httptest.NewRecorder()
+				l.ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), "GET", "/healthz", nil))
+				if took := time.Since(began); took >= 5*time.Second {
+					t.Errorf("answered after %s; the kubelet waits for 5 s", took)
+				}
+				if w.Code != 200 {
+					failed++
+				}
+			}
+			return failed
+		}
+		if n := probed(time.Hour); n > 0 {
+			t.Errorf("before Kopia has started: %d probes failed", n)
+		}
+		hangs := false
+		l.ask = func(ctx context.Context) error {
+			if hangs {
+				<-ctx.Done()
+			}
+			return ctx.Err()
+		}
+		if n := probed(time.Hour); n > 0 {
+			t.Errorf("while Kopia answers: %d probes failed", n)
+		}
+		for range 10 {
+			hangs = true
+			if n := probed(5 * time.Minute); n > 0 {
+				t.Errorf("while Kopia is busy: %d probes failed", n)
+			}
+			hangs = false
+			probed(time.Minute)
+		}
+		hangs = true
+		storage.saw(errors.New("no route to host"))
+		if n := probed(5 * time.Hour); n > 0 {
+			t.Errorf("in an outage of the storage: %d probes failed", n)
+		}
+		storage.saw(nil)
+		if n := probed(5 * time.Minute); n > 0 {
+			t.Errorf("a moment after the outage: %d probes failed", n)
+		}
+		if n := probed(15 * time.Minute); n < 3 {
+			t.Errorf("Kopia hangs: %d probes failed, the kubelet kills after 3", n)
 		}
 	})
 }

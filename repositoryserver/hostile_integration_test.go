@@ -38,6 +38,13 @@ import (
 // application could do that holds its own session.
 func (w *world) kopia(c *api.Credentials) repo.Repository {
 	w.Helper()
+	rep, err := w.tryKopia(c)
+	w.must(err)
+	return rep
+}
+
+func (w *world) tryKopia(c *api.Credentials) (repo.Repository, error) {
+	w.Helper()
 	conn, err := tls.Dial("tcp", strings.TrimPrefix(c.URL, "https://"), &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}})
 	w.must(err)
 	sum := sha256.Sum256(conn.ConnectionState().PeerCertificates[0].Raw)
@@ -51,9 +58,10 @@ func (w *world) kopia(c *api.Credentials) repo.Repository {
 	file := filepath.Join(w.TempDir(), "repository.config")
 	w.must(os.WriteFile(file, raw, 0o600))
 	rep, err := repo.Open(w.context(), file, c.Password, &repo.Options{DisableRepositoryLog: true, OnFatalError: func(error) {}})
-	w.must(err)
-	w.Cleanup(func() { _ = rep.Close(context.Background()) })
-	return rep
+	if err == nil {
+		w.Cleanup(func() { _ = rep.Close(context.Background()) })
+	}
+	return rep, err
 }
 
 // manifests are all that the repository holds, read from the storage itself.
@@ -106,11 +114,15 @@ func store(ctx context.Context, w repo.RepositoryWriter, prefix content.IDPrefix
 
 // saveSnapshot saves a snapshot of nothing much, with tags.
 func saveSnapshot(ctx context.Context, w repo.RepositoryWriter, source snapshot.SourceInfo, tags map[string]string) (manifest.ID, error) {
+	return saveSnapshotAt(ctx, w, source, time.Now(), tags)
+}
+
+func saveSnapshotAt(ctx context.Context, w repo.RepositoryWriter, source snapshot.SourceInfo, when time.Time, tags map[string]string) (manifest.ID, error) {
 	id, err := store(ctx, w, "", []byte("mine"))
 	if err != nil {
 		return "", err
 	}
-	at := fs.UTCTimestampFromTime(time.Now())
+	at := fs.UTCTimestampFromTime(when)
 	return snapshot.SaveSnapshot(ctx, w, &snapshot.Manifest{
 		Source: source, StartTime: at, EndTime: at, Tags: tags,
 		RootEntry: &snapshot.DirEntry{Name: "f", Type: snapshot.EntryTypeFile, ObjectID: id, FileSize: 4},
@@ -132,15 +144,19 @@ func TestIntegrationUsersAreConfined(t *testing.T) {
 	rep, ctx := w.kopia(credentials), w.context()
 	self := snapshot.SourceInfo{UserName: credentials.Username, Host: credentials.Hostname, Path: "/"}
 
+	// More than Kopia keeps by its own rules, within one hour.
+	const many = 15
 	var mine manifest.ID
-	for range 3 {
-		w.must(write(ctx, rep, func(ctx context.Context, rw repo.RepositoryWriter) (err error) {
-			mine, err = saveSnapshot(ctx, rw, self, nil)
-			return err
-		}))
-	}
-	if own, err := snapshot.ListSnapshots(ctx, rep, self); err != nil || len(own) != 3 {
-		t.Errorf("its own snapshots: %d, %v, want 3", len(own), err)
+	w.must(write(ctx, rep, func(ctx context.Context, rw repo.RepositoryWriter) (err error) {
+		for i := range many {
+			if mine, err = saveSnapshotAt(ctx, rw, self, time.Date(2026, 11, 1, 10, i, 0, 0, time.UTC), nil); err != nil {
+				return err
+			}
+		}
+		return nil
+	}))
+	if own, err := snapshot.ListSnapshots(ctx, rep, self); err != nil || len(own) != many {
+		t.Errorf("its own snapshots: %d, %v, want %d", len(own), err, many)
 	}
 	// What a snapshot says of itself is nobody's record.
 	planted := map[string]string{"id": record.BackupID, "tag": record.BackupTag, "key": record.KeyID, "tag:backupTag": record.BackupTag}
@@ -224,6 +240,41 @@ func TestIntegrationUsersAreConfined(t *testing.T) {
 	// The others' next backup goes on from their own last one.
 	if next := w.backup(s, agent, "op-2", "/"); next.Snapshot.CachedFiles != 1 || next.Snapshot.RootObject != record.Snapshot.RootObject {
 		t.Errorf("the next backup: %+v", next.Snapshot)
+	}
+}
+
+// A restore's session restores, and does nothing through Kopia: no snapshot, no content, no look
+// at what is there, and a backup with it fails.
+func TestIntegrationRestoresOnlyRead(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	source := w.volume()
+	w.must(os.WriteFile(filepath.Join(source, "f"), []byte("x"), 0o600))
+	s := w.serve()
+	agent, _ := w.sidecar(source, nil)
+	record := w.backup(s, agent, "op-1", "/")
+	before := w.manifests()
+
+	credentials := w.toRestore(s, "hostile")
+	if rep, err := w.tryKopia(credentials); err == nil {
+		self := snapshot.SourceInfo{UserName: credentials.Username, Host: credentials.Hostname, Path: "/"}
+		err = write(w.context(), rep, func(ctx context.Context, rw repo.RepositoryWriter) error {
+			_, err := saveSnapshot(ctx, rw, self, nil)
+			return err
+		})
+		t.Errorf("Kopia lets it in; a snapshot: %v", err)
+	} else if !strings.Contains(err.Error(), "access denied") {
+		t.Errorf("Kopia's protocol: %v, want it denied", err)
+	}
+	if _, err := agent.Run(w.context(), snapshotRequest("hostile", credentials, "/"), func(api.Progress) {}); code(err) != api.CodeAccessDenied {
+		t.Errorf("a backup with it: %v, want it denied", err)
+	}
+	if after := w.manifests(); !maps.Equal(before, after) {
+		t.Errorf("the repository's manifests changed:\n had %v\nhave %v", slices.Sorted(maps.Values(before)), slices.Sorted(maps.Values(after)))
+	}
+	folder, _ := w.restore(s, "op-2", record, "", "/")
+	if got, err := os.ReadFile(filepath.Join(folder, "f")); string(got) != "x" || err != nil {
+		t.Errorf("restored %q, %v", got, err)
 	}
 }
 

@@ -186,10 +186,21 @@ func (w *world) session(s *server, id, user string) *api.Credentials {
 
 func (w *world) sessionAt(s *server, id, user, host string) *api.Credentials {
 	w.Helper()
-	session, err := s.agent.StartSession(w.context(), api.SessionRequest{ID: id, Username: user, Hostname: host})
+	return w.sessionOf(s, api.SessionRequest{ID: id, Username: user, Hostname: host})
+}
+
+// toRestore opens a session for an operation that restores.
+func (w *world) toRestore(s *server, id string) *api.Credentials {
+	w.Helper()
+	return w.sessionOf(s, api.SessionRequest{ID: id, Username: "restore", Hostname: host, ReadOnly: true})
+}
+
+func (w *world) sessionOf(s *server, req api.SessionRequest) *api.Credentials {
+	w.Helper()
+	session, err := s.agent.StartSession(w.context(), req)
 	w.must(err)
 	w.passwords = append(w.passwords, session.Password)
-	return &api.Credentials{URL: s.url, CA: s.ca, Username: user, Hostname: host, Password: session.Password}
+	return &api.Credentials{URL: s.url, CA: s.ca, Username: req.Username, Hostname: req.Hostname, Password: session.Password}
 }
 
 const prefix = "backups/shop/db"
@@ -227,7 +238,7 @@ func (w *world) restore(s *server, id string, record api.Record, subPath, to str
 	w.Helper()
 	volume := w.volume()
 	agent, _ := w.sidecar(volume, nil)
-	result, err := agent.Run(w.context(), api.StartRequest{ID: id, Kind: api.KindRestore, Credentials: w.session(s, id, "restore"), Restore: &api.RestoreRequest{
+	result, err := agent.Run(w.context(), api.StartRequest{ID: id, Kind: api.KindRestore, Credentials: w.toRestore(s, id), Restore: &api.RestoreRequest{
 		RootObject: record.Snapshot.RootObject, Root: record.Snapshot.Root, SubPath: subPath, Volume: "data", Path: to,
 	}}, func(api.Progress) {})
 	w.must(err)
@@ -561,7 +572,7 @@ func TestIntegrationRateLimit(t *testing.T) {
 	snapshot := limited(agent, snapshotRequest("slow-backup", w.session(s, "slow-backup", "pvc.data"), "/")).Snapshot
 	target := w.volume()
 	to, _ := w.sidecar(target, nil)
-	limited(to, api.StartRequest{ID: "slow-restore", Kind: api.KindRestore, Credentials: w.session(s, "slow-restore", "restore"), Restore: &api.RestoreRequest{
+	limited(to, api.StartRequest{ID: "slow-restore", Kind: api.KindRestore, Credentials: w.toRestore(s, "slow-restore"), Restore: &api.RestoreRequest{
 		RootObject: snapshot.RootObject, Root: snapshot.Root, Volume: "data", Path: "/",
 	}})
 	w.same(want, testenv.Tree(w, target))

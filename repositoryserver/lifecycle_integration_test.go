@@ -8,6 +8,7 @@ import (
 	"bytes"
 	"crypto/x509"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -16,6 +17,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -41,6 +44,24 @@ func TestIntegrationDrain(t *testing.T) {
 		t.Errorf("in use: %+v, %v", a, err)
 	}
 	w.metric(s, "kanister_kopia_repository_sessions 1")
+	w.metric(s, "kanister_kopia_repository_users 1")
+	w.metric(s, "kanister_kopia_repository_queue 0")
+	for i := 2; i <= 16; i++ {
+		w.session(s, fmt.Sprint("more-", i), "pvc.more")
+	}
+	if _, err := s.agent.StartSession(ctx, api.SessionRequest{ID: "waits", Username: "pvc.more", Hostname: host}); code(err) != api.CodeBusy {
+		t.Errorf("one session too many: %v", err)
+	}
+	w.metric(s, "kanister_kopia_repository_sessions 16")
+	w.metric(s, "kanister_kopia_repository_users 2")
+	w.metric(s, "kanister_kopia_repository_queue 1")
+	if body := w.get(s, "/healthz"); body != "kopia answers\n" {
+		t.Errorf("/healthz says %q", body)
+	}
+	for i := 2; i <= 16; i++ {
+		w.must(s.agent.EndSession(ctx, fmt.Sprint("more-", i)))
+	}
+	w.must(s.agent.EndSession(ctx, "waits"))
 	w.must(writer.Close(ctx))
 	w.must(rep.Close(ctx))
 	w.must(s.agent.EndSession(ctx, "one"))
@@ -63,15 +84,21 @@ func TestIntegrationDrain(t *testing.T) {
 // metric looks for a line of /metrics.
 func (w *world) metric(s *server, line string) {
 	w.Helper()
-	resp, err := http.Get(fmt.Sprintf("http://127.0.0.1:%d/metrics", s.healthPort))
+	if !strings.Contains(w.get(s, "/metrics"), line+"\n") {
+		w.Errorf("/metrics has no %q", line)
+	}
+}
+
+// get is what a server says to whom it shows nothing secret.
+func (w *world) get(s *server, path string) string {
+	w.Helper()
+	resp, err := http.Get(fmt.Sprintf("http://127.0.0.1:%d%s", s.healthPort, path))
 	w.must(err)
 	defer resp.Body.Close()
 	raw, err := io.ReadAll(resp.Body)
 	w.must(err)
-	if !strings.Contains(string(raw), line+"\n") {
-		w.Errorf("/metrics has no %q", line)
-	}
-	w.noSecrets("/metrics", raw)
+	w.noSecrets(path, raw)
+	return string(raw)
 }
 
 // maintain runs one maintenance as its pod does.
@@ -134,6 +161,12 @@ func TestIntegrationMaintenance(t *testing.T) {
 		t.Errorf("a quarter: %+v %s", part, message)
 	}
 	folder, _ := w.restore(s, "op-3", record, "", "/after")
+	metrics := w.get(s, "/metrics")
+	for _, from := range []string{"memory", "storage"} {
+		if counted := regexp.MustCompile(`(?m)^kanister_kopia_repository_pack_reads_total\{from="` + from + `"\} [1-9]`); !counted.MatchString(metrics) {
+			t.Errorf("after a restore of %d files no pack was read from %s", files, from)
+		}
+	}
 	w.same(testenv.Tree(w, source), testenv.Tree(w, folder))
 
 	// A pack that the storage lost is found out, before somebody needs the backup.
@@ -165,8 +198,8 @@ func (w *world) losePacks() {
 	}
 }
 
-// stock starts Kopia's own server with a user, with its own access control.
-func (w *world) stock() (external *repositoryserver.External, repository string, run func(args ...string) string) {
+// stock starts Kopia's own server with a user, with its own access control or with rules.
+func (w *world) stock(rules ...[2]string) (external *repositoryserver.External, repository string, run func(args ...string) string) {
 	w.Helper()
 	dir := w.TempDir()
 	const password = "user-password-5d6e"
@@ -187,6 +220,12 @@ func (w *world) stock() (external *repositoryserver.External, repository string,
 	run("repository", "create", "filesystem", "--path="+repository, "--cache-directory="+filepath.Join(dir, "cache"))
 	run("policy", "set", "--global", "--add-ignore=*", "--max-file-size=1") // its owner's, which is nothing to us
 	run("server", "acl", "enable")
+	if len(rules) > 0 {
+		run("server", "acl", "delete", "--all", "--delete")
+	}
+	for _, r := range rules {
+		run("server", "acl", "add", "--user=*@*", "--target="+r[0], "--access="+r[1])
+	}
 	run("server", "users", "add", "backup@cluster", "--user-password="+password)
 	tls := filepath.Join(dir, "tls")
 	w.plane.CA.IssueTo(w, tls, testenv.Leaf{IPs: []net.IP{net.IPv4(127, 0, 0, 1)}, Usage: x509.ExtKeyUsageServerAuth})
@@ -262,6 +301,19 @@ func TestIntegrationExternalServer(t *testing.T) {
 	if content, err := os.ReadFile(filepath.Join(into, "there", "f")); err != nil || string(content) != "x" {
 		t.Errorf("restored %q, %v", content, err)
 	}
+	if listed, _ := w.list(s, "list", api.ListRequest{KeyID: "default"}); !slices.Equal(listed, []string{"theirs-1"}) {
+		t.Errorf("listed %v, want the one backup", listed)
+	}
+	counted, err := w.run(s, api.StartRequest{ID: "stats", Kind: api.KindStats, Stats: &api.StatsRequest{BackupID: "theirs-1", Prefix: prefix, KeyID: "default"}})
+	w.must(err)
+	if counted.Stats.Files != 1 || counted.Stats.Bytes != 1 {
+		t.Errorf("stats %+v", counted.Stats)
+	}
+	checked, err := w.run(s, api.StartRequest{ID: "verify", Kind: api.KindVerify, Verify: &api.VerifyRequest{KeyID: "default", Percent: 100}})
+	w.must(err)
+	if v := checked.Verify; v.Backups != 1 || v.ReadFiles != 1 || v.ProblemCount != 0 {
+		t.Errorf("verified %+v", v)
+	}
 	// Kopia's default access control lets a user delete what is its own.
 	deleted, err := s.agent.Run(ctx, api.StartRequest{ID: "delete-1", Kind: api.KindDelete, Delete: &api.DeleteRequest{BackupID: "theirs-1", Prefix: prefix, KeyID: "default"}}, func(api.Progress) {})
 	if err != nil || len(deleted.Records) != 1 {
@@ -315,5 +367,36 @@ func TestIntegrationExternalServer(t *testing.T) {
 	}
 	if _, message := w.maintain("--mode", "quick"); !strings.Contains(message, "whoever runs it") {
 		t.Errorf("maintenance of an external server: %q", message)
+	}
+}
+
+// A server that lets its user add and nothing else keeps the backup, and who asks for its
+// deletion hears whose word is missing.
+func TestIntegrationExternalServerKeeps(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	external, _, _ := w.stock([2]string{"type=content", "APPEND"}, [2]string{"type=snapshot,username=OWN_USER,hostname=OWN_HOST", "APPEND"},
+		[2]string{"type=policy,policyType=global", "READ"})
+	w.config = repositoryserver.Config{RepositoryID: "theirs", External: external}
+	source := w.volume()
+	w.must(os.WriteFile(filepath.Join(source, "f"), []byte("x"), 0o600))
+	s := w.serve()
+	agent, _ := w.sidecar(source, nil)
+	const sourcePath = "/ns-uid-1/pvc.data"
+	request := snapshotRequest("op-1", &api.Credentials{
+		URL: external.URL, CA: external.CA, Username: external.Username, Hostname: external.Hostname, Password: external.Password,
+	}, "/")
+	request.Snapshot.SourcePath = sourcePath
+	result, err := agent.Run(w.context(), request, func(api.Progress) {})
+	w.must(err)
+	record := w.record(s, "op-1", prefix, sourcePath, *result.Snapshot)
+
+	_, err = w.run(s, api.StartRequest{ID: "delete", Kind: api.KindDelete, Delete: &api.DeleteRequest{BackupID: record.BackupID, Prefix: prefix, KeyID: "default"}})
+	var problem *api.Problem
+	if !errors.As(err, &problem) || problem.Code != api.CodeAccessDenied || !strings.Contains(problem.Hint, "whoever runs it") {
+		t.Errorf("delete: %v, want it denied, and whom to ask", err)
+	}
+	if found, err := w.find(s, "find", api.FindRequest{BackupID: record.BackupID, Prefix: prefix, KeyID: "default"}); err != nil || len(found.Records) != 1 {
+		t.Errorf("what was not deleted: %+v, %v", found, err)
 	}
 }

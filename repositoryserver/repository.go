@@ -10,6 +10,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/kopia/kopia/repo"
@@ -98,6 +100,11 @@ func openRepository(ctx context.Context, c Config, username, dir string) (config
 	configFile, err = prepare(ctx, c, username, dir)
 	if err == nil {
 		rep, err = openDirect(ctx, configFile, c.Password)
+	}
+	if err == nil {
+		if err = checkFormat(ctx, rep); err != nil {
+			_ = rep.Close(ctx)
+		}
 	}
 	if err != nil {
 		return "", nil, fmt.Errorf("%s: %w", c.Storage.where(), err)
@@ -212,6 +219,28 @@ func openDirect(ctx context.Context, configFile, password string) (repo.DirectRe
 		return nil, errors.New("open repository: not a direct connection")
 	}
 	return direct, nil
+}
+
+// checkFormat refuses a repository that we would not have made, whoever did.
+func checkFormat(ctx context.Context, rep repo.DirectRepository) error {
+	mp, err := rep.FormatManager().GetMutableParameters(ctx)
+	if err != nil {
+		return fmt.Errorf("read format: %w", err)
+	}
+	if mp.Version != format.FormatVersion3 {
+		return fmt.Errorf("open repository: its format is version %d: upgrade it to version %d with 'kopia repository upgrade', or use another prefix", mp.Version, format.FormatVersion3)
+	}
+	f := rep.ContentReader().ContentFormat()
+	for _, a := range []struct {
+		what, algorithm string
+		safe            []string
+	}{{"hash", f.GetHashFunction(), hashes}, {"encryption", f.GetEncryptionAlgorithm(), encryptions}} {
+		if !slices.Contains(a.safe, a.algorithm) {
+			return fmt.Errorf("open repository: its %s %s is not one of %s, and cannot be changed: use another prefix, where a repository is made",
+				a.what, a.algorithm, strings.Join(a.safe, ", "))
+		}
+	}
+	return nil
 }
 
 // setEpochs sets the shorter epoch; Kopia ignores it when a repository is made.

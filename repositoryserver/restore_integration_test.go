@@ -78,7 +78,7 @@ func TestIntegrationRestoreOver(t *testing.T) {
 	restore := func(id string, r api.RestoreRequest) (*api.Result, error) {
 		r.Volume = "data"
 		defer func() { w.must(s.agent.EndSession(w.context(), id)) }()
-		return to.Run(w.context(), api.StartRequest{ID: id, Kind: api.KindRestore, Credentials: w.session(s, id, "restore"), Restore: &r}, func(api.Progress) {})
+		return to.Run(w.context(), api.StartRequest{ID: id, Kind: api.KindRestore, Credentials: w.toRestore(s, id), Restore: &r}, func(api.Progress) {})
 	}
 	// First without deleting what the backup does not have.
 	extras := []string{"extra", "extra/below", "extra/below/f"}
@@ -166,7 +166,7 @@ func TestIntegrationRestoreResumes(t *testing.T) {
 	target := w.volume()
 	to, process := w.sidecar(target, nil)
 	restore := func(id string, limit int64) (*api.Result, error) {
-		return to.Run(w.context(), api.StartRequest{ID: id, Kind: api.KindRestore, Credentials: w.session(s, id, "restore"), RateLimit: limit, Restore: &api.RestoreRequest{
+		return to.Run(w.context(), api.StartRequest{ID: id, Kind: api.KindRestore, Credentials: w.toRestore(s, id), RateLimit: limit, Restore: &api.RestoreRequest{
 			RootObject: record.Snapshot.RootObject, Root: record.Snapshot.Root, Volume: "data", Path: "/", Parallel: 1,
 		}}, func(api.Progress) {})
 	}
@@ -228,7 +228,7 @@ func TestIntegrationRestoreUnprivileged(t *testing.T) {
 	w.must(os.Lchown(target, 65532, 65532))
 	w.reachable(target)
 	to, _ := w.sidecar(target, asNobody)
-	result, err := to.Run(w.context(), api.StartRequest{ID: "op-2", Kind: api.KindRestore, Credentials: w.session(s, "op-2", "restore"), Restore: &api.RestoreRequest{
+	result, err := to.Run(w.context(), api.StartRequest{ID: "op-2", Kind: api.KindRestore, Credentials: w.toRestore(s, "op-2"), Restore: &api.RestoreRequest{
 		RootObject: record.Snapshot.RootObject, Root: record.Snapshot.Root, Volume: "data", Path: "/",
 	}}, func(api.Progress) {})
 	w.must(err)

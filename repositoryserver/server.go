@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/go-logr/logr"
+	"github.com/kopia/kopia/repo"
 	"github.com/kopia/kopia/repo/logging"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
@@ -57,6 +58,12 @@ func Run(ctx context.Context, o Options) error {
 	if o.Config.External != nil {
 		return runGateway(ctx, o)
 	}
+	return serveRepository(ctx, o, seed)
+}
+
+// serveRepository is Run for a repository of ours: seed, start Kopia, prove what was seeded,
+// and only then listen.
+func serveRepository(ctx context.Context, o Options, seed func(context.Context, repo.DirectRepository, time.Time) error) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	logs := kopiaLogs(o.Log, o.Config.secrets())
@@ -66,7 +73,8 @@ func Run(ctx context.Context, o Options) error {
 	ended := make(chan error, 5)
 	open := newSessions(mostSessions, o.Now)
 	watch := &storageWatch{now: o.Now}
-	go func() { ended <- serveHealth(ctx, o.HealthListen, ready, newMetrics(open, watch)) }()
+	alive := &liveness{now: o.Now, storage: watch}
+	go func() { ended <- serveHealth(ctx, o.HealthListen, ready, alive, newMetrics(open, watch)) }()
 
 	child := &operation.Child{Command: o.Child, StateDir: o.StateDir, Env: agent.ChildEnv()}
 	child.Prepare() // of the probe, meanwhile
@@ -88,6 +96,7 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		return o.scrubbed(err)
 	}
+	alive.watch(kopia)
 	if err := probe(ctx, child, kopia); err != nil {
 		return o.scrubbed(err)
 	}

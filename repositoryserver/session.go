@@ -38,11 +38,13 @@ type sessions struct {
 
 type session struct {
 	api.Session
-	hash    [sha256.Size]byte
-	ctx     context.Context // ends with the session
-	cancel  context.CancelFunc
-	streams int
-	touched time.Time // asked for, or a stream of it ended
+	hash [sha256.Size]byte
+	// readOnly sessions read contents by their ids, through contents.go, and nothing else.
+	readOnly bool
+	ctx      context.Context // ends with the session
+	cancel   context.CancelFunc
+	streams  int
+	touched  time.Time // asked for, or a stream of it ended
 }
 
 const (
@@ -64,7 +66,8 @@ var (
 	sessionID = regexp.MustCompile(`^[a-z0-9-]{1,128}$`)
 )
 
-// start mints a password; the same request again gets the same one.
+// start mints a password; the same request again gets the same one, for what it was first
+// asked for.
 func (s *sessions) start(req api.SessionRequest) (api.Session, error) {
 	bad := func(format string, args ...any) (api.Session, error) {
 		return api.Session{}, &api.Problem{Status: 400, Code: api.CodeBadRequest, Title: "start session: " + fmt.Sprintf(format, args...)}
@@ -108,7 +111,7 @@ func errDraining() *api.Problem {
 
 // add makes a session. The lock is held.
 func (s *sessions) add(req api.SessionRequest, now time.Time) *session {
-	n := &session{Session: api.Session{ID: req.ID, Username: req.Username, Hostname: req.Hostname, Password: rand.Text() + rand.Text()}, touched: now}
+	n := &session{Session: api.Session{ID: req.ID, Username: req.Username, Hostname: req.Hostname, Password: rand.Text() + rand.Text()}, readOnly: req.ReadOnly, touched: now}
 	n.hash = sha256.Sum256([]byte(n.Password))
 	n.ctx, n.cancel = context.WithCancel(context.Background())
 	s.by[req.ID] = n

@@ -88,6 +88,13 @@ func (w *storageWatch) saw(err error) time.Duration {
 	return min(watchPeriod, time.Second<<min(w.failures, 5))
 }
 
+// answers says that the storage answered when it was last looked at.
+func (w *storageWatch) answers() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.failures == 0
+}
+
 // problem is why the storage does not answer, "" while it does.
 func (w *storageWatch) problem() string {
 	w.mu.Lock()

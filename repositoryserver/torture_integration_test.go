@@ -67,7 +67,7 @@ func TestIntegrationLadder(t *testing.T) {
 		w.reachable(filepath.Dir(target))
 		to, _ := w.sidecar(target, setup)
 		result, err := to.Run(w.context(), api.StartRequest{
-			ID: name + "-restore", Kind: api.KindRestore, Credentials: w.session(s, name+"-restore", "restore"), Restore: &api.RestoreRequest{
+			ID: name + "-restore", Kind: api.KindRestore, Credentials: w.toRestore(s, name+"-restore"), Restore: &api.RestoreRequest{
 				RootObject: record.Snapshot.RootObject, Root: record.Snapshot.Root, Volume: "data", Path: "/", Verify: api.VerifyAfter,
 			},
 		}, func(api.Progress) {})

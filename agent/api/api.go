@@ -465,6 +465,8 @@ type SessionRequest struct {
 	ID       string `json:"id"`
 	Username string `json:"username"`
 	Hostname string `json:"hostname"`
+	// ReadOnly is for who restores: the password reads contents by their ids, and does nothing else.
+	ReadOnly bool `json:"readOnly,omitempty" since:"2,hint"`
 }
 
 // Session is the answer: what an agent needs, but for URL and CA, which the

@@ -17,7 +17,7 @@ import (
 // codes of answers, which are read past. What is never done: changing the meaning
 // of a field, a state or a code.
 const (
-	ProtocolVersion = 1
+	ProtocolVersion = 2
 	OldestProtocol  = 1
 )
 

@@ -59,7 +59,7 @@ func (d *Data) take(ctx context.Context, call Call, repo *repository.Repository,
 	}
 	defer done()
 	step("opening a session")
-	credentials, end, err := d.session(ctx, repo, b.operation, b.username, hostname)
+	credentials, end, err := d.session(ctx, repo, repo.Session, b.operation, b.username, hostname)
 	if err != nil {
 		return api.Record{}, err
 	}

@@ -364,7 +364,7 @@ func testCopyVolumeData(w *world) {
 			out["phySize"] != "1.000 MiB" || out["version"] != "v0.0.0" || out["backupTag"] != r.BackupTag {
 			w.Errorf("outputs %v", out)
 		}
-		if r.AbsolutePath != "/mnt/vol_data/copy" || r.Claim != "copy" || seen.all[0].Credentials.Username != "pvc.copy" || seen.all[0].Snapshot.Path != "/" {
+		if r.AbsolutePath != "/mnt/vol_data/copy" || r.Claim != "copy" || seen.all[0].Credentials.Username != "pvc.copy" || seen.all[0].Credentials.Password != "password" || seen.all[0].Snapshot.Path != "/" {
 			w.Errorf("record %+v of %+v", r, seen.all[0])
 		}
 		if left := w.movers(); len(left) > 0 {
@@ -480,6 +480,9 @@ func testRestoreData(w *world) {
 		w.Must(err)
 		if r := last(); r.Path != "/" || r.SubPath != "" || r.Volume != "claim-0" {
 			w.Errorf("asked for %+v, want the whole claim", r)
+		}
+		if c := seen.all[len(seen.all)-1].Credentials; c.Username != "restore" || c.Password != readOnlyPassword {
+			w.Errorf("restores as %s with the session %q, want one that reads only", c.Username, c.Password)
 		}
 		if want := (map[string]any{"restoredTo": "/ in claim rd", "fileCount": "3", "size": "2.000 KiB"}); !reflect.DeepEqual(out, want) {
 			w.Errorf("outputs %v", out)

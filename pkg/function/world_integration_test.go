@@ -293,6 +293,9 @@ type operation struct {
 	api.Operation
 }
 
+// readOnlyPassword is the password of sessions that may read contents only.
+const readOnlyPassword = "read-only"
+
 func newAgent(t testing.TB, s script) *agent {
 	a := &agent{script: s, known: map[string]*operation{}}
 	mux := http.NewServeMux()
@@ -324,7 +327,11 @@ func newAgent(t testing.TB, s script) *agent {
 		if err := json.NewDecoder(r.Body).Decode(&req); err != nil {
 			t.Error(err)
 		}
-		answer(w, api.Session{ID: req.ID, Username: req.Username, Hostname: req.Hostname, Password: "password"})
+		password := "password"
+		if req.ReadOnly {
+			password = readOnlyPassword
+		}
+		answer(w, api.Session{ID: req.ID, Username: req.Username, Hostname: req.Hostname, Password: password})
 	})
 	mux.HandleFunc("DELETE /v1/sessions/{id}", deleted)
 	a.server = httptest.NewUnstartedServer(mux)

@@ -88,10 +88,20 @@ const queuePause = 2 * time.Second
 // operation's turn. The same id again gives the same password, so a phase that goes
 // on after a restart asks anew. End it with EndSession.
 func (r *Repository) Session(ctx context.Context, id, username, hostname string) (*api.Credentials, error) {
+	return r.session(ctx, api.SessionRequest{ID: id, Username: username, Hostname: hostname})
+}
+
+// ReadSession is Session for an operation that restores: its password reads contents and does
+// nothing else, at a server of ours.
+func (r *Repository) ReadSession(ctx context.Context, id, username, hostname string) (*api.Credentials, error) {
+	return r.session(ctx, api.SessionRequest{ID: id, Username: username, Hostname: hostname, ReadOnly: true})
+}
+
+func (r *Repository) session(ctx context.Context, req api.SessionRequest) (*api.Credentials, error) {
 	var s api.Session
 	for {
 		err := r.ask(ctx, func(agent *agentclient.Client) (err error) {
-			s, err = agent.StartSession(ctx, api.SessionRequest{ID: id, Username: username, Hostname: hostname})
+			s, err = agent.StartSession(ctx, req)
 			return err
 		})
 		if err == nil {

@@ -97,7 +97,7 @@ const (
 func (o *ours) session(ctx context.Context, user string, req api.StartRequest) (*api.Result, error) {
 	o.operations++
 	req.ID = fmt.Sprintf("bench-%d", o.operations)
-	session, err := o.server.StartSession(ctx, api.SessionRequest{ID: req.ID, Username: user, Hostname: dataHost})
+	session, err := o.server.StartSession(ctx, api.SessionRequest{ID: req.ID, Username: user, Hostname: dataHost, ReadOnly: req.Kind == api.KindRestore})
 	if err != nil {
 		return nil, err
 	}

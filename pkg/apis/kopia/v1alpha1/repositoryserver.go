@@ -319,8 +319,8 @@ const (
 
 // The conditions.
 const (
-	// ConditionReady is true while a probe sees the repository's own data over TLS
-	// through the server, access control in force.
+	// ConditionReady is true while the server serves. Before it began to, it proved that its
+	// access control was in force; whether the storage answers is Degraded's to say.
 	ConditionReady = "Ready"
 	// ConditionDegraded is true while the server does not start or its storage does
 	// not answer; the message says why.
