@@ -52,7 +52,7 @@ func TestMemoryIsHandedBack(t *testing.T) {
 		after(0, 1, "when nobody is left")
 		for range 100 {
 			m.use()()
-			time.Sleep(100 * time.Millisecond)
+			time.Sleep(10 * time.Millisecond)
 		}
 		after(0, 1, "while they come and go")
 		after(freePause, 2, "later")
