@@ -42,9 +42,14 @@ func (f *locationDelete) Exec(ctx context.Context, call Call) (map[string]any, e
 	if prefix == profile.Location.Bucket || strings.HasPrefix(prefix, "..") {
 		return nil, fmt.Errorf("delete location: artifact %q is the whole bucket: give the prefix of the backups to delete", artifact)
 	}
-	ids, err := f.Repositories.At(ctx, profile)
+	ids, shared, err := f.Repositories.At(ctx, profile)
 	if err != nil {
 		return nil, err
+	}
+	hint := ""
+	if len(shared) > 0 {
+		call.Log.Warn("repositories of this bucket are shared: their backups are left: use DeleteData", "repositories", shared)
+		hint = fmt.Sprintf("; what is in the shared repositories of this bucket (%s) is left: use DeleteData", strings.Join(shared, ", "))
 	}
 	deleted := 0
 	var errs []error
@@ -63,7 +68,7 @@ func (f *locationDelete) Exec(ctx context.Context, call Call) (map[string]any, e
 	}
 	if deleted == 0 {
 		return nil, fmt.Errorf("delete location %s: there is no backup under prefix %s; plain objects are not deleted here: "+
-			"use kando location delete in a KubeTask for what kando location push has written", artifact, prefix)
+			"use kando location delete in a KubeTask for what kando location push has written%s", artifact, prefix, hint)
 	}
 	return map[string]any{"deletedBackups": strconv.Itoa(deleted)}, nil
 }
