@@ -5,11 +5,9 @@
 package repositoryserver_test
 
 import (
-	"crypto/x509"
 	"encoding/json"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -166,38 +164,10 @@ func (w *world) losePacks() {
 // stock starts Kopia's own server with a user, with its own access control.
 func (w *world) stock() *repositoryserver.External {
 	w.Helper()
-	dir := w.TempDir()
-	const password = "user-password-5d6e"
-	run := func(args ...string) {
-		w.Helper()
-		cmd := exec.CommandContext(w.context(), testenv.Kopia(w), append(args, "--config-file="+filepath.Join(dir, "config"), "--log-dir="+filepath.Join(dir, "log"))...)
-		cmd.Env = append(os.Environ(), "KOPIA_PASSWORD=stock", "KOPIA_CHECK_FOR_UPDATES=false")
-		if out, err := cmd.CombinedOutput(); err != nil {
-			w.Fatalf("kopia %v: %v\n%s", args, err, out)
-		}
-	}
-	w.must(os.Mkdir(filepath.Join(dir, "repository"), 0o700))
-	run("repository", "create", "filesystem", "--path="+filepath.Join(dir, "repository"), "--cache-directory="+filepath.Join(dir, "cache"))
-	run("server", "acl", "enable")
-	run("server", "users", "add", "backup@cluster", "--user-password="+password)
-	tls := filepath.Join(dir, "tls")
-	w.plane.CA.IssueTo(w, tls, testenv.Leaf{IPs: []net.IP{net.IPv4(127, 0, 0, 1)}, Usage: x509.ExtKeyUsageServerAuth})
-	port := testenv.Port(w)
-	testenv.Start(w, func(c *exec.Cmd) {
-		c.Env = append(os.Environ(), "KOPIA_PASSWORD=stock", "KOPIA_CHECK_FOR_UPDATES=false", "KOPIA_SERVER_CONTROL_PASSWORD=control")
-	}, testenv.Kopia(w), "server", "start", "--no-ui", fmt.Sprintf("--address=https://127.0.0.1:%d", port),
-		"--tls-cert-file="+filepath.Join(tls, "tls.crt"), "--tls-key-file="+filepath.Join(tls, "tls.key"),
-		"--config-file="+filepath.Join(dir, "config"), "--log-dir="+filepath.Join(dir, "log"))
-	testenv.Eventually(w, 3*time.Minute, "the stock server listens", func() bool {
-		conn, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", port))
-		if err == nil {
-			conn.Close()
-		}
-		return err == nil
-	})
-	w.passwords = append(w.passwords, password)
+	k := testenv.StartKopiaServer(w, w.plane.CA)
+	w.passwords = append(w.passwords, k.Password)
 	return &repositoryserver.External{
-		URL: fmt.Sprintf("https://127.0.0.1:%d", port), CA: string(w.plane.CA.PEM), Username: "backup", Hostname: "cluster", Password: password,
+		URL: k.URL, CA: string(w.plane.CA.PEM), Username: k.Username, Hostname: k.Hostname, Password: k.Password,
 	}
 }
 
