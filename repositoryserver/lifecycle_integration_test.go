@@ -5,14 +5,11 @@
 package repositoryserver_test
 
 import (
-	"bytes"
-	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -201,51 +198,11 @@ func (w *world) losePacks() {
 // stock starts Kopia's own server with a user, with its own access control or with rules.
 func (w *world) stock(rules ...[2]string) (external *repositoryserver.External, repository string, run func(args ...string) string) {
 	w.Helper()
-	dir := w.TempDir()
-	const password = "user-password-5d6e"
-	run = func(args ...string) string {
-		w.Helper()
-		cmd := exec.CommandContext(w.context(), testenv.Kopia(w), append(args, "--config-file="+filepath.Join(dir, "config"), "--log-dir="+filepath.Join(dir, "log"))...)
-		cmd.Env = append(os.Environ(), "KOPIA_PASSWORD=stock", "KOPIA_CHECK_FOR_UPDATES=false")
-		var stderr bytes.Buffer
-		cmd.Stderr = &stderr
-		out, err := cmd.Output()
-		if err != nil {
-			w.Fatalf("kopia %v: %v\n%s%s", args, err, out, &stderr)
-		}
-		return string(out)
-	}
-	repository = filepath.Join(dir, "repository")
-	w.must(os.Mkdir(repository, 0o700))
-	run("repository", "create", "filesystem", "--path="+repository, "--cache-directory="+filepath.Join(dir, "cache"))
-	run("policy", "set", "--global", "--add-ignore=*", "--max-file-size=1") // its owner's, which is nothing to us
-	run("server", "acl", "enable")
-	if len(rules) > 0 {
-		run("server", "acl", "delete", "--all", "--delete")
-	}
-	for _, r := range rules {
-		run("server", "acl", "add", "--user=*@*", "--target="+r[0], "--access="+r[1])
-	}
-	run("server", "users", "add", "backup@cluster", "--user-password="+password)
-	tls := filepath.Join(dir, "tls")
-	w.plane.CA.IssueTo(w, tls, testenv.Leaf{IPs: []net.IP{net.IPv4(127, 0, 0, 1)}, Usage: x509.ExtKeyUsageServerAuth})
-	port := testenv.Port(w)
-	testenv.Start(w, func(c *exec.Cmd) {
-		c.Env = append(os.Environ(), "KOPIA_PASSWORD=stock", "KOPIA_CHECK_FOR_UPDATES=false", "KOPIA_SERVER_CONTROL_PASSWORD=control")
-	}, testenv.Kopia(w), "server", "start", "--no-ui", fmt.Sprintf("--address=https://127.0.0.1:%d", port),
-		"--tls-cert-file="+filepath.Join(tls, "tls.crt"), "--tls-key-file="+filepath.Join(tls, "tls.key"),
-		"--config-file="+filepath.Join(dir, "config"), "--log-dir="+filepath.Join(dir, "log"))
-	testenv.Eventually(w, 3*time.Minute, "the stock server listens", func() bool {
-		conn, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", port))
-		if err == nil {
-			conn.Close()
-		}
-		return err == nil
-	})
-	w.passwords = append(w.passwords, password)
+	k := testenv.StartKopiaServer(w, w.plane.CA, rules...)
+	w.passwords = append(w.passwords, k.Password)
 	return &repositoryserver.External{
-		URL: fmt.Sprintf("https://127.0.0.1:%d", port), CA: string(w.plane.CA.PEM), Username: "backup", Hostname: "cluster", Password: password,
-	}, repository, run
+		URL: k.URL, CA: string(w.plane.CA.PEM), Username: k.Username, Hostname: k.Hostname, Password: k.Password,
+	}, k.Repository, k.Run
 }
 
 // Somebody else's server: the same operations, as its one user. What its policies leave

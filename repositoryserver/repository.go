@@ -123,6 +123,13 @@ func prepare(ctx context.Context, c Config, username, dir string) (configFile st
 	}
 	st = newReadAhead(st)
 	defer st.Close(ctx)
+	configFile = filepath.Join(dir, "repository.config")
+	// The folder outlives its container: one that was started again finds the file that the
+	// last one wrote when it had the repository, and makes none, whatever its configuration
+	// still says.
+	if _, err := os.Stat(configFile); err == nil {
+		c.AllowCreate = false
+	}
 	if err := initialize(ctx, c, st); err != nil {
 		return "", err
 	}
@@ -136,7 +143,6 @@ func prepare(ctx context.Context, c Config, username, dir string) (configFile st
 	if err != nil {
 		return "", fmt.Errorf("write connection: %w", err)
 	}
-	configFile = filepath.Join(dir, "repository.config")
 	if err := os.WriteFile(configFile, connection, 0o600); err != nil {
 		return "", fmt.Errorf("write connection: %w", err)
 	}

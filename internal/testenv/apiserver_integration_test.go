@@ -6,6 +6,7 @@ package testenv_test
 
 import (
 	"context"
+	"encoding/json"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -162,6 +163,175 @@ func (s *apiServer) enforcesRules(t *testing.T) {
 	}
 	server.Spec.Storage.S3.Region = "elsewhere"
 	must(t, s.client.Update(ctx, server))
+	s.refusesAtOnce(t)
+	s.refusesChanges(t)
+	s.printsColumns(t, server)
+}
+
+// repository is one that is accepted, but for a change.
+func repository(change func(*v1alpha1.RepositoryServer)) *v1alpha1.RepositoryServer {
+	rs := &v1alpha1.RepositoryServer{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "app", Name: "other"},
+		Spec:       v1alpha1.RepositoryServerSpec{Namespaces: []string{"shop"}, Storage: bucket()},
+	}
+	change(rs)
+	return rs
+}
+
+func bucket() v1alpha1.Storage {
+	return v1alpha1.Storage{S3: &v1alpha1.S3Storage{Bucket: "b", Prefix: "p/"}}
+}
+
+// refusesAtOnce tries each rule for what may be made.
+func (s *apiServer) refusesAtOnce(t *testing.T) {
+	t.Helper()
+	type spec = v1alpha1.RepositoryServerSpec
+	volume := v1alpha1.Storage{Filesystem: &v1alpha1.FilesystemStorage{Claim: "c"}}
+	external := &v1alpha1.External{URL: "https://kopia.example.com:51515", CABundle: "CA", UserSecret: "user"}
+	lock := func(period time.Duration) *v1alpha1.Format {
+		return &v1alpha1.Format{ObjectLock: &v1alpha1.ObjectLock{Mode: "Governance", Period: metav1.Duration{Duration: period}}}
+	}
+	long := func(d time.Duration) *metav1.Duration { return &metav1.Duration{Duration: d} }
+	const (
+		oneStorage = "exactly one of storage.s3, storage.gcs, storage.azure, storage.filesystem and external is needed"
+		owner      = "a repository belongs to one namespace (tenant), or is shared by those that it lists (namespaces)"
+		notOurs    = "format, maintenance and tls of an external server are not ours to set"
+		oneSource  = "exactly one of secret and issuer is needed"
+		name       = "the name begins every backupID"
+	)
+	for what, c := range map[string]struct {
+		message string // "": it is accepted
+		change  func(*v1alpha1.RepositoryServer, *spec)
+	}{
+		"as it is":               {"", func(*v1alpha1.RepositoryServer, *spec) {}},
+		"no storage":             {oneStorage, func(_ *v1alpha1.RepositoryServer, s *spec) { s.Storage = v1alpha1.Storage{} }},
+		"two storages":           {oneStorage, func(_ *v1alpha1.RepositoryServer, s *spec) { s.Storage.Filesystem = volume.Filesystem }},
+		"a storage and a server": {oneStorage, func(_ *v1alpha1.RepositoryServer, s *spec) { s.External = external }},
+		"nobody's":               {owner, func(_ *v1alpha1.RepositoryServer, s *spec) { s.Namespaces = nil }},
+		"one's and several's": {owner, func(_ *v1alpha1.RepositoryServer, s *spec) {
+			s.Tenant = &v1alpha1.Tenant{ClusterID: "c", Namespace: "n", NamespaceUID: "u"}
+		}},
+		"shared, an encryptionKey": {"a shared repository has a password of its own: keyID is default", func(_ *v1alpha1.RepositoryServer, s *spec) { s.KeyID = "k" }},
+		"somebody else's server":   {"", func(_ *v1alpha1.RepositoryServer, s *spec) { s.Storage, s.External = v1alpha1.Storage{}, external }},
+		"theirs, with a format": {notOurs, func(_ *v1alpha1.RepositoryServer, s *spec) {
+			s.Storage, s.External, s.Format = v1alpha1.Storage{}, external, &v1alpha1.Format{Splitter: "FIXED-4M"}
+		}},
+		"theirs, with maintenance": {notOurs, func(_ *v1alpha1.RepositoryServer, s *spec) {
+			s.Storage, s.External, s.Maintenance = v1alpha1.Storage{}, external, &v1alpha1.Maintenance{}
+		}},
+		"theirs, with a certificate": {notOurs, func(_ *v1alpha1.RepositoryServer, s *spec) {
+			s.Storage, s.External, s.TLS = v1alpha1.Storage{}, external, &v1alpha1.TLS{Secret: "s"}
+		}},
+		"a server without TLS": {"spec.external.url", func(_ *v1alpha1.RepositoryServer, s *spec) {
+			e := *external
+			e.URL = "http://kopia"
+			s.Storage, s.External = v1alpha1.Storage{}, &e
+		}},
+		"object lock":               {"", func(_ *v1alpha1.RepositoryServer, s *spec) { s.Format = lock(48 * time.Hour) }},
+		"object lock on a volume":   {"object lock needs an object store", func(_ *v1alpha1.RepositoryServer, s *spec) { s.Storage, s.Format = volume, lock(48*time.Hour) }},
+		"object lock for a day":     {"the period is at least 48h", func(_ *v1alpha1.RepositoryServer, s *spec) { s.Format = lock(47 * time.Hour) }},
+		"a splitter of one's own":   {"spec.format.splitter", func(_ *v1alpha1.RepositoryServer, s *spec) { s.Format = &v1alpha1.Format{Splitter: "FIXED-1K"} }},
+		"it never stops":            {"", func(_ *v1alpha1.RepositoryServer, s *spec) { s.IdleTimeout = long(0) }},
+		"it stops before it starts": {"idleTimeout is 0 (never stop) or positive", func(_ *v1alpha1.RepositoryServer, s *spec) { s.IdleTimeout = long(-time.Second) }},
+		"quick maintenance all along": {"quickInterval is at least 1h", func(_ *v1alpha1.RepositoryServer, s *spec) {
+			s.Maintenance = &v1alpha1.Maintenance{QuickInterval: long(time.Minute)}
+		}},
+		"full maintenance all along": {"fullInterval is at least 1h", func(_ *v1alpha1.RepositoryServer, s *spec) {
+			s.Maintenance = &v1alpha1.Maintenance{FullInterval: long(time.Minute)}
+		}},
+		"no certificate": {oneSource, func(_ *v1alpha1.RepositoryServer, s *spec) { s.TLS = &v1alpha1.TLS{} }},
+		"two certificates": {oneSource, func(_ *v1alpha1.RepositoryServer, s *spec) {
+			s.TLS = &v1alpha1.TLS{Secret: "s", Issuer: &v1alpha1.Issuer{Name: "i"}}
+		}},
+		"a path out of the volume": {"spec.storage.filesystem.path", func(_ *v1alpha1.RepositoryServer, s *spec) {
+			s.Storage = v1alpha1.Storage{Filesystem: &v1alpha1.FilesystemStorage{Claim: "c", Path: "../x"}}
+		}},
+		"the longest name": {"", func(rs *v1alpha1.RepositoryServer, _ *spec) { rs.Name = strings.Repeat("a", 41) }},
+		"a longer one":     {name, func(rs *v1alpha1.RepositoryServer, _ *spec) { rs.Name = strings.Repeat("a", 42) }},
+		"a digit first":    {name, func(rs *v1alpha1.RepositoryServer, _ *spec) { rs.Name = "1a" }},
+		"a dot":            {name, func(rs *v1alpha1.RepositoryServer, _ *spec) { rs.Name = "a.b" }},
+	} {
+		err := s.client.Create(t.Context(), repository(func(rs *v1alpha1.RepositoryServer) { c.change(rs, &rs.Spec) }), client.DryRunAll)
+		if c.message == "" && err != nil || c.message != "" && (!apierrors.IsInvalid(err) || !strings.Contains(err.Error(), c.message)) {
+			t.Errorf("%s: instead of %q: %v", what, c.message, err)
+		}
+	}
+}
+
+// refusesChanges tries what is fixed when a repository is made.
+func (s *apiServer) refusesChanges(t *testing.T) {
+	t.Helper()
+	type spec = v1alpha1.RepositoryServerSpec
+	format := func(splitter string, period time.Duration) *v1alpha1.Format {
+		f := &v1alpha1.Format{Splitter: splitter}
+		if period > 0 {
+			f.ObjectLock = &v1alpha1.ObjectLock{Mode: "Governance", Period: metav1.Duration{Duration: period}}
+		}
+		return f
+	}
+	const (
+		kind     = "a repository stays in the kind of storage that it is in"
+		splitter = "the splitter of a repository cannot change"
+		lock     = "the object lock of a repository cannot change"
+	)
+	for what, c := range map[string]struct {
+		message      string // "": it is accepted
+		made, change func(*spec)
+	}{
+		"another bucket of Google": {"bucket and prefix of a repository cannot change", func(s *spec) { s.Storage = v1alpha1.Storage{GCS: &v1alpha1.GCSStorage{Bucket: "b", Prefix: "p/"}} }, func(s *spec) { s.Storage.GCS.Bucket = "c" }},
+		"another container of Azure": {"container and prefix of a repository cannot change", func(s *spec) {
+			s.Storage = v1alpha1.Storage{Azure: &v1alpha1.AzureStorage{Container: "c", Prefix: "p/"}}
+		}, func(s *spec) { s.Storage.Azure.Prefix = "q/" }},
+		"another folder of a volume":  {"claim and path of a repository cannot change", func(s *spec) { s.Storage = v1alpha1.Storage{Filesystem: &v1alpha1.FilesystemStorage{Claim: "c"}} }, func(s *spec) { s.Storage.Filesystem.Path = "x" }},
+		"another kind of storage":     {kind, func(*spec) {}, func(s *spec) { s.Storage = v1alpha1.Storage{GCS: &v1alpha1.GCSStorage{Bucket: "b", Prefix: "p/"}} }},
+		"another splitter":            {splitter, func(s *spec) { s.Format = format("FIXED-4M", 0) }, func(s *spec) { s.Format.Splitter = "FIXED-8M" }},
+		"a splitter, later":           {splitter, func(*spec) {}, func(s *spec) { s.Format = format("FIXED-8M", 0) }},
+		"no splitter any more":        {splitter, func(s *spec) { s.Format = format("FIXED-4M", 0) }, func(s *spec) { s.Format = nil }},
+		"a longer object lock":        {lock, func(s *spec) { s.Format = format("", 48*time.Hour) }, func(s *spec) { s.Format = format("", 72*time.Hour) }},
+		"an object lock, later":       {lock, func(*spec) {}, func(s *spec) { s.Format = format("", 48*time.Hour) }},
+		"other compression, any time": {"", func(*spec) {}, func(s *spec) { s.Format = &v1alpha1.Format{Compression: "zstd"} }},
+	} {
+		rs := repository(func(rs *v1alpha1.RepositoryServer) { c.made(&rs.Spec) })
+		must(t, s.client.Create(t.Context(), rs))
+		changed := rs.DeepCopy()
+		c.change(&changed.Spec)
+		err := s.client.Update(t.Context(), changed)
+		if c.message == "" && err != nil || c.message != "" && (!apierrors.IsInvalid(err) || !strings.Contains(err.Error(), c.message)) {
+			t.Errorf("%s: instead of %q: %v", what, c.message, err)
+		}
+		must(t, s.client.Delete(t.Context(), rs))
+	}
+}
+
+// printsColumns reads what kubectl get shows.
+func (s *apiServer) printsColumns(t *testing.T, server *v1alpha1.RepositoryServer) {
+	t.Helper()
+	hours := func(n time.Duration) *metav1.Time { t := metav1.NewTime(time.Now().Add(-n * time.Hour)); return &t }
+	server.Status = v1alpha1.RepositoryServerStatus{
+		Phase: v1alpha1.PhaseReady, Users: 3, LastUsed: hours(2), Maintenance: &v1alpha1.MaintenanceStatus{LastSuccess: hours(5)},
+		Conditions: []metav1.Condition{
+			{Type: v1alpha1.ConditionDegraded, Status: metav1.ConditionFalse, Reason: "Serving", LastTransitionTime: metav1.Now()},
+			{Type: v1alpha1.ConditionReady, Status: metav1.ConditionTrue, Reason: "Serving", Message: "serving", LastTransitionTime: metav1.Now()},
+		},
+	}
+	must(t, s.client.Status().Update(t.Context(), server))
+	raw, err := s.discovery.RESTClient().Get().AbsPath("/apis/kopia.kanister.io/v1alpha1/namespaces/app/repositoryservers").
+		SetHeader("Accept", "application/json;as=Table;v=v1;g=meta.k8s.io").DoRaw(t.Context())
+	must(t, err)
+	var table metav1.Table
+	must(t, json.Unmarshal(raw, &table))
+	shown := map[string]any{}
+	for i, column := range table.ColumnDefinitions {
+		shown[column.Name] = table.Rows[0].Cells[i]
+	}
+	delete(shown, "Age") // seconds
+	want := map[string]any{
+		"Name": "server", "Namespace": "app", "Shared by": nil, "Key": "default", "Phase": "Ready", "Users": 3.0,
+		"Last used": "120m", "Last maintenance": "5h", "Degraded": "False", "Message": "serving",
+	}
+	if diff := cmp.Diff(want, shown); diff != "" {
+		t.Errorf("kubectl get shows:\n%s", diff)
+	}
 }
 
 // crds are the specs of our CRDs, which must be established and say no other.

@@ -5,7 +5,6 @@
 package controller_test
 
 import (
-	"context"
 	"crypto/x509"
 	"encoding/json"
 	"fmt"
@@ -84,7 +83,7 @@ func TestIntegrationController(t *testing.T) {
 			must(t, c.Create(ctx, o))
 		}
 	}
-	certificates(t, c)
+	testenv.InstallCertificates(t, c)
 
 	ca, tlsDir, hookDir := testenv.NewCA(t), t.TempDir(), t.TempDir()
 	ca.IssueTo(t, tlsDir, testenv.Leaf{DNS: []string{names.ControllerDNSName}, Usage: x509.ExtKeyUsageClientAuth})
@@ -213,25 +212,4 @@ func logged(log string, fields map[string]any) map[string]any {
 		}
 	}
 	return nil
-}
-
-// certificates makes cert-manager's kind known: the controller watches its own.
-func certificates(t testing.TB, c client.Client) {
-	t.Helper()
-	crd := &unstructured.Unstructured{Object: map[string]any{
-		"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
-		"metadata": map[string]any{"name": "certificates.cert-manager.io"},
-		"spec": map[string]any{
-			"group": "cert-manager.io", "scope": "Namespaced",
-			"names": map[string]any{"kind": "Certificate", "listKind": "CertificateList", "plural": "certificates", "singular": "certificate"},
-			"versions": []any{map[string]any{"name": "v1", "served": true, "storage": true, "schema": map[string]any{
-				"openAPIV3Schema": map[string]any{"type": "object", "x-kubernetes-preserve-unknown-fields": true},
-			}}},
-		},
-	}}
-	must(t, c.Create(context.Background(), crd))
-	testenv.Eventually(t, 2*time.Minute, "certificates are served", func() bool {
-		list := &unstructured.UnstructuredList{Object: map[string]any{"apiVersion": "cert-manager.io/v1", "kind": "CertificateList"}}
-		return c.List(context.Background(), list) == nil
-	})
 }

@@ -21,6 +21,7 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/utils/clock"
@@ -31,6 +32,7 @@ import (
 	"github.com/kanister-kopia/kanister-kopia/internal/testenv"
 	kopiav1alpha1 "github.com/kanister-kopia/kanister-kopia/pkg/apis/kopia/v1alpha1"
 	"github.com/kanister-kopia/kanister-kopia/pkg/function"
+	"github.com/kanister-kopia/kanister-kopia/pkg/mover"
 	"github.com/kanister-kopia/kanister-kopia/pkg/names"
 	"github.com/kanister-kopia/kanister-kopia/pkg/param"
 	"github.com/kanister-kopia/kanister-kopia/pkg/repository"
@@ -52,6 +54,7 @@ func TestIntegrationFunctions(t *testing.T) {
 	t.Run("BackupDataStats", func(t *testing.T) { testBackupDataStats(w.sub(t)) })
 	t.Run("CopyVolumeData", func(t *testing.T) { testCopyVolumeData(w.sub(t)) })
 	t.Run("RestoreData", func(t *testing.T) { testRestoreData(w.sub(t)) })
+	t.Run("RestoreData elsewhere", func(t *testing.T) { testRestoreElsewhere(w.sub(t)) })
 	t.Run("RestoreDataAll", func(t *testing.T) { testRestoreDataAll(w.sub(t)) })
 	t.Run("DeleteData", func(t *testing.T) { testDeleteData(w.sub(t)) })
 	t.Run("DeleteDataAll", func(t *testing.T) { testDeleteDataAll(w.sub(t)) })
@@ -591,6 +594,56 @@ func testRestoreData(w *world) {
 	})
 }
 
+// A backup is restored into another namespace than the one that it is of, by its id or its
+// tag, whoever has the key: the mover is there, and reads what the record vouches for.
+func testRestoreElsewhere(w *world) {
+	const elsewhere = "elsewhere"
+	w.Must(w.Create(w.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: elsewhere}}))
+	w.claim("re")
+	there := &corev1.PersistentVolumeClaim{
+		ObjectMeta: metav1.ObjectMeta{Namespace: elsewhere, Name: "there"},
+		Spec: corev1.PersistentVolumeClaimSpec{
+			AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce},
+			Resources:   corev1.VolumeResourceRequirements{Requests: corev1.ResourceList{corev1.ResourceStorage: resource.MustParse("1Gi")}},
+		},
+	}
+	w.Must(w.Create(w.Context(), there))
+	w.script("copy-vol-data-", func(req api.StartRequest) (*api.Result, *api.Problem) {
+		result, problem := saves(5, func(api.StartRequest) {})(req)
+		result.Snapshot.RootObject = "root-of-" + req.ID
+		return result, problem
+	})
+	var asked []string // for what, and where
+	w.script("restore-data-", func(req api.StartRequest) (*api.Result, *api.Problem) {
+		var pods corev1.PodList
+		w.Must(w.List(w.Context(), &pods, client.InNamespace(elsewhere), client.MatchingLabels{names.ComponentLabel: mover.Component}))
+		for _, pod := range pods.Items {
+			for _, v := range pod.Spec.Volumes {
+				if v.PersistentVolumeClaim != nil {
+					asked = append(asked, req.Restore.RootObject+" into "+v.PersistentVolumeClaim.ClaimName)
+				}
+			}
+		}
+		return restores(func(api.StartRequest) {})(req)
+	})
+	for kind, key := range map[string]args{"plain": {}, "encryptionKey": {"encryptionKey": "k"}} {
+		b, err := w.exec("CopyVolumeData", "re-"+kind, param.TemplateParams{}, with(key, args{"namespace": shop, "volume": "re", "mountPath": "/mnt", "dataArtifactPrefix": "re"}))
+		w.Must(err)
+		for by, from := range map[string]args{"id": {"backupIdentifier": b["backupID"]}, "tag": {"backupTag": b["backupTag"]}} {
+			w.run(kind+" by "+by, func(w *world) {
+				asked = nil
+				_, err := w.exec("RestoreData", "re-"+kind+"-"+by, param.TemplateParams{}, with(with(key, from), args{
+					"namespace": elsewhere, "image": "ignored", "backupArtifactPrefix": "re", "volumes": args{"there": "/mnt"},
+				}))
+				w.Must(err)
+				if want := []string{w.record(b["backupID"].(string)).Snapshot.RootObject + " into there"}; !slices.Equal(asked, want) {
+					w.Errorf("its mover was asked for %q, want %q", asked, want)
+				}
+			})
+		}
+	}
+}
+
 // A mover is who uses the claim, whatever kind of workload that is, also while no
 // pod of it runs.
 func testIdentityFor(w *world) {
@@ -916,6 +969,16 @@ func testLocationDelete(w *world) {
 	if err != nil || got["deletedBackups"] != "1" {
 		w.Errorf("outputs %v, %v", got, err)
 	}
+	together := &kopiav1alpha1.RepositoryServer{
+		ObjectMeta: metav1.ObjectMeta{Namespace: control, Name: "ld-together"},
+		Spec: kopiav1alpha1.RepositoryServerSpec{
+			Storage:    kopiav1alpha1.Storage{S3: &kopiav1alpha1.S3Storage{Bucket: "bucket", Endpoint: "s3.example", Prefix: "ld-together/"}},
+			Namespaces: []string{shop},
+		},
+	}
+	w.Must(w.Create(w.Context(), together))
+	w.refused("LocationDelete", "ld-6", param.TemplateParams{}, args{"artifact": "loc/a"}, "shared repositories of this bucket (ld-together)", "use DeleteData")
+	w.Must(w.Delete(w.Context(), together))
 }
 
 func testBackupDataStats(w *world) {

@@ -44,9 +44,14 @@ func (f *locationDelete) Exec(ctx context.Context, call Call) (map[string]any, e
 	if prefix == profile.Location.Bucket || strings.HasPrefix(prefix, "..") {
 		return nil, fmt.Errorf("delete location: artifact %q is the whole bucket: give the prefix of the backups to delete", artifact)
 	}
-	ids, err := f.Repositories.At(ctx, profile)
+	ids, shared, err := f.Repositories.At(ctx, profile)
 	if err != nil {
 		return nil, err
+	}
+	hint := ""
+	if len(shared) > 0 {
+		call.Log.Warn("repositories of this bucket are shared: their backups are left: use DeleteData", "repositories", shared)
+		hint = fmt.Sprintf("; what is in the shared repositories of this bucket (%s) is left: use DeleteData", strings.Join(shared, ", "))
 	}
 	deleted, opened := 0, 0
 	var errs []error
@@ -72,7 +77,7 @@ func (f *locationDelete) Exec(ctx context.Context, call Call) (map[string]any, e
 	switch {
 	case opened == 0:
 		return nil, fmt.Errorf("delete location %s: the Profile's location has no repository without an encryptionKey: "+
-			"use DeleteData for backups with one; %s", artifact, plainObjects)
+			"use DeleteData for backups with one; %s%s", artifact, plainObjects, hint)
 	case deleted == 0:
 		// No error, as in Kanister: an earlier try may have deleted them.
 		call.Log.Warn("there is no backup to delete; "+plainObjects, "prefix", prefix)

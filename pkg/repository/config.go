@@ -101,13 +101,15 @@ func buildConfig(rs *kopiav1alpha1.RepositoryServer, a access, password string) 
 	return c
 }
 
+func configSecretName(rs *kopiav1alpha1.RepositoryServer) string { return rs.Name + "-config" }
+
 // buildConfigSecret holds the server's configuration, for its pod only.
 func buildConfigSecret(rs *kopiav1alpha1.RepositoryServer, c serverConfig, revision string) (*corev1.Secret, error) {
 	data, err := json.Marshal(c)
 	if err != nil {
 		return nil, fmt.Errorf("encode the configuration of repository %s: %w", rs.Name, err)
 	}
-	meta := ownedMeta(rs, rs.Name+"-config")
+	meta := ownedMeta(rs, configSecretName(rs))
 	meta.Annotations = map[string]string{revisionAnnotation: revision}
 	return &corev1.Secret{ObjectMeta: meta, Type: corev1.SecretTypeOpaque, Data: map[string][]byte{configKey: data}}, nil
 }

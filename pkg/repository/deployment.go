@@ -98,7 +98,7 @@ func podSpec(rs *kopiav1alpha1.RepositoryServer, image Image, resources corev1.R
 		}},
 		Volumes: []corev1.Volume{
 			{Name: "config", VolumeSource: corev1.VolumeSource{
-				Secret: &corev1.SecretVolumeSource{SecretName: rs.Name + "-config", DefaultMode: &mode},
+				Secret: &corev1.SecretVolumeSource{SecretName: configSecretName(rs), DefaultMode: &mode},
 			}},
 			// In memory: Kopia writes the storage keys into its configuration file.
 			{Name: names.StateVolume, VolumeSource: corev1.VolumeSource{

@@ -79,26 +79,27 @@ func (m *Manager) OpenID(ctx context.Context, id string, ref Ref) (*Repository, 
 }
 
 // At lists the ids of the repositories at a Profile's location: in its bucket, and
-// below its prefix.
-func (m *Manager) At(ctx context.Context, profile *param.Profile) ([]string, error) {
+// below its prefix. Shared ones of that bucket come by themselves: they are nobody's to
+// delete from by their place.
+func (m *Manager) At(ctx context.Context, profile *param.Profile) (ids, shared []string, err error) {
 	var servers kopiav1alpha1.RepositoryServerList
 	if err := m.Client.List(ctx, &servers, client.InNamespace(m.Namespace)); err != nil {
-		return nil, fmt.Errorf("list RepositoryServers: %w", err)
+		return nil, nil, fmt.Errorf("list RepositoryServers: %w", err)
 	}
-	var ids []string
 	for i := range servers.Items {
 		rs := &servers.Items[i]
-		if rs.Spec.Tenant == nil {
-			continue // a shared one is nobody's to delete from by its place
-		}
-		at, err := storageOf(profile, *rs.Spec.Tenant, rs.Spec.KeyID)
+		at, err := storageOf(profile, tenantOf(rs), rs.Spec.KeyID)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		have, want := locationOf(rs.Spec.Storage), locationOf(at)
-		if have.samePlace(want) && have.prefix == want.prefix {
+		switch {
+		case !have.samePlace(want):
+		case rs.Spec.Tenant == nil:
+			shared = append(shared, rs.Name)
+		case have.prefix == want.prefix:
 			ids = append(ids, rs.Name)
 		}
 	}
-	return ids, nil
+	return ids, shared, nil
 }

@@ -8,14 +8,12 @@ import (
 	"fmt"
 	"time"
 
-	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/kanister-kopia/kanister-kopia/agent/api"
 	kopiav1alpha1 "github.com/kanister-kopia/kanister-kopia/pkg/apis/kopia/v1alpha1"
-	"github.com/kanister-kopia/kanister-kopia/pkg/kube"
 )
 
 // DefaultIdleTimeout is how long a server stays up when nothing uses it.
@@ -114,20 +112,13 @@ func (m *Manager) stop(ctx context.Context, rs *kopiav1alpha1.RepositoryServer) 
 // renew has a server that lets nobody in any more replaced by one of another revision,
 // which is made as it would be today.
 func (m *Manager) renew(ctx context.Context, rs *kopiav1alpha1.RepositoryServer) error {
-	var secret corev1.Secret
-	if err := m.Client.Get(ctx, client.ObjectKey{Namespace: m.Namespace, Name: rs.Name + "-config"}, &secret); err != nil {
-		return fmt.Errorf("read the server's configuration: %w", err)
-	}
-	have, _, err := parseConfigSecret(&secret)
+	have, _, err := m.readConfig(ctx, rs)
 	if err != nil {
 		return err
 	}
+	have.AllowCreate = have.AllowCreate && rs.Status.Initialized == nil
 	revision := rand.Text()
-	next, err := buildConfigSecret(rs, have, revision)
-	if err != nil {
-		return err
-	}
-	if err := kube.Apply(ctx, m.Client, next); err != nil {
+	if err := m.writeConfig(ctx, rs, have, revision); err != nil {
 		return err
 	}
 	changed := rs.DeepCopy()

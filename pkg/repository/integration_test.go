@@ -12,6 +12,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -19,13 +20,17 @@ import (
 	"testing"
 	"time"
 
+	certmanagerv1 "github.com/cert-manager/cert-manager/pkg/apis/certmanager/v1"
+	cmmeta "github.com/cert-manager/cert-manager/pkg/apis/meta/v1"
 	appsv1 "k8s.io/api/apps/v1"
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/client-go/rest"
 	"k8s.io/utils/clock"
 	clocktesting "k8s.io/utils/clock/testing"
 	"k8s.io/utils/ptr"
@@ -45,14 +50,20 @@ import (
 func TestMain(m *testing.M) { testenv.Main(m) }
 
 // world is a real API server, S3 gateway and repository server. It is the node, too:
-// it runs the server's container as a process while a pod of it is wanted.
+// it runs the server's container as a process while a pod of it is wanted. And it is
+// cert-manager.
 type world struct {
 	*testing.T
 	client.WithWatch
+	config    *rest.Config
 	s3        *testenv.S3
 	plane     *testenv.ControlPlane
+	issuer    *testenv.CA // of Certificates that the control plane's Issuer is not asked for
 	namespace string
 	manager   *repository.Manager
+	// The RepositoryServer that the world works for, and those that it worked for before.
+	name string
+	left []string
 
 	lost atomic.Int64 // how often a pod was to be reached that is gone
 
@@ -61,7 +72,10 @@ type world struct {
 	pod     *corev1.Pod
 	process *testenv.Process
 	port    int
+	listen  int
 	health  int
+	// mayCrash says that a server which ends is none of the test's failures.
+	mayCrash bool
 	// The node's name, of which the API server needs to know nothing.
 	on string
 }
@@ -70,20 +84,31 @@ const shared = "shared"
 
 func newWorld(t *testing.T) *world {
 	testenv.Program(t, "repository-server") // before anything waits for it
-	w := &world{T: t, on: "node-1", s3: testenv.StartS3(t), plane: testenv.NewControlPlane(t)}
+	w := &world{T: t, on: "node-1", s3: testenv.StartS3(t)}
+	w.cluster()
+	return w
+}
+
+// cluster begins to work in a new cluster, which has nothing of the one before.
+func (w *world) cluster() {
+	w.Helper()
+	w.plane, w.issuer = testenv.NewControlPlane(w), testenv.NewCA(w)
+	w.config = testenv.StartAPIServer(w)
 	scheme := runtime.NewScheme()
-	w.must(clientgoscheme.AddToScheme(scheme))
-	w.must(kopiav1alpha1.AddToScheme(scheme))
+	for _, add := range []func(*runtime.Scheme) error{clientgoscheme.AddToScheme, certmanagerv1.AddToScheme, kopiav1alpha1.AddToScheme} {
+		w.must(add(scheme))
+	}
 	var err error
-	w.WithWatch, err = client.NewWithWatch(testenv.StartAPIServer(t), client.Options{Scheme: scheme})
+	w.WithWatch, err = client.NewWithWatch(w.config, client.Options{Scheme: scheme})
 	w.must(err)
+	testenv.InstallCertificates(w, w)
 	for name, annotations := range map[string]map[string]string{
-		"control": nil, "control2": nil, "shop": {names.RepositoryAnnotation: shared}, "thief": {names.RepositoryAnnotation: shared},
+		"control": nil, "elsewhere": nil, "shop": {names.RepositoryAnnotation: shared}, "thief": {names.RepositoryAnnotation: shared}, "own": nil,
 	} {
-		w.must(w.Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name, Annotations: annotations}}))
+		w.must(w.Create(w.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name, Annotations: annotations}}))
 	}
 	w.use("control")
-	return w
+	w.name, w.left = shared, nil
 }
 
 // use begins to work for a control plane, with a manager that remembers nothing.
@@ -129,31 +154,100 @@ func (w *world) ref(namespace string) repository.Ref {
 	}}
 }
 
+func (w *world) key() client.ObjectKey { return client.ObjectKey{Namespace: w.namespace, Name: w.name} }
+
 // get reads the RepositoryServer.
 func (w *world) get() *kopiav1alpha1.RepositoryServer {
 	w.Helper()
 	var rs kopiav1alpha1.RepositoryServer
-	w.must(w.Get(w.Context(), client.ObjectKey{Namespace: w.namespace, Name: shared}, &rs))
+	w.must(w.Get(w.Context(), w.key(), &rs))
 	return &rs
+}
+
+// condition is one of the RepositoryServer's; empty, if it has none of that type.
+func (w *world) condition(of string) metav1.Condition {
+	w.Helper()
+	return ptr.Deref(meta.FindStatusCondition(w.get().Status.Conditions, of), metav1.Condition{})
+}
+
+// leave ends the work for a RepositoryServer. The next is the one that comes up first.
+func (w *world) leave() {
+	w.process.Kill()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.left, w.name, w.pod = append(w.left, w.name), "", nil
+}
+
+// pick finds the RepositoryServer to work for; false: there is none yet.
+func (w *world) pick() bool {
+	w.Helper()
+	if w.name != "" {
+		return true
+	}
+	var all kopiav1alpha1.RepositoryServerList
+	w.must(w.List(w.Context(), &all, client.InNamespace(w.namespace)))
+	for _, rs := range all.Items {
+		if !slices.Contains(w.left, rs.Name) {
+			w.name = rs.Name
+			return true
+		}
+	}
+	return false
 }
 
 // turn lets the controller and the node work until a condition holds.
 func (w *world) turn(r *repository.Reconciler, what string, done func() bool) {
 	w.Helper()
 	testenv.Eventually(w, 3*time.Minute, what, func() bool {
-		_, err := r.Reconcile(w.Context(), ctrl.Request{NamespacedName: client.ObjectKey{Namespace: w.namespace, Name: shared}})
-		if err != nil && !apierrors.IsConflict(err) {
-			w.Fatalf("reconcile: %v", err)
+		if w.pick() {
+			_, err := r.Reconcile(w.Context(), ctrl.Request{NamespacedName: w.key()})
+			if err != nil && !apierrors.IsConflict(err) {
+				w.Fatalf("reconcile: %v", err)
+			}
+			w.certManager()
+			w.node()
 		}
-		w.node()
 		return done()
 	})
 }
 
+// certManager issues what is asked for, after it was asked for.
+func (w *world) certManager() {
+	w.Helper()
+	var cert certmanagerv1.Certificate
+	if err := w.Get(w.Context(), w.key(), &cert); err != nil || len(cert.Status.Conditions) > 0 {
+		w.must(client.IgnoreNotFound(err))
+		return
+	}
+	if c := w.condition(kopiav1alpha1.ConditionReady); c.Reason != "WaitingForCertificate" {
+		w.Errorf("without its certificate: %+v", c)
+	}
+	ca := w.plane.CA
+	if cert.Spec.IssuerRef.Name != issuerName {
+		ca = w.issuer
+	}
+	w.certify(ca, cert.Spec.SecretName)
+	cert.Status.Conditions = []certmanagerv1.CertificateCondition{{Type: certmanagerv1.CertificateConditionReady, Status: cmmeta.ConditionTrue}}
+	w.must(w.Update(w.Context(), &cert))
+}
+
+// certify makes a Secret with a certificate for the loopback.
+func (w *world) certify(ca *testenv.CA, secret string) {
+	w.Helper()
+	crt, key := ca.Issue(w, testenv.Leaf{IPs: []net.IP{net.IPv4(127, 0, 0, 1)}, Usage: x509.ExtKeyUsageServerAuth})
+	w.must(w.Create(w.Context(), &corev1.Secret{
+		ObjectMeta: metav1.ObjectMeta{Namespace: w.namespace, Name: secret},
+		Data:       map[string][]byte{"ca.crt": ca.PEM, "tls.crt": crt, "tls.key": key},
+	}))
+}
+
+// issuerName is the control plane's Issuer.
+const issuerName = "kanister-kopia"
+
 func (w *world) reconciler() *repository.Reconciler {
 	return &repository.Reconciler{
 		Client: w, Manager: w.manager, Namespace: w.namespace, Clock: clock.RealClock{}, IdleTimeout: time.Second,
-		Image: repository.Image{Name: "server:test"},
+		Issuer: issuerName, Image: repository.Image{Name: "server:test"},
 	}
 }
 
@@ -164,7 +258,7 @@ func (w *world) node() {
 	defer w.mu.Unlock()
 	ctx := w.Context()
 	var d appsv1.Deployment
-	if err := w.Get(ctx, client.ObjectKey{Namespace: w.namespace, Name: shared}, &d); apierrors.IsNotFound(err) {
+	if err := w.Get(ctx, w.key(), &d); apierrors.IsNotFound(err) {
 		return
 	} else {
 		w.must(err)
@@ -190,9 +284,25 @@ func (w *world) node() {
 	}
 	select {
 	case <-w.process.Done:
-		w.Fatalf("the server ended: %s", testenv.LastLine(w.process.Log()))
+		if !w.mayCrash {
+			w.Fatalf("the server ended: %s", testenv.LastLine(w.process.Log()))
+		}
+		w.crashed()
 	default:
 	}
+}
+
+// crashed says of the pod that its container has ended, and why.
+func (w *world) crashed() {
+	w.Helper()
+	before := w.pod.DeepCopy()
+	w.pod.Status.Phase = corev1.PodRunning
+	w.pod.Status.Conditions = []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionFalse}}
+	w.pod.Status.ContainerStatuses = []corev1.ContainerStatus{{
+		Name: repository.Container, State: corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: "CrashLoopBackOff"}},
+		LastTerminationState: corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{ExitCode: 1, Message: testenv.LastLine(w.process.Log())}},
+	}}
+	w.must(w.Status().Patch(w.Context(), w.pod, client.MergeFrom(before)))
 }
 
 // replace gives the process that runs another pod, ready at once.
@@ -224,20 +334,30 @@ func (w *world) judge(ready corev1.ConditionStatus) {
 func (w *world) launch(d *appsv1.Deployment) {
 	w.Helper()
 	var secret corev1.Secret
-	w.must(w.Get(w.Context(), client.ObjectKey{Namespace: w.namespace, Name: shared + "-config"}, &secret))
+	w.must(w.Get(w.Context(), client.ObjectKey{Namespace: w.namespace, Name: w.name + "-config"}, &secret))
 	dir := w.TempDir()
 	w.must(os.WriteFile(filepath.Join(dir, "config.json"), secret.Data["config.json"], 0o600))
-	w.plane.CA.IssueTo(w, filepath.Join(dir, "tls"), testenv.Leaf{IPs: []net.IP{net.IPv4(127, 0, 0, 1)}, Usage: x509.ExtKeyUsageServerAuth})
-	w.port, w.health = testenv.Port(w), testenv.Port(w)
+	w.must(os.Mkdir(filepath.Join(dir, "tls"), 0o700))
+	for _, volume := range d.Spec.Template.Spec.Volumes {
+		if volume.Name != "tls" {
+			continue
+		}
+		var mounted corev1.Secret
+		w.must(w.Get(w.Context(), client.ObjectKey{Namespace: w.namespace, Name: volume.Secret.SecretName}, &mounted))
+		for name, data := range mounted.Data {
+			w.must(os.WriteFile(filepath.Join(dir, "tls", name), data, 0o600))
+		}
+	}
+	w.port, w.listen, w.health = testenv.Port(w), testenv.Port(w), testenv.Port(w)
 	loopback := func(port int) string { return fmt.Sprintf("127.0.0.1:%d", port) }
 	w.process = testenv.Start(w, nil, testenv.Program(w, "repository-server"), "serve", "--config", filepath.Join(dir, "config.json"),
 		"--tls-dir", filepath.Join(dir, "tls"), "--ca-dir", w.plane.CADir,
 		"--state-dir", filepath.Join(dir, "state"),
-		"--listen", loopback(testenv.Port(w)), "--agent-listen", loopback(w.port),
+		"--listen", loopback(w.listen), "--agent-listen", loopback(w.port),
 		"--kopia-listen", loopback(testenv.Port(w)), "--health-listen", loopback(w.health))
 	w.pod = &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{
-			Namespace: w.namespace, GenerateName: shared + "-", Labels: d.Spec.Template.Labels, Annotations: d.Spec.Template.Annotations,
+			Namespace: w.namespace, GenerateName: w.name + "-", Labels: d.Spec.Template.Labels, Annotations: d.Spec.Template.Annotations,
 		},
 		Spec: d.Spec.Template.Spec,
 	}
@@ -253,8 +373,8 @@ func (w *world) looks(r *repository.Reconciler) {
 	}
 }
 
-// open opens the repository while the controller and the node work.
-func (w *world) open(r *repository.Reconciler, how func() (*repository.Repository, error)) *repository.Repository {
+// try opens the repository while the controller and the node work.
+func (w *world) try(r *repository.Reconciler, how func() (*repository.Repository, error)) (*repository.Repository, error) {
 	w.Helper()
 	type outcome struct {
 		repo *repository.Repository
@@ -266,7 +386,7 @@ func (w *world) open(r *repository.Reconciler, how func() (*repository.Repositor
 		done <- outcome{repo, err}
 	}()
 	var got outcome
-	w.turn(r, "the repository is open", func() bool {
+	w.turn(r, "the repository is open, or is not", func() bool {
 		select {
 		case got = <-done:
 			return true
@@ -274,13 +394,86 @@ func (w *world) open(r *repository.Reconciler, how func() (*repository.Repositor
 			return false
 		}
 	})
-	w.must(got.err)
-	return got.repo
+	return got.repo, got.err
+}
+
+// open is try of what must succeed.
+func (w *world) open(r *repository.Reconciler, how func() (*repository.Repository, error)) *repository.Repository {
+	w.Helper()
+	repo, err := w.try(r, how)
+	w.must(err)
+	return repo
+}
+
+// agent starts a real agent that has a folder as its volume.
+func (w *world) agent(volume string) *agentclient.Client {
+	w.Helper()
+	dir, port := w.TempDir(), testenv.Port(w)
+	return w.plane.Client(w, testenv.Start(w, nil, testenv.Program(w, "agent"),
+		"serve", "-state-dir", dir, "-ca-dir", w.plane.CADir, "-volumes-dir", filepath.Dir(volume),
+		"-listen", fmt.Sprintf("127.0.0.1:%d", port), "-health-listen", ""), port)
+}
+
+// run has an agent do an operation as a user of the repository.
+func (w *world) run(repo *repository.Repository, agent *agentclient.Client, username string, req api.StartRequest) *api.Result {
+	w.Helper()
+	ctx := w.Context()
+	credentials, err := repo.Session(ctx, req.ID, username, repo.Tenant().NamespaceUID)
+	w.must(err)
+	if strings.Contains(credentials.URL, ".svc:") { // a Service leads to the process
+		credentials.URL = fmt.Sprintf("https://127.0.0.1:%d", w.listen)
+	}
+	req.Credentials = credentials
+	result, err := agent.Run(ctx, req, func(api.Progress) {})
+	w.must(err)
+	w.must(repo.EndSession(ctx, req.ID))
+	return result
+}
+
+const prefix = "backups/prefix"
+
+// backup takes a snapshot of a folder and makes it a backup, as BackupData does.
+func (w *world) backup(repo *repository.Repository, volume string) api.Record {
+	w.Helper()
+	const username = "pvc.data"
+	source := repo.SourcePath(username, "/")
+	snapshot := w.run(repo, w.agent(volume), username, api.StartRequest{ID: "backup-" + repo.ID(), Kind: api.KindSnapshot, Snapshot: &api.SnapshotRequest{
+		Volume: filepath.Base(volume), Path: "/", SourcePath: source,
+	}}).Snapshot
+	record, err := repo.Record(w.Context(), "record-"+repo.ID(), api.RecordRequest{
+		Username: username, Hostname: repo.Tenant().NamespaceUID, SourcePath: source,
+		Record: api.Record{
+			BackupID: repository.Token(repo.ID(), "id"), BackupTag: repository.Token(repo.ID(), "tag"), Prefix: prefix, KeyID: repo.KeyID(),
+			AbsolutePath: "/data", Namespace: repo.Tenant().Namespace, NamespaceUID: repo.Tenant().NamespaceUID,
+			Claim: "data", Volume: filepath.Base(volume), Snapshot: *snapshot, Created: snapshot.End,
+		},
+	})
+	w.must(err)
+	return record
+}
+
+// restored finds a backup, restores it into a new folder, and reads that.
+func (w *world) restored(repo *repository.Repository, backupID string) map[string]testenv.Entry {
+	w.Helper()
+	found, err := repo.Find(w.Context(), "find-"+repo.ID(), api.FindRequest{BackupID: backupID, Prefix: prefix})
+	w.must(err)
+	volume := w.volume()
+	w.run(repo, w.agent(volume), "restore", api.StartRequest{ID: "restore-" + repo.ID(), Kind: api.KindRestore, Restore: &api.RestoreRequest{
+		RootObject: found.Snapshot.RootObject, Root: found.Snapshot.Root, Volume: filepath.Base(volume), Path: "/there",
+	}})
+	return testenv.Tree(w, filepath.Join(volume, "there"))
+}
+
+func (w *world) volume() string {
+	w.Helper()
+	dir := filepath.Join(w.TempDir(), "data")
+	w.must(os.Mkdir(dir, 0o755))
+	return dir
 }
 
 func (w *world) make(namespaces ...string) {
 	w.Helper()
-	w.must(w.Create(w.Context(), &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: w.namespace, Name: "cert"}, Data: map[string][]byte{"ca.crt": w.plane.CA.PEM}}))
+	w.certify(w.plane.CA, "cert")
 	limit := int32(1)
 	w.must(w.Create(w.Context(), &kopiav1alpha1.RepositoryServer{
 		ObjectMeta: metav1.ObjectMeta{Namespace: w.namespace, Name: shared},
@@ -292,8 +485,7 @@ func (w *world) make(namespaces ...string) {
 }
 
 // A server is started by the first phase that needs it, kept up by what the server
-// itself says is going on, whoever asks, and stopped when that is nothing. Its
-// repository is opened again from the bucket and the exported keys alone.
+// itself says is going on, whoever asks, and stopped when that is nothing.
 func TestIntegrationLifeCycle(t *testing.T) {
 	w := newWorld(t)
 	w.make("shop")
@@ -397,33 +589,6 @@ func TestIntegrationLifeCycle(t *testing.T) {
 	})
 	repo = w.open(r, func() (*repository.Repository, error) { return w.manager.Open(ctx, w.ref("shop")) })
 	repo.Close()
-
-	// Another cluster has the bucket and the export, and nothing else.
-	keys, err := repository.ExportKeys(ctx, w, "control")
-	w.must(err)
-	w.process.Kill()
-	w.pod = nil
-	w.use("control2")
-	r = w.reconciler()
-	w.must(w.Create(ctx, &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: "control2", Name: "cert"}, Data: map[string][]byte{"ca.crt": w.plane.CA.PEM}}))
-	made, err := repository.ImportKeys(ctx, w, "control2", keys, false)
-	if err != nil || len(made) != 1 || made[0] != shared {
-		t.Fatalf("import makes %v, %v", made, err)
-	}
-	if again, err := repository.ImportKeys(ctx, w, "control2", keys, false); err != nil || len(again) > 0 {
-		t.Errorf("import again makes %v, %v", again, err)
-	}
-	if rs := w.get(); rs.Status.Initialized == nil || rs.Spec.Maintenance == nil || !rs.Spec.Maintenance.Suspend {
-		t.Errorf("imported %+v", rs)
-	}
-	repo = w.open(r, func() (*repository.Repository, error) {
-		return w.manager.OpenBackup(ctx, repository.Token(shared, "any"), w.ref("shop"))
-	})
-	repo.Close()
-	keys.Repositories[0].Password = "another"
-	if _, err := repository.ImportKeys(ctx, w, "control2", keys, false); err == nil || !strings.Contains(err.Error(), "another password") || strings.Contains(err.Error(), "\"another\"") {
-		t.Errorf("an import over another password: %v", err)
-	}
 }
 
 // A node is gone, and with it the word that its pod has ended: the object stays, as if
@@ -494,6 +659,9 @@ func TestIntegrationOneMaintenance(t *testing.T) {
 	long := metav1.NewTime(time.Now().Add(-48 * time.Hour))
 	rs.Status.Initialized = &long
 	w.must(w.Status().Update(ctx, rs))
+	now := time.Now()
+	at := clocktesting.NewFakePassiveClock(now)
+	r.Clock = at
 	key := client.ObjectKey{Namespace: "control", Name: shared + "-maintenance"}
 	pod := func() *corev1.Pod {
 		var p corev1.Pod
@@ -511,11 +679,20 @@ func TestIntegrationOneMaintenance(t *testing.T) {
 	}
 	holder := func() string { return ptr.Deref(lease().Spec.HolderIdentity, "") }
 	term := func() time.Duration { return time.Duration(*lease().Spec.LeaseDurationSeconds) * time.Second }
+	// The storage's keys are not there, as after an import: nothing is begun that would wait
+	// for them in another repository's place, and what to do is said.
+	w.looks(r)
+	if c := w.condition(kopiav1alpha1.ConditionMaintained); pod() != nil || c.Status != metav1.ConditionFalse ||
+		!strings.Contains(c.Message, "Secret shared-config") || !strings.Contains(c.Message, "run one, such as a backup") {
+		t.Errorf("without keys: pod %v, condition %+v", pod(), c)
+	}
+	if err := w.Get(ctx, key, &coordinationv1.Lease{}); !apierrors.IsNotFound(err) {
+		t.Errorf("without keys: the Lease is taken: %v", err)
+	}
+	w.must(w.Create(ctx, &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: "control", Name: "shared-config"}}))
+
 	// The controller dies between the Lease and the pod: its successor waits for some
 	// minutes, not for as long as a maintenance may take.
-	now := time.Now()
-	at := clocktesting.NewFakePassiveClock(now)
-	r.Clock = at
 	died := errors.New("died")
 	r.Client = interceptor.NewClient(w, interceptor.Funcs{
 		Create: func(ctx context.Context, c client.WithWatch, o client.Object, opts ...client.CreateOption) error {
@@ -538,6 +715,9 @@ func TestIntegrationOneMaintenance(t *testing.T) {
 
 	// It may start when its Lease is as long as it may take, and not before.
 	w.turn(r, "a maintenance is made", func() bool { return pod() != nil })
+	if c := w.condition(kopiav1alpha1.ConditionMaintained); c.Type != "" {
+		t.Errorf("the keys are there: %+v", c)
+	}
 	if holder() == lost {
 		t.Error("the Lease is the dead controller's")
 	}
@@ -608,7 +788,21 @@ func TestIntegrationOneMaintenance(t *testing.T) {
 		}
 	}
 	at.SetTime(now.Add(13 * time.Hour))
-	w.turn(r, "another maintenance is made", func() bool { return pod() != nil && pod().UID != gone.UID })
+	w.turn(r, "another maintenance is made", func() bool { return pod() != nil && pod().UID != gone.UID && len(pod().Spec.SchedulingGates) == 0 })
+
+	// It is failed because its node is out of reach: its container may run on.
+	last := holder()
+	p = pod()
+	w.must(w.SubResource("binding").Create(ctx, p, &corev1.Binding{Target: corev1.ObjectReference{Kind: "Node", Name: "node-9"}}))
+	p = pod()
+	p.Status.Phase = corev1.PodFailed
+	p.Status.ContainerStatuses = []corev1.ContainerStatus{{Name: repository.Container, State: corev1.ContainerState{Running: &corev1.ContainerStateRunning{}}}}
+	w.must(w.Status().Update(ctx, p))
+	w.turn(r, "the failure is told", func() bool { return w.condition(kopiav1alpha1.ConditionMaintained).Reason == "Failed" })
+	w.looks(r)
+	if holder() != last || last == "" {
+		t.Errorf("the Lease of a container that may run on is %q's, and was %q's", holder(), last)
+	}
 
 	// A second object at the same place is refused, and its maintenance too.
 	within := w.get()

@@ -15,6 +15,7 @@ import (
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -158,8 +159,25 @@ func (r *Reconciler) maintain(ctx context.Context, before, rs *kopiav1alpha1.Rep
 	return 0, r.endMaintenance(ctx, before, rs, &pod)
 }
 
+// reasonNoKeys of the Maintained condition.
+const reasonNoKeys = "NoStorageKeys"
+
 // startMaintenance takes the Lease and makes the pod.
 func (r *Reconciler) startMaintenance(ctx context.Context, rs *kopiav1alpha1.RepositoryServer, mode string) (time.Duration, error) {
+	// Without the storage's keys its pod would wait for them until its deadline, in
+	// another repository's place. Only whether they are there is read, without a cache.
+	var keys metav1.PartialObjectMetadata
+	keys.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("Secret"))
+	err := r.Manager.Client.Get(ctx, client.ObjectKey{Namespace: rs.Namespace, Name: configSecretName(rs)}, &keys)
+	if apierrors.IsNotFound(err) {
+		r.condition(rs, kopiav1alpha1.ConditionMaintained, false, reasonNoKeys, fmt.Sprintf(
+			"%s maintenance is due, but Secret %s, which holds the keys of the storage, is not there, as after an import: "+
+				"the first action that uses the repository makes it: run one, such as a backup or a restore", mode, configSecretName(rs)))
+		return 0, nil // who brings them changes the RepositoryServer
+	}
+	if err != nil {
+		return 0, fmt.Errorf("look for the storage keys of repository %s: %w", rs.Name, err)
+	}
 	var pods corev1.PodList
 	if err := r.Client.List(ctx, &pods, client.InNamespace(rs.Namespace), client.MatchingLabels{names.ComponentLabel: maintenanceComponent}); err != nil {
 		return 0, fmt.Errorf("list maintenance pods: %w", err)
@@ -183,6 +201,9 @@ func (r *Reconciler) startMaintenance(ctx context.Context, rs *kopiav1alpha1.Rep
 	}
 	now := metav1.NewTime(r.Clock.Now())
 	maintenanceStatus(rs).LastAttempt = &now
+	if c := meta.FindStatusCondition(rs.Status.Conditions, kopiav1alpha1.ConditionMaintained); c != nil && c.Reason == reasonNoKeys {
+		meta.RemoveStatusCondition(&rs.Status.Conditions, kopiav1alpha1.ConditionMaintained)
+	}
 	return 0, nil
 }
 

@@ -10,6 +10,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	kopiav1alpha1 "github.com/kanister-kopia/kanister-kopia/pkg/apis/kopia/v1alpha1"
@@ -66,6 +67,33 @@ func TestMaintenanceVerifies(t *testing.T) {
 		want := []string{"maintain", "--mode", c.mode, "--verify-percent", c.want}
 		if got := buildMaintenancePod(rs, Image{}, c.mode, "run").Spec.Containers[0].Args; !slices.Equal(got, want) {
 			t.Errorf("%s: it runs %v, want %v", name, got, want)
+		}
+	}
+}
+
+// A maintenance has its own memory, whatever the server has, and no more rights than that.
+func TestMaintenancePod(t *testing.T) {
+	memory := func(limit string) corev1.ResourceRequirements {
+		return corev1.ResourceRequirements{Limits: corev1.ResourceList{corev1.ResourceMemory: resource.MustParse(limit)}}
+	}
+	for _, c := range []struct {
+		spec      *kopiav1alpha1.Maintenance
+		limit, of string
+	}{
+		{nil, "1Gi", "805306368"},
+		{&kopiav1alpha1.Maintenance{Resources: memory("4Gi")}, "4Gi", "3221225472"},
+	} {
+		rs := &kopiav1alpha1.RepositoryServer{Spec: kopiav1alpha1.RepositoryServerSpec{Maintenance: c.spec, Resources: memory("64Mi")}}
+		pod := buildMaintenancePod(rs, Image{}, modeFull, "run").Spec
+		restricted(t, pod)
+		if got := pod.Containers[0].Resources.Limits.Memory().String(); got != c.limit {
+			t.Errorf("memory %s, want %s", got, c.limit)
+		}
+		if e := pod.Containers[0].Env[0]; e.Name != "GOMEMLIMIT" || e.Value != c.of {
+			t.Errorf("environment %+v, want GOMEMLIMIT of %s", e, c.of)
+		}
+		if *pod.ActiveDeadlineSeconds != 12*3600 || pod.RestartPolicy != corev1.RestartPolicyNever || len(pod.SchedulingGates) != 1 {
+			t.Errorf("deadline %d, restarts %s, gates %v", *pod.ActiveDeadlineSeconds, pod.RestartPolicy, pod.SchedulingGates)
 		}
 	}
 }

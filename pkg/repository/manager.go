@@ -246,18 +246,15 @@ func (r *Repository) decide(ctx context.Context, rs *kopiav1alpha1.RepositorySer
 	if err != nil {
 		return "", err
 	}
-	var secret corev1.Secret
-	err = m.Client.Get(ctx, client.ObjectKey{Namespace: m.Namespace, Name: rs.Name + "-config"}, &secret)
-	if client.IgnoreNotFound(err) != nil {
-		return "", fmt.Errorf("read the server's configuration: %w", err)
+	have, of, err := m.readConfig(ctx, rs)
+	if err != nil && !apierrors.IsNotFound(err) {
+		return "", err
 	}
 	now := rs.Annotations[revisionAnnotation]
 	revision, write := "", true
 	if err == nil {
-		have, of, err := parseConfigSecret(&secret)
-		if err != nil {
-			return "", err
-		}
+		// Once it may not be made any more, it never may again.
+		want.AllowCreate = want.AllowCreate && have.AllowCreate
 		revision = of
 		alone := m.InUse(r.id) == 1
 		failed := rs.Status.Phase == kopiav1alpha1.PhaseFailed && rs.Status.Revision == revision
@@ -287,11 +284,7 @@ func (r *Repository) decide(ctx context.Context, rs *kopiav1alpha1.RepositorySer
 		revision, write = rand.Text(), true
 	}
 	if write {
-		s, err := buildConfigSecret(rs, want, revision)
-		if err != nil {
-			return "", err
-		}
-		if err := kube.Apply(ctx, m.Client, s); err != nil {
+		if err := m.writeConfig(ctx, rs, want, revision); err != nil {
 			return "", err
 		}
 	}
@@ -327,6 +320,42 @@ func (m *Manager) want(ctx context.Context, rs *kopiav1alpha1.RepositoryServer, 
 		}
 	}
 	return buildConfig(rs, a, password), nil
+}
+
+// forbidCreate has the configuration of a repository that was seen say that it is never
+// made again: also a pod that nobody asked for, in the place of one that was evicted, is
+// to find an empty storage an error.
+func (m *Manager) forbidCreate(ctx context.Context, rs *kopiav1alpha1.RepositoryServer) error {
+	u := m.hold(rs.Name, 0)
+	defer m.release(rs.Name, 0)
+	u.deciding.Lock()
+	defer u.deciding.Unlock()
+	have, revision, err := m.readConfig(ctx, rs)
+	if apierrors.IsNotFound(err) || err == nil && !have.AllowCreate {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	have.AllowCreate = false
+	return m.writeConfig(ctx, rs, have, revision)
+}
+
+// readConfig reads the server's configuration and its revision.
+func (m *Manager) readConfig(ctx context.Context, rs *kopiav1alpha1.RepositoryServer) (serverConfig, string, error) {
+	var secret corev1.Secret
+	if err := m.Client.Get(ctx, client.ObjectKey{Namespace: m.Namespace, Name: configSecretName(rs)}, &secret); err != nil {
+		return serverConfig{}, "", fmt.Errorf("read the server's configuration: %w", err)
+	}
+	return parseConfigSecret(&secret)
+}
+
+func (m *Manager) writeConfig(ctx context.Context, rs *kopiav1alpha1.RepositoryServer, c serverConfig, revision string) error {
+	secret, err := buildConfigSecret(rs, c, revision)
+	if err != nil {
+		return err
+	}
+	return kube.Apply(ctx, m.Client, secret)
 }
 
 // externalUser reads the user of somebody else's server.

@@ -108,6 +108,12 @@ func (r *Reconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Resu
 		return ctrl.Result{}, err
 	}
 	r.judged(ctx, &rs, revision, v)
+	if before.Status.Initialized == nil && rs.Status.Initialized != nil {
+		// First: a status that says so promises it.
+		if err := r.Manager.forbidCreate(ctx, &rs); err != nil {
+			return ctrl.Result{}, err
+		}
+	}
 	again, stopped, err := r.lookAt(ctx, before, &rs)
 	if err != nil {
 		log.FromContext(ctx).Info("repository server does not say what uses it", "repository", rs.Name, "error", err.Error())

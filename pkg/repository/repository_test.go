@@ -265,11 +265,14 @@ func TestDeploymentHoldsNoSecret(t *testing.T) {
 	switch {
 	case *spec.AutomountServiceAccountToken:
 		t.Error("it gets a token")
-	case !*spec.SecurityContext.RunAsNonRoot || !*c.SecurityContext.ReadOnlyRootFilesystem || *c.SecurityContext.AllowPrivilegeEscalation:
-		t.Errorf("not restricted: %+v %+v", spec.SecurityContext, c.SecurityContext)
+	case c.StartupProbe.HTTPGet.Path != "/readyz" || c.ReadinessProbe.HTTPGet.Path != "/readyz" || c.LivenessProbe.HTTPGet.Path != "/healthz":
+		t.Errorf("it is asked for %s, %s, %s", c.StartupProbe.HTTPGet.Path, c.ReadinessProbe.HTTPGet.Path, c.LivenessProbe.HTTPGet.Path)
+	case c.Resources.Limits.Memory().String() != "768Mi":
+		t.Errorf("limits %v", c.Resources.Limits)
 	case d.Spec.Strategy.RollingUpdate == nil || d.Spec.Strategy.RollingUpdate.MaxSurge.IntValue() != 0:
 		t.Errorf("strategy %+v: the next pod waits for a node that is gone, or the last one does for the next", d.Spec.Strategy)
 	}
+	restricted(t, spec)
 	for _, e := range c.Env {
 		if e.ValueFrom != nil || strings.Contains(e.Value, "key") {
 			t.Errorf("environment %+v", e)
@@ -279,5 +282,22 @@ func TestDeploymentHoldsNoSecret(t *testing.T) {
 		if v.Name == "kopia-agent-state" && (v.EmptyDir == nil || v.EmptyDir.Medium != corev1.StorageMediumMemory) {
 			t.Error("Kopia's connection file, which holds the keys, is not in memory")
 		}
+	}
+}
+
+// restricted checks what the restricted Pod Security standard asks for, and that nothing of
+// the container's own file system can be written.
+func restricted(t *testing.T, spec corev1.PodSpec) {
+	t.Helper()
+	pod, c := spec.SecurityContext, spec.Containers[0].SecurityContext
+	switch {
+	case *spec.AutomountServiceAccountToken:
+		t.Error("it gets a token")
+	case !*pod.RunAsNonRoot || *pod.RunAsUser == 0 || !*c.RunAsNonRoot || *c.AllowPrivilegeEscalation || !*c.ReadOnlyRootFilesystem:
+		t.Errorf("not restricted: %+v %+v", pod, c)
+	case len(c.Capabilities.Drop) != 1 || c.Capabilities.Drop[0] != "ALL" || len(c.Capabilities.Add) > 0:
+		t.Errorf("capabilities %+v", c.Capabilities)
+	case pod.SeccompProfile.Type != corev1.SeccompProfileTypeRuntimeDefault || c.SeccompProfile.Type != corev1.SeccompProfileTypeRuntimeDefault:
+		t.Errorf("seccomp %v, %v", pod.SeccompProfile, c.SeccompProfile)
 	}
 }

@@ -43,6 +43,9 @@ type RepositoryServer struct {
 // +kubebuilder:validation:XValidation:rule="has(self.tenant) != has(self.namespaces)",message="a repository belongs to one namespace (tenant), or is shared by those that it lists (namespaces)"
 // +kubebuilder:validation:XValidation:rule="has(self.tenant) == has(oldSelf.tenant) && (!has(self.tenant) || self.tenant == oldSelf.tenant)",message="a repository belongs to one namespace for ever"
 // +kubebuilder:validation:XValidation:rule="self.keyID == oldSelf.keyID",message="another encryption key is another repository"
+// +kubebuilder:validation:XValidation:rule="[has(self.storage) && has(self.storage.s3), has(self.storage) && has(self.storage.gcs), has(self.storage) && has(self.storage.azure), has(self.storage) && has(self.storage.filesystem)] == [has(oldSelf.storage) && has(oldSelf.storage.s3), has(oldSelf.storage) && has(oldSelf.storage.gcs), has(oldSelf.storage) && has(oldSelf.storage.azure), has(oldSelf.storage) && has(oldSelf.storage.filesystem)]",message="a repository stays in the kind of storage that it is in"
+// +kubebuilder:validation:XValidation:rule="(has(self.format) && has(self.format.splitter) ? [self.format.splitter] : []) == (has(oldSelf.format) && has(oldSelf.format.splitter) ? [oldSelf.format.splitter] : [])",message="the splitter of a repository cannot change"
+// +kubebuilder:validation:XValidation:rule="(has(self.format) && has(self.format.objectLock) ? [self.format.objectLock] : []) == (has(oldSelf.format) && has(oldSelf.format.objectLock) ? [oldSelf.format.objectLock] : [])",message="the object lock of a repository cannot change"
 // +kubebuilder:validation:XValidation:rule="has(self.tenant) || self.keyID == 'default'",message="a shared repository has a password of its own: keyID is default"
 // +kubebuilder:validation:XValidation:rule="!has(self.format) || !has(self.format.objectLock) || !has(self.storage.filesystem)",message="object lock needs an object store"
 // +kubebuilder:validation:XValidation:rule="!has(self.external) || !(has(self.format) || has(self.maintenance) || has(self.tls))",message="format, maintenance and tls of an external server are not ours to set"
@@ -213,9 +216,6 @@ type External struct {
 
 // Format of a new repository. Hash and encryption are always BLAKE3-256-128 and
 // AES256-GCM.
-//
-// +kubebuilder:validation:XValidation:rule="has(self.splitter) == has(oldSelf.splitter) && (!has(self.splitter) || self.splitter == oldSelf.splitter)",message="the splitter of a repository cannot change"
-// +kubebuilder:validation:XValidation:rule="has(self.objectLock) == has(oldSelf.objectLock) && (!has(self.objectLock) || self.objectLock == oldSelf.objectLock)",message="the object lock of a repository cannot change"
 type Format struct {
 	// Splitter cuts files into contents: the default finds what is common also
 	// behind an insertion; FIXED-4M is faster and fits block images and databases.

@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build integration
+
+package repository_test
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/kanister-kopia/kanister-kopia/internal/testenv"
+	kopiav1alpha1 "github.com/kanister-kopia/kanister-kopia/pkg/apis/kopia/v1alpha1"
+	"github.com/kanister-kopia/kanister-kopia/pkg/names"
+	"github.com/kanister-kopia/kanister-kopia/pkg/repository"
+)
+
+// A repository that was seen is never made a second time, whoever starts its server: an
+// empty bucket is an error, and stays empty.
+func TestIntegrationNeverMadeAnew(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.make("shop")
+	ctx := t.Context()
+	r := w.reconciler()
+	r.IdleTimeout = 0 // it never stops
+	folder, aside := filepath.Join(w.s3.Dir, "team"), filepath.Join(filepath.Dir(w.s3.Dir), "aside")
+	empty := func() { w.must(os.Rename(folder, aside)) }
+	full := func(after string) {
+		t.Helper()
+		if _, err := os.Stat(filepath.Join(folder, "kopia.repository")); !os.IsNotExist(err) {
+			t.Errorf("%s: it was made anew (%v)", after, err)
+		}
+		w.must(os.RemoveAll(folder))
+		w.must(os.Rename(aside, folder))
+	}
+	failed := func(after string) {
+		t.Helper()
+		w.turn(r, after+": the server fails", func() bool {
+			p := w.get().Status.Phase
+			if c := w.condition(kopiav1alpha1.ConditionReady); p == kopiav1alpha1.PhaseFailed && !strings.Contains(c.Message, names.RepositoryMissing) {
+				t.Fatalf("%s: %s", after, c.Message)
+			}
+			return p == kopiav1alpha1.PhaseFailed
+		})
+	}
+	open := func() (*repository.Repository, error) { return w.manager.Open(ctx, w.ref("shop")) }
+	w.open(r, open).Close()
+
+	// Its container is started again, with the configuration that it had.
+	empty()
+	w.process.Kill()
+	w.process = w.process.Again(w)
+	select {
+	case <-w.process.Done:
+	case <-time.After(time.Minute):
+		t.Error("a container that was started again makes the repository anew")
+		w.process.Kill()
+	}
+	if log := w.process.Log(); !strings.Contains(testenv.LastLine(log), names.RepositoryMissing) {
+		t.Errorf("a container that was started again: %s", testenv.LastLine(log))
+	}
+	full("a container that was started again")
+
+	// Another pod is in its place, which nobody asked for.
+	empty()
+	w.mayCrash = true
+	w.must(w.Delete(ctx, w.pod, client.GracePeriodSeconds(0)))
+	w.pod = nil
+	failed("another pod")
+	full("another pod")
+
+	// It is replaced because its image is another, with a configuration of a version that
+	// did not take the leave to make it back.
+	w.open(r, open).Close()
+	var secret corev1.Secret
+	w.must(w.Get(ctx, client.ObjectKey{Namespace: w.namespace, Name: shared + "-config"}, &secret))
+	var config map[string]any
+	w.must(json.Unmarshal(secret.Data["config.json"], &config))
+	config["allowCreate"] = true
+	raw, err := json.Marshal(config)
+	w.must(err)
+	secret.Data["config.json"] = raw
+	w.must(w.Update(ctx, &secret))
+	empty()
+	r.Image.Name = "server:next"
+	failed("another image")
+
+	// And whoever asks for it is told.
+	if _, err := w.try(r, open); err == nil || !strings.Contains(err.Error(), names.RepositoryMissing) {
+		t.Errorf("opened without its bucket: %v", err)
+	}
+	full("who asks")
+}
+
+// While the storage does not answer, the condition says so in its words, operations are
+// refused at once, and when it answers again both are over.
+func TestIntegrationStorageOutage(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.make("shop")
+	ctx := t.Context()
+	r := w.reconciler()
+	repo := w.open(r, func() (*repository.Repository, error) { return w.manager.Open(ctx, w.ref("shop")) })
+	defer repo.Close()
+	w.s3.Gateway.Kill()
+	degraded := func(want metav1.ConditionStatus) func() bool {
+		return func() bool { return w.condition(kopiav1alpha1.ConditionDegraded).Status == want }
+	}
+	w.turn(r, "the outage is told", degraded(metav1.ConditionTrue))
+	c := w.condition(kopiav1alpha1.ConditionDegraded)
+	if c.Reason != "StorageUnavailable" || !strings.Contains(c.Message, "the storage has not answered since") {
+		t.Errorf("condition %+v", c)
+	}
+	if _, err := repo.Session(ctx, "op-1", "pvc.data", "ns-uid"); err == nil || !strings.Contains(err.Error(), "the storage has not answered since") {
+		t.Errorf("a session in the outage: %v", err)
+	}
+	if p := w.get().Status.Phase; p != kopiav1alpha1.PhaseReady {
+		t.Errorf("the server is %s: what runs may yet succeed", p)
+	}
+	w.s3.Gateway = w.s3.Gateway.Again(t)
+	testenv.Eventually(t, time.Minute, "a session after the outage", func() bool {
+		_, err := repo.Session(ctx, "op-1", "pvc.data", "ns-uid")
+		return err == nil
+	})
+	w.turn(r, "the end of the outage is told", degraded(metav1.ConditionFalse))
+	w.must(repo.EndSession(ctx, "op-1"))
+}
