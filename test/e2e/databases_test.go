@@ -25,6 +25,8 @@ type database struct {
 	name string
 	// scripts for its container: what is written, how it is read, how all is lost.
 	fill, read, destroy string
+	// killed is the phase in which the controller is killed.
+	killed string
 	// password is put into a Secret for it, if the sample wants one.
 	password string
 }
@@ -35,12 +37,14 @@ var samples = []database{
 		fill: `mariadb -e "create database shop; use shop; create table orders (id int primary key, item char(32));
 			insert into orders select seq, md5(rand()) from seq_1_to_20000"`,
 		read:    `mariadb -N shop -e "select count(*), sum(crc32(concat(id, ' ', item))) from orders"`,
+		killed:  "saveBase",
 		destroy: `mariadb -e "drop database shop"; cd "$MARIADB_DATA" && rm -rf mysql/*.MAI && echo garbage > ibdata1`,
 	},
 	{
 		name:     "redis",
 		fill:     redisCLI + `eval "for i = 1, 20000 do redis.call('set', 'order:' .. i, redis.sha1hex(ARGV[1] .. i)) end" 0 "$(hostname) $(date)"`,
 		read:     redisCLI + `eval "local s = '' for i = 1, 20000 do s = redis.sha1hex(s .. (redis.call('get', 'order:' .. i) or '')) end return redis.call('dbsize') .. ' ' .. s" 0`,
+		killed:   "restoreDump",
 		destroy:  redisCLI + `flushall; echo garbage > /data/dump.rdb`,
 		password: rand.Text(),
 	},
@@ -50,7 +54,7 @@ const redisCLI = `export REDISCLI_AUTH="$(cat "$REDIS_PASSWORD_FILE")"; redis-cl
 
 var _ = Describe("a database of the samples", func() {
 	for _, db := range samples {
-		It("is backed up, destroyed and restored: "+db.name, func(ctx SpecContext) {
+		It("is backed up, destroyed and restored, while the controller is killed: "+db.name, func(ctx SpecContext) {
 			keys, err := cluster.StartS3(ctx)
 			Expect(err).NotTo(HaveOccurred())
 			profile := "e2e-" + db.name
@@ -63,6 +67,7 @@ var _ = Describe("a database of the samples", func() {
 				Expect(err).NotTo(HaveOccurred())
 				return strings.TrimSpace(out)
 			}
+			killed := false
 			run := func(action string, parent *crv1alpha1.ActionSet) *crv1alpha1.ActionSet {
 				GinkgoHelper()
 				spec := scenario.Action(action, db.name, profile, db.name, "db")
@@ -72,7 +77,7 @@ var _ = Describe("a database of the samples", func() {
 				as, err := cluster.Run(ctx, &crv1alpha1.ActionSet{
 					ObjectMeta: metav1.ObjectMeta{GenerateName: db.name + "-" + action + "-"},
 					Spec:       &crv1alpha1.ActionSetSpec{Actions: []crv1alpha1.ActionSpec{spec}},
-				}, nil)
+				}, killing(ctx, db.killed, &killed))
 				Expect(err).NotTo(HaveOccurred())
 				return as
 			}
@@ -85,6 +90,7 @@ var _ = Describe("a database of the samples", func() {
 			run("restore", backup)
 			Expect(cluster.Rollout(ctx, db.name, "statefulset/db")).To(Succeed())
 			Expect(inside(db.read)).To(Equal(rows))
+			Expect(killed).To(BeTrue(), "phase %s was over before anything could be killed", db.killed)
 
 			if db.password != "" {
 				for where, text := range visible(ctx, db.name) {

@@ -154,19 +154,6 @@ var _ = Describe("the functions", Ordered, func() {
 		Expect(err).NotTo(HaveOccurred())
 		return out
 	}
-	// killing kills the controller once, while a phase of that name runs.
-	killing := func(ctx context.Context, phase string, killed *bool) func(*crv1alpha1.ActionSet) {
-		return func(as *crv1alpha1.ActionSet) {
-			if *killed || as.Status == nil || as.Status.Progress.RunningPhase != phase {
-				return
-			}
-			*killed = true
-			_, err := cluster.Kubectl(ctx, "delete", "pod", "-n", names.ControlPlaneNamespace, "--grace-period=0", "--force",
-				"-l", "app.kubernetes.io/name=kanister-kopia-controller")
-			Expect(err).NotTo(HaveOccurred())
-		}
-	}
-
 	BeforeAll(func(ctx SpecContext) {
 		DeferCleanup(func(ctx SpecContext) {
 			Expect(client.IgnoreNotFound(cluster.Delete(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: several}}))).To(Succeed())
@@ -288,8 +275,10 @@ var _ = Describe("the functions", Ordered, func() {
 		_, err = cluster.Kubectl(ctx, "delete", "pod", "-n", several, old, "--wait")
 		Expect(err).NotTo(HaveOccurred())
 		Expect(cluster.Rollout(ctx, several, "deployment/web")).To(Succeed())
-		_, err = run(ctx, spec("restore"), saved, nil)
+		killed := false
+		_, err = run(ctx, spec("restore"), saved, killing(ctx, "restoreAll", &killed))
 		Expect(err).NotTo(HaveOccurred())
+		Expect(killed).To(BeTrue(), "the restore was over before anything could be killed")
 		Expect(cluster.Rollout(ctx, several, "deployment/web")).To(Succeed())
 		out, err := cluster.Exec(ctx, several, pod(), "app", `cat /data/tree/page`)
 		Expect(err).NotTo(HaveOccurred())

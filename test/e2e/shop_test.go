@@ -72,11 +72,15 @@ var _ = Describe("a PostgreSQL backed up, destroyed and restored", Ordered, func
 			"uploaded first %d, then %d bytes", uploaded(first), uploaded(second))
 	}, SpecTimeout(long))
 
-	It("restores the rows after the table was dropped and files were damaged", func(ctx SpecContext) {
+	It("restores the rows after the table was dropped and files were damaged, while the controller is killed", func(ctx SpecContext) {
 		_, err := shop.Destroy(ctx)
 		Expect(err).NotTo(HaveOccurred())
+		killed := false
+		shop.Watch = killing(ctx, "restoreBase", &killed)
 		_, err = shop.Restore(ctx)
+		shop.Watch = nil
 		Expect(err).NotTo(HaveOccurred())
+		Expect(killed).To(BeTrue(), "the restore was over before anything could be killed")
 		_, err = shop.Compare(ctx)
 		Expect(err).NotTo(HaveOccurred())
 	}, SpecTimeout(long))

@@ -8,6 +8,7 @@
 package e2e
 
 import (
+	"context"
 	"testing"
 	"time"
 
@@ -16,6 +17,8 @@ import (
 	. "github.com/onsi/gomega"
 	"sigs.k8s.io/controller-runtime/pkg/log"
 
+	crv1alpha1 "github.com/kanister-kopia/kanister-kopia/pkg/apis/cr/v1alpha1"
+	"github.com/kanister-kopia/kanister-kopia/pkg/names"
 	"github.com/kanister-kopia/kanister-kopia/test/scenario"
 )
 
@@ -38,3 +41,16 @@ const (
 	short = 4 * time.Minute
 	long  = 10 * time.Minute
 )
+
+// killing kills the controller once, while a phase of that name runs.
+func killing(ctx context.Context, phase string, killed *bool) func(*crv1alpha1.ActionSet) {
+	return func(as *crv1alpha1.ActionSet) {
+		if *killed || as.Status == nil || as.Status.Progress.RunningPhase != phase {
+			return
+		}
+		*killed = true
+		_, err := cluster.Kubectl(ctx, "delete", "pod", "-n", names.ControlPlaneNamespace, "--grace-period=0", "--force",
+			"-l", "app.kubernetes.io/name=kanister-kopia-controller")
+		Expect(err).NotTo(HaveOccurred())
+	}
+}
