@@ -977,7 +977,7 @@ func testLocationDelete(w *world) {
 		},
 	}
 	w.Must(w.Create(w.Context(), together))
-	w.refused("LocationDelete", "ld-6", param.TemplateParams{}, args{"artifact": "loc/a"}, "shared repositories of this bucket (ld-together)", "use DeleteData")
+	w.refused("LocationDelete", "ld-8", param.TemplateParams{Profile: &elsewhere}, args{"artifact": "loc/a"}, "shared repositories of this bucket (ld-together)", "use DeleteData")
 	w.Must(w.Delete(w.Context(), together))
 }
 
