@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -411,7 +412,7 @@ func (w *world) agent(volume string) *agentclient.Client {
 	dir, port := w.TempDir(), testenv.Port(w)
 	return w.plane.Client(w, testenv.Start(w, nil, testenv.Program(w, "agent"),
 		"serve", "-state-dir", dir, "-ca-dir", w.plane.CADir, "-volumes-dir", filepath.Dir(volume),
-		"-listen", fmt.Sprintf("127.0.0.1:%d", port), "-health-listen", ""), port)
+		"-port", strconv.Itoa(port), "-health-listen", ""), port)
 }
 
 // run has an agent do an operation as a user of the repository.
