@@ -64,7 +64,7 @@ func (f *folder) open() repo.DirectRepository {
 func TestIntegrationFormat(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct{ asked, want Format }{
-		"ours":      {Format{}, Format{Hash: "BLAKE3-256-128", Encryption: "AES256-GCM-HMAC-SHA256", Splitter: "DYNAMIC-4M-BUZHASH"}},
+		"ours":      {Format{}, Format{Hash: "BLAKE3-256-128", Encryption: "AES256-GCM-HMAC-SHA256", Splitter: "DYNAMIC-1M-BUZHASH"}},
 		"databases": {Format{Splitter: "FIXED-4M"}, Format{Hash: "BLAKE3-256-128", Encryption: "AES256-GCM-HMAC-SHA256", Splitter: "FIXED-4M"}},
 	} {
 		f := newFolder(t, c.asked)

@@ -217,11 +217,12 @@ type External struct {
 // Format of a new repository. Hash and encryption are always BLAKE3-256-128 and
 // AES256-GCM.
 type Format struct {
-	// Splitter cuts files into contents: the default finds what is common also
-	// behind an insertion; FIXED-4M is faster and fits block images and databases.
+	// Splitter cuts files into contents: the default, DYNAMIC-1M-BUZHASH, finds what is
+	// common also behind an insertion. Larger pieces keep the index small, and a fixed size
+	// is faster and fits block images.
 	//
 	// +optional
-	// +kubebuilder:validation:Enum=DYNAMIC-4M-BUZHASH;DYNAMIC-1M-BUZHASH;DYNAMIC-8M-BUZHASH;FIXED-1M;FIXED-2M;FIXED-4M;FIXED-8M
+	// +kubebuilder:validation:Enum=DYNAMIC-1M-BUZHASH;DYNAMIC-4M-BUZHASH;DYNAMIC-8M-BUZHASH;FIXED-1M;FIXED-2M;FIXED-4M;FIXED-8M
 	Splitter string `json:"splitter,omitempty"`
 	// Compression of new backups; it may change at any time.
 	//
