@@ -85,6 +85,15 @@ func (r *Reader) Ask(ctx context.Context, id content.ID) (await func(context.Con
 	}
 }
 
+// mostAhead is how many bytes of an object are asked for ahead of the piece that is needed,
+// if that is more than the next piece: as many as an average one of the largest pieces, so
+// that small ones do not wait for the way of each. What a snapshot says of their lengths
+// need not be true, so they are counted, too.
+const (
+	mostAhead       = 4 << 20
+	mostPiecesAhead = 8
+)
+
 // Pieces reads an object in order, and asks for what comes next meanwhile. A piece is valid
 // until the next one.
 func (r *Reader) Pieces(ctx context.Context, id object.ID) iter.Seq2[[]byte, error] {
@@ -97,13 +106,19 @@ func (r *Reader) Pieces(ctx context.Context, id object.ID) iter.Seq2[[]byte, err
 				return
 			}
 		}
-		var await, next func(context.Context) ([]byte, error)
-		for i := range parts {
-			if await = next; i == 0 {
-				await = r.askPart(ctx, parts[i].Object)
+		var asked []func(context.Context) ([]byte, error) // of parts i and later
+		var ahead int64                                   // bytes of those after i
+		for i, next := 0, 0; i < len(parts); i++ {
+			for ; next < len(parts) && (next <= i+1 || next <= i+mostPiecesAhead && ahead+parts[next].Length <= mostAhead); next++ {
+				asked = append(asked, r.askPart(ctx, parts[next].Object))
+				if next > i {
+					ahead += parts[next].Length
+				}
 			}
-			if i+1 < len(parts) {
-				next = r.askPart(ctx, parts[i+1].Object)
+			await := asked[0]
+			asked = asked[1:]
+			if i+1 < next {
+				ahead -= parts[i+1].Length
 			}
 			data, err := await(ctx)
 			if !yield(data, err) || err != nil {
