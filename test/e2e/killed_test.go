@@ -155,9 +155,7 @@ var _ = Describe("the controller killed in the middle of the functions", Ordered
 	// kill kills the controller while all phases of these ActionSets run.
 	kill := func(ctx context.Context, sets ...*crv1alpha1.ActionSet) {
 		GinkgoHelper()
-		_, err := cluster.Kubectl(ctx, "delete", "pod", "-n", names.ControlPlaneNamespace, "--grace-period=0", "--force",
-			"-l", "app.kubernetes.io/name=kanister-kopia-controller")
-		Expect(err).NotTo(HaveOccurred())
+		killController(ctx)
 		for _, as := range sets {
 			for _, action := range read(ctx, as).Status.Actions {
 				Expect(action.Phases[0].State).To(Equal(crv1alpha1.StateRunning), action.Name)

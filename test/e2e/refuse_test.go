@@ -161,9 +161,7 @@ var _ = Describe("files of a plain pod", Ordered, func() {
 				return
 			}
 			killed = true
-			_, err := cluster.Kubectl(ctx, "delete", "pod", "-n", names.ControlPlaneNamespace, "--grace-period=0", "--force",
-				"-l", "app.kubernetes.io/name=kanister-kopia-controller")
-			Expect(err).NotTo(HaveOccurred())
+			killController(ctx)
 		})
 		Expect(err).NotTo(HaveOccurred())
 		Expect(killed).To(BeTrue(), "the backup was over before anything could be killed")

@@ -42,6 +42,14 @@ const (
 	long  = 10 * time.Minute
 )
 
+// killController ends all its replicas at once, without a word to them.
+func killController(ctx context.Context) {
+	GinkgoHelper()
+	_, err := cluster.Kubectl(ctx, "delete", "pod", "-n", names.ControlPlaneNamespace, "--grace-period=0", "--force",
+		"-l", "app.kubernetes.io/name=kanister-kopia-controller")
+	Expect(err).NotTo(HaveOccurred())
+}
+
 // killing kills the controller once, while a phase of that name runs.
 func killing(ctx context.Context, phase string, killed *bool) func(*crv1alpha1.ActionSet) {
 	return func(as *crv1alpha1.ActionSet) {
@@ -49,8 +57,6 @@ func killing(ctx context.Context, phase string, killed *bool) func(*crv1alpha1.A
 			return
 		}
 		*killed = true
-		_, err := cluster.Kubectl(ctx, "delete", "pod", "-n", names.ControlPlaneNamespace, "--grace-period=0", "--force",
-			"-l", "app.kubernetes.io/name=kanister-kopia-controller")
-		Expect(err).NotTo(HaveOccurred())
+		killController(ctx)
 	}
 }
