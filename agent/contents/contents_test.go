@@ -119,8 +119,10 @@ type server struct {
 	net.Listener
 	limits *Limits
 	ctx    context.Context
-	ends   atomic.Int64 // streams that it has ended
-	wg     sync.WaitGroup
+	// parameters of its repository.
+	parameters Parameters
+	ends       atomic.Int64 // streams that it has ended
+	wg         sync.WaitGroup
 
 	mu      sync.Mutex
 	refusal error
@@ -131,7 +133,7 @@ func serve(t *testing.T, s *store) *server {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	must(t, err)
-	v := &server{store: s, Listener: l, limits: NewLimits(3), ctx: t.Context()}
+	v := &server{store: s, Listener: l, limits: NewLimits(3), ctx: t.Context(), parameters: parameters}
 	v.wg.Go(func() {
 		for {
 			conn, err := l.Accept()
@@ -169,7 +171,7 @@ func (v *server) answer(conn net.Conn) {
 		_ = conn.Close()
 		return
 	}
-	_ = Serve(v.ctx, conn, v.store, parameters, v.limits)
+	_ = Serve(v.ctx, conn, v.store, v.parameters, v.limits)
 	v.ends.Add(1)
 }
 

@@ -3,6 +3,7 @@
 package contents
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -62,13 +63,16 @@ func NewWriter(ctx context.Context, s *Stream, onUpload func(int64)) (*Writer, e
 // Close ends the stream. What was not flushed is lost.
 func (w *Writer) Close() { w.stream.Close() }
 
-// Flush returns when all that was written is in the storage, or with why it is not.
-// Nothing may be written meanwhile.
+// Flush returns when all that was written before is in the storage, or with why it is not.
+// What is written meanwhile waits.
 func (w *Writer) Flush(ctx context.Context) error { return w.contents.flush(ctx) }
 
 // NewObjectWriter, ConcatenateObjects, OpenObject, VerifyObject and ContentInfo are those of
 // Kopia's repo.RepositoryWriter.
 func (w *Writer) NewObjectWriter(ctx context.Context, o object.WriterOptions) object.Writer {
+	if average, ok := averages[cmp.Or(o.Splitter, w.stream.Parameters.Splitter)]; ok && o.Prefix == "" {
+		return newObjectWriter(ctx, w.objects, o, average)
+	}
 	return w.objects.NewWriter(ctx, o)
 }
 
@@ -101,7 +105,9 @@ type contentWriter[B gathered] struct {
 	hash     func(output []byte, data B) []byte
 	onUpload func(int64)
 	window   *semaphore.Weighted
-	pending  sync.WaitGroup // answers that are waited for
+
+	writing sync.RWMutex   // held for writing by a flush, which a checkpoint asks for beside writes
+	pending sync.WaitGroup // answers that are waited for
 
 	mu   sync.Mutex                   // protects the following
 	sent map[content.ID]chan struct{} // what is on its way; closed when it was answered
@@ -119,6 +125,8 @@ func (w *contentWriter[B]) SupportsContentCompression() bool { return w.stream.P
 
 // WriteContent sends a content, unless it is known to be there. That it arrived is told by flush.
 func (w *contentWriter[B]) WriteContent(ctx context.Context, data B, prefix content.IDPrefix, comp compression.HeaderID) (content.ID, error) {
+	w.writing.RLock()
+	defer w.writing.RUnlock()
 	sum := make([]byte, 0, hashing.MaxHashSize)
 	id, err := content.IDFromHash(prefix, w.hash(sum, data))
 	if err != nil {
@@ -231,6 +239,8 @@ func (w *contentWriter[B]) failure() error {
 }
 
 func (w *contentWriter[B]) flush(ctx context.Context) error {
+	w.writing.Lock()
+	defer w.writing.Unlock()
 	w.pending.Wait()
 	if err := w.failure(); err != nil {
 		return err

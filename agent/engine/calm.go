@@ -13,7 +13,7 @@ import (
 // calmWriter keeps flushes and the writing of contents apart. A checkpoint flushes
 // while files are read and written, and Kopia's client, which sends contents beside
 // each other, counts them in a way that does not bear a flush at the same time: it
-// panics, now and then, and the backup with it (Kopia v0.23.1).
+// panics, now and then, and the backup with it (Kopia v0.23.1). Our own stream bears it.
 type calmWriter struct {
 	repo.RepositoryWriter
 	writing sync.RWMutex // held for writing by a flush

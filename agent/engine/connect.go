@@ -181,9 +181,9 @@ func (c *connection) write(ctx context.Context, purpose string, onUpload func(in
 		return fmt.Errorf("begin write session: %w", err)
 	}
 	defer func() { _ = session.Close(ctx) }() // a second close after success; the only one after failure
-	w := &calmWriter{RepositoryWriter: session}
+	var w repo.RepositoryWriter = &calmWriter{RepositoryWriter: session}
 	if c.stream != nil {
-		if w.RepositoryWriter, err = newStreamWriter(ctx, session, c.stream, onUpload); err != nil {
+		if w, err = newStreamWriter(ctx, session, c.stream, onUpload); err != nil {
 			return fmt.Errorf("begin write session: %w", err)
 		}
 	}

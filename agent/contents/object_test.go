@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package contents
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"testing"
+
+	"github.com/kopia/kopia/repo/object"
+)
+
+// An object has the id that Kopia's own writer gives it: it is the same pieces in the same
+// list, whatever its size and however its bytes come.
+func TestObjectIsKopias(t *testing.T) {
+	for _, compressed := range []bool{true, false} {
+		v := serve(t, &store{none: true})
+		v.parameters.Splitter, v.parameters.Compression = "DYNAMIC-128K-BUZHASH", compressed
+		w := v.writer(t, func(int64) {})
+		o := object.WriterOptions{Compressor: "zstd-fastest", MetadataCompressor: "zstd-fastest", AsyncWrites: 1}
+		data := noise(4, 6<<20)
+		copy(data[2<<20:], make([]byte, 1<<20)) // longer than the longest piece
+		random := rand.New(rand.NewPCG(3, 4))
+		lists := 0
+		for _, size := range []int{0, 1, 100, 64 << 10, 128<<10 - 1, 256 << 10, 256<<10 + 1, 1 << 20, 6 << 20} {
+			t.Run(fmt.Sprintf("%d bytes, %v", size, compressed), func(t *testing.T) {
+				ours := w.NewObjectWriter(t.Context(), o)
+				defer ours.Close()
+				if _, ok := ours.(*objectWriter); !ok {
+					t.Fatalf("the writer is a %T", ours)
+				}
+				theirs := w.objects.NewWriter(t.Context(), o)
+				defer theirs.Close()
+				same := func(what string, id func(object.Writer) (object.ID, error)) object.ID {
+					t.Helper()
+					got, err := id(ours)
+					must(t, err)
+					want, err := id(theirs)
+					must(t, err)
+					if got != want {
+						t.Errorf("%s: %s, want %s", what, got, want)
+					}
+					return got
+				}
+				for rest := data[:size]; len(rest) > 0; {
+					part := rest[:min(len(rest), 1+random.IntN(200<<10))]
+					rest = rest[len(part):]
+					for _, to := range []object.Writer{ours, theirs} {
+						n, err := to.Write(part)
+						must(t, err)
+						if n != len(part) {
+							t.Fatalf("%d of %d bytes were written", n, len(part))
+						}
+					}
+					same("checkpoint", object.Writer.Checkpoint)
+				}
+				id := same("result", object.Writer.Result)
+				if _, list := id.IndexObjectID(); list {
+					lists++
+				}
+			})
+		}
+		must(t, w.Flush(t.Context()))
+		if lists < 3 {
+			t.Errorf("%d objects of several pieces, want 3 at least", lists)
+		}
+	}
+}
+
+// A piece that could not be sent fails the object, whichever it was.
+func TestObjectNotWritten(t *testing.T) {
+	v := serve(t, &store{none: true})
+	v.parameters.Splitter = "DYNAMIC-128K-BUZHASH"
+	for _, size := range []int{100, 1 << 20} {
+		w := v.writer(t, func(int64) {})
+		w.Close()
+		o := w.NewObjectWriter(t.Context(), object.WriterOptions{})
+		_, err := o.Write(noise(5, size))
+		_, result := o.Result()
+		if err = errors.Join(err, result); err == nil || !strings.Contains(err.Error(), "connection") {
+			t.Errorf("%d bytes on a stream that has ended: %v", size, err)
+		}
+		if result == nil {
+			t.Errorf("%d bytes on a stream that has ended have a result", size)
+		}
+		must(t, o.Close())
+	}
+}
+
+// Objects of directories are Kopia's to write, and so are those of splitters that only it has.
+func TestObjectOfKopia(t *testing.T) {
+	v := serve(t, &store{none: true})
+	w := v.writer(t, func(int64) {})
+	for _, o := range []object.WriterOptions{{}, {Splitter: "DYNAMIC-8M-BUZHASH"}, {Prefix: "k", Splitter: "DYNAMIC-1M-BUZHASH"}} {
+		written := w.NewObjectWriter(t.Context(), o)
+		if _, ours := written.(*objectWriter); ours {
+			t.Errorf("%+v is ours", o)
+		}
+		must(t, written.Close())
+	}
+}
