@@ -26,6 +26,7 @@ type store struct {
 	asked chan struct{}         // gets one for each read, if it is there
 	hold  chan struct{}         // reads wait for it, if it is there
 	full  error                 // that nothing can be written
+	flush func()                // is called during a flush, if it is there
 
 	mu               sync.Mutex // protects the following
 	written, flushed int        // bytes
@@ -107,6 +108,9 @@ func (s *store) WriteContent(_ context.Context, data []byte, prefix content.IDPr
 }
 
 func (s *store) Flush(context.Context) error {
+	if s.flush != nil {
+		s.flush()
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.flushed = s.written
@@ -419,6 +423,50 @@ func TestContentsWritten(t *testing.T) {
 	defer v.mu.Unlock()
 	if v.written != want || v.flushed != want || told.Load() != int64(want) {
 		t.Errorf("%d bytes were written, %d of them flushed, %d told; want %d", v.written, v.flushed, told.Load(), want)
+	}
+}
+
+// A flush and the writing of contents are apart, also that of a piece that is sent while
+// the next one is read.
+func TestContentsFlushedAlone(t *testing.T) {
+	s := &store{none: true}
+	v := serve(t, s)
+	v.parameters.Splitter = "DYNAMIC-128K-BUZHASH"
+	var w *Writer
+	var flushes, sent atomic.Int64
+	s.flush = func() {
+		flushes.Add(1)
+		if w.writing.TryRLock() {
+			w.writing.RUnlock()
+			t.Error("a content may be sent during a flush")
+		}
+	}
+	w = v.writer(t, func(int64) {
+		sent.Add(1)
+		if w.writing.TryLock() {
+			w.writing.Unlock()
+			t.Error("a flush may begin while a content is sent")
+		}
+	})
+	o := w.NewObjectWriter(t.Context(), object.WriterOptions{})
+	defer o.Close()
+	var checkpoint sync.WaitGroup
+	for data := noise(6, 4<<20); len(data) > 0; data = data[64<<10:] {
+		_, err := o.Write(data[:64<<10])
+		must(t, err)
+		if len(data)%(1<<20) == 0 {
+			checkpoint.Go(func() {
+				if err := w.Flush(t.Context()); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+	}
+	checkpoint.Wait()
+	_, err := o.Result()
+	must(t, err)
+	if flushes.Load() != 4 || sent.Load() < 10 {
+		t.Errorf("%d flushes and %d contents, want 4 and many", flushes.Load(), sent.Load())
 	}
 }
 

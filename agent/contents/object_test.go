@@ -3,10 +3,10 @@
 package contents
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"strings"
 	"testing"
 
 	"github.com/kopia/kopia/repo/object"
@@ -73,17 +73,19 @@ func TestObjectIsKopias(t *testing.T) {
 func TestObjectNotWritten(t *testing.T) {
 	v := serve(t, &store{none: true})
 	v.parameters.Splitter = "DYNAMIC-128K-BUZHASH"
+	w := v.writer(t, func(int64) {})
+	gone := errors.New("the operation has ended")
 	for _, size := range []int{100, 1 << 20} {
-		w := v.writer(t, func(int64) {})
-		w.Close()
-		o := w.NewObjectWriter(t.Context(), object.WriterOptions{})
-		_, err := o.Write(noise(5, size))
-		_, result := o.Result()
-		if err = errors.Join(err, result); err == nil || !strings.Contains(err.Error(), "connection") {
-			t.Errorf("%d bytes on a stream that has ended: %v", size, err)
+		ctx, cancel := context.WithCancelCause(t.Context())
+		o := w.NewObjectWriter(ctx, object.WriterOptions{})
+		cancel(gone)
+		if _, err := o.Write(noise(5, size)); err != nil && !errors.Is(err, gone) {
+			t.Errorf("%d bytes: %v, want %v", size, err, gone)
 		}
-		if result == nil {
-			t.Errorf("%d bytes on a stream that has ended have a result", size)
+		for what, id := range map[string]func() (object.ID, error){"result": o.Result, "checkpoint": o.Checkpoint} {
+			if id, err := id(); !errors.Is(err, gone) {
+				t.Errorf("%d bytes: the %s is %v with error %v, want %v", size, what, id, err, gone)
+			}
 		}
 		must(t, o.Close())
 	}

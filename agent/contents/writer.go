@@ -34,6 +34,10 @@ const (
 // in the storage when Flush has returned without an error, and not sooner. A stream that
 // breaks ends it: what was on its way may be lost.
 type Writer struct {
+	// writing is held for reading while a content is hashed and sent, for writing by a flush:
+	// a checkpoint asks for one while files are read.
+	writing sync.RWMutex
+
 	stream   *Stream
 	objects  *object.Manager
 	contents interface {
@@ -52,12 +56,13 @@ func NewWriter(ctx context.Context, s *Stream, onUpload func(int64)) (*Writer, e
 		return nil, fmt.Errorf("hash as the repository does: %w", err)
 	}
 	context.AfterFunc(ctx, s.Close)
-	c := newContentWriter(hash, s, onUpload)
-	objects, err := object.NewObjectManager(ctx, c, format.ObjectFormat{Splitter: s.Parameters.Splitter}, nil)
-	if err != nil {
+	w := &Writer{stream: s}
+	c := newContentWriter(hash, s, &w.writing, onUpload)
+	if w.objects, err = object.NewObjectManager(ctx, c, format.ObjectFormat{Splitter: s.Parameters.Splitter}, nil); err != nil {
 		return nil, fmt.Errorf("split as the repository does: %w", err)
 	}
-	return &Writer{stream: s, objects: objects, contents: c}, nil
+	w.contents = c
+	return w, nil
 }
 
 // Close ends the stream. What was not flushed is lost.
@@ -65,7 +70,11 @@ func (w *Writer) Close() { w.stream.Close() }
 
 // Flush returns when all that was written before is in the storage, or with why it is not.
 // What is written meanwhile waits.
-func (w *Writer) Flush(ctx context.Context) error { return w.contents.flush(ctx) }
+func (w *Writer) Flush(ctx context.Context) error {
+	w.writing.Lock()
+	defer w.writing.Unlock()
+	return w.contents.flush(ctx)
+}
 
 // NewObjectWriter, ConcatenateObjects, OpenObject, VerifyObject and ContentInfo are those of
 // Kopia's repo.RepositoryWriter.
@@ -105,9 +114,8 @@ type contentWriter[B gathered] struct {
 	hash     func(output []byte, data B) []byte
 	onUpload func(int64)
 	window   *semaphore.Weighted
-
-	writing sync.RWMutex   // held for writing by a flush, which a checkpoint asks for beside writes
-	pending sync.WaitGroup // answers that are waited for
+	writing  *sync.RWMutex  // the Writer's
+	pending  sync.WaitGroup // answers that are waited for
 
 	mu   sync.Mutex                   // protects the following
 	sent map[content.ID]chan struct{} // what is on its way; closed when it was answered
@@ -117,8 +125,11 @@ type contentWriter[B gathered] struct {
 	unspoken int // contents since then that were not asked for
 }
 
-func newContentWriter[B gathered](hash func([]byte, B) []byte, s *Stream, onUpload func(int64)) *contentWriter[B] {
-	return &contentWriter[B]{stream: s, hash: hash, onUpload: onUpload, window: semaphore.NewWeighted(window), sent: map[content.ID]chan struct{}{}}
+func newContentWriter[B gathered](hash func([]byte, B) []byte, s *Stream, writing *sync.RWMutex, onUpload func(int64)) *contentWriter[B] {
+	return &contentWriter[B]{
+		stream: s, hash: hash, onUpload: onUpload, writing: writing,
+		window: semaphore.NewWeighted(window), sent: map[content.ID]chan struct{}{},
+	}
 }
 
 func (w *contentWriter[B]) SupportsContentCompression() bool { return w.stream.Parameters.Compression }
@@ -239,8 +250,6 @@ func (w *contentWriter[B]) failure() error {
 }
 
 func (w *contentWriter[B]) flush(ctx context.Context) error {
-	w.writing.Lock()
-	defer w.writing.Unlock()
 	w.pending.Wait()
 	if err := w.failure(); err != nil {
 		return err
