@@ -35,7 +35,7 @@ func (w *world) memoryGroup() *memoryGroup {
 	}
 	g.dir = filepath.Join(g.dir, fmt.Sprintf("kanister-kopia-test-%d", os.Getpid()))
 	if err := os.Mkdir(g.dir, 0o755); err != nil {
-		w.Skipf("no control group can be made here: %v", err)
+		testenv.Skip(w, "no control group can be made here: %v", err)
 	}
 	w.Cleanup(func() {
 		// The test's context is over. What was killed is gone in a moment.
@@ -50,7 +50,7 @@ func (w *world) memoryGroup() *memoryGroup {
 		w.Error("the control group has processes left")
 	})
 	if _, err := os.Stat(filepath.Join(g.dir, g.limit)); err != nil {
-		w.Skipf("control groups do not bound memory here: %v", err)
+		testenv.Skip(w, "control groups do not bound memory here: %v", err)
 	}
 	return g
 }

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kanister-kopia/kanister-kopia/agent/api"
+	"github.com/kanister-kopia/kanister-kopia/internal/testenv"
 )
 
 // A target that was just restored is as its backup; whatever is changed in it is
@@ -81,7 +82,7 @@ func TestRestoreVerify(t *testing.T) {
 			must(t, a.restore(t, s, api.RestoreRequest{Root: root, DeleteExtra: true, Verify: api.VerifyAfter}))
 			in := func(name string) string { return filepath.Join(a.base, "volumes", "data", "target", name) }
 			if err := c.change(in); errors.Is(err, unix.ENOTSUP) {
-				t.Skip("this file system keeps no attributes")
+				testenv.Skip(t, "this file system keeps no attributes")
 			} else {
 				must(t, err)
 			}
