@@ -20,6 +20,7 @@ import (
 	"github.com/kopia/kopia/repo"
 	"github.com/kopia/kopia/repo/object"
 	"github.com/kopia/kopia/snapshot"
+	"golang.org/x/sys/unix"
 
 	"github.com/kanister-kopia/kanister-kopia/agent/api"
 	"github.com/kanister-kopia/kanister-kopia/internal/testenv"
@@ -178,7 +179,7 @@ func TestIntegrationRestoreResumes(t *testing.T) {
 	request := make(chan error, 1)
 	// At this limit all of it would take longer than the test waits for some of it.
 	go func() { _, err := restore("cut-short", size); request <- err }()
-	testenv.Eventually(w, 3*time.Minute, "some files are complete", func() bool { return len(completed()) >= 3 })
+	testenv.Eventually(w, 3*time.Minute, "some files are complete", func() bool { return len(completed()) >= 5 })
 	for _, pid := range children(w, process.Cmd.Process.Pid) {
 		w.must(syscall.Kill(pid, syscall.SIGKILL))
 	}
@@ -188,6 +189,9 @@ func TestIntegrationRestoreResumes(t *testing.T) {
 	there := completed()
 	w.must(os.WriteFile(there[0], []byte("written by somebody else"), 0o640))
 	w.must(os.Chmod(there[1], 0o600))
+	// What leaves size, time, mode and owner alone.
+	w.must(unix.Lsetxattr(there[2], "user.x", []byte("not of the backup"), 0))
+	w.must(unix.Lsetxattr(there[3], "system.posix_acl_access", testenv.ACL(6, 4, 4, 0, 1234, 4), 0))
 
 	result, err := restore("again", 0)
 	w.must(err)
@@ -208,7 +212,7 @@ func TestIntegrationRestoreResumes(t *testing.T) {
 func TestIntegrationRestoreUnprivileged(t *testing.T) {
 	t.Parallel()
 	if os.Getuid() != 0 {
-		t.Skip("needs root, to give a file to somebody else")
+		testenv.Skip(t, "needs root, to give a file to somebody else")
 	}
 	w := newWorld(t)
 	source := w.volume()

@@ -75,7 +75,7 @@ func (w *restorer) start(ctx context.Context, group *errgroup.Group) {
 // enqueue has a file written, soon. The walk alone calls it.
 func (w *restorer) enqueue(ctx context.Context, j fileJob) error {
 	j.folder.refs.Add(1)
-	j.there = w.resume.has(j.folder, j.name, j.entry)
+	j.there = w.resume.has(j.folder, j.name, j.entry, j.extra)
 	if !w.mayAsk(j) {
 		return w.hand(ctx, j)
 	}

@@ -12,8 +12,6 @@ import (
 	"io/fs"
 	"os"
 	"path"
-	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -241,11 +239,7 @@ func (c *comparer) xattrsOf(where string, at xattrHolder, want []xattr) {
 		c.unread.add("extended attribute", where)
 		return
 	}
-	byName := func(a, b xattr) int { return strings.Compare(a.Name, b.Name) }
-	want = slices.SortedFunc(slices.Values(want), byName)
-	if !slices.EqualFunc(slices.SortedFunc(slices.Values(have), byName), want, func(a, b xattr) bool {
-		return a.Name == b.Name && bytes.Equal(a.Value, b.Value)
-	}) {
+	if !sameXattrs(have, want) {
 		c.differs("extended attribute", where, "has other extended attributes")
 	}
 }

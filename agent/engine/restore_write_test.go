@@ -3,9 +3,17 @@
 package engine
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
+
+	kopiafs "github.com/kopia/kopia/fs"
+	"github.com/kopia/kopia/snapshot"
+	"golang.org/x/sys/unix"
+
+	"github.com/kanister-kopia/kanister-kopia/internal/testenv"
 )
 
 // What is opened and linked to while a restore runs is what was there when it was looked
@@ -58,5 +66,57 @@ func TestRestoreKeepsToWhatItSaw(t *testing.T) {
 		if _, err := os.Lstat(in("moved/third")); err == nil {
 			t.Errorf("%s in the first one's place has another name now", name)
 		}
+	}
+}
+
+// What an earlier try wrote is taken over as it was written, and not once anything about
+// it was changed.
+func TestResumeHas(t *testing.T) {
+	at := time.Date(2024, 2, 29, 12, 34, 56, 123456789, time.UTC)
+	for name, c := range map[string]struct {
+		change func(file string) error
+		want   bool
+	}{
+		"nothing":                   {func(string) error { return nil }, true},
+		"its content":               {func(f string) error { return os.WriteFile(f, []byte("FOUR"), 0) }, false},
+		"its size":                  {func(f string) error { return keepTime(f, at, func(f string) error { return os.Truncate(f, 3) }) }, false},
+		"its mode":                  {func(f string) error { return os.Chmod(f, 0o600) }, false},
+		"an attribute":              {func(f string) error { return unix.Lsetxattr(f, "user.x", []byte("y"), 0) }, false},
+		"the value of an attribute": {func(f string) error { return unix.Lsetxattr(f, "user.kept", []byte("w"), 0) }, false},
+		"one attribute less":        {func(f string) error { return unix.Lremovexattr(f, "user.kept") }, false},
+		"an ACL": {func(f string) error {
+			return unix.Lsetxattr(f, accessACL, testenv.ACL(6, 4, 4, 0, 1234, 4), 0)
+		}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			file := filepath.Join(dir, "f")
+			must(t, os.WriteFile(file, []byte("four"), 0o640))
+			must(t, os.Chmod(file, 0o640))
+			if err := unix.Lsetxattr(file, "user.kept", []byte("v"), 0); errors.Is(err, unix.ENOTSUP) {
+				testenv.Skip(t, "this file system keeps no attributes")
+			} else {
+				must(t, err)
+			}
+			must(t, os.Chtimes(file, at, at))
+			e := &snapshot.DirEntry{
+				FileSize: 4, Permissions: 0o640, UserID: uint32(os.Getuid()), GroupID: uint32(os.Getgid()), ModTime: kopiafs.UTCTimestampFromTime(at),
+			}
+			x := extra{Xattrs: []xattr{{Name: "user.kept", Value: []byte("v")}}}
+			must(t, c.change(file))
+			root, err := os.OpenRoot(dir)
+			must(t, err)
+			f, err := newFolder(root, ".", nil)
+			must(t, err)
+			defer func() { must(t, f.release(nil, func(*folder) error { return nil })) }()
+			if got := (resume{since: at}).has(f, "f", e, x); got != c.want {
+				t.Errorf("after a change of %s it is taken over: %t, want %t", name, got, c.want)
+			}
+			for _, since := range []time.Time{{}, time.Now().Add(time.Hour)} {
+				if (resume{since: since}).has(f, "f", e, x) {
+					t.Errorf("without a mark, or with a later one, it is taken over: %s", since)
+				}
+			}
+		})
 	}
 }

@@ -18,8 +18,9 @@ import (
 
 // resume knows which files an earlier, cut short restore of the same data to the
 // same place has completed. That restore left a mark in the target. A file with the
-// size, time, mode and owner that it should have, whose inode changed after the mark
-// was made, is one that it wrote: whoever else changes a file changes its time, too.
+// size, time, mode, owner and attributes that it should have, whose inode changed after
+// the mark was made, is one that it wrote: whoever else writes to a file changes its
+// time, too, unless he puts it back.
 type resume struct {
 	mark  string
 	since time.Time // on the volume's clock; zero: nothing is taken over
@@ -69,7 +70,7 @@ func (w *restorer) end(top *folder) error {
 }
 
 // has says whether a file was completed by the earlier try.
-func (r resume) has(f *folder, name string, e *snapshot.DirEntry) bool {
+func (r resume) has(f *folder, name string, e *snapshot.DirEntry, x extra) bool {
 	if r.since.IsZero() {
 		return false
 	}
@@ -78,8 +79,13 @@ func (r resume) has(f *folder, name string, e *snapshot.DirEntry) bool {
 		return false
 	}
 	uid, gid := ownerOf(info)
-	return info.Size() == e.FileSize && info.ModTime().Equal(e.ModTime.ToTime()) && changeTime(info).After(r.since) &&
-		info.Mode()&kopiafs.ModBits == fs.FileMode(e.Permissions)&kopiafs.ModBits && uid == e.UserID && gid == e.GroupID
+	if info.Size() != e.FileSize || !info.ModTime().Equal(e.ModTime.ToTime()) || !changeTime(info).After(r.since) ||
+		info.Mode()&kopiafs.ModBits != fs.FileMode(e.Permissions)&kopiafs.ModBits || uid != e.UserID || gid != e.GroupID {
+		return false
+	}
+	// Attributes and ACLs have no time of their own.
+	attributes, err := readXattrs(unopened(f.self.Fd(), name))
+	return err == nil && sameXattrs(attributes, x.Xattrs)
 }
 
 func changeTime(info fs.FileInfo) time.Time {

@@ -116,6 +116,14 @@ func readXattrs(at xattrHolder) ([]xattr, error) {
 	return out, nil
 }
 
+// sameXattrs says whether attributes are the same, in whatever order.
+func sameXattrs(have, want []xattr) bool {
+	sorted := func(all []xattr) []xattr {
+		return slices.SortedFunc(slices.Values(all), func(a, b xattr) int { return strings.Compare(a.Name, b.Name) })
+	}
+	return slices.EqualFunc(sorted(have), sorted(want), func(a, b xattr) bool { return a.Name == b.Name && bytes.Equal(a.Value, b.Value) })
+}
+
 // isACL says whether an attribute must be set after the mode, which it refines.
 func isACL(name string) bool  { return name == accessACL || name == defaultACL }
 func notACL(name string) bool { return !isACL(name) }
