@@ -624,10 +624,19 @@ func TestIntegrationBackupRefused(t *testing.T) {
 	w.must(os.MkdirAll(filepath.Join(source, "parent", "closed"), 0o755))
 	w.must(os.Chmod(filepath.Join(source, "parent", "closed"), 0o700))
 	w.must(os.Symlink("/etc", filepath.Join(source, "out")))
+	w.must(os.Mkdir(filepath.Join(source, "many"), 0o755))
+	for i := range 100 {
+		w.must(os.WriteFile(filepath.Join(source, "many", fmt.Sprintf("%02d", i)), nil, 0o600))
+	}
 	s := w.serve()
 	w.reachable(source)
 	agent, _ := w.sidecar(source, asNobody)
+	reader := "uid 65532"
 	if os.Getuid() != 0 {
+		reader = fmt.Sprintf("uid %d", os.Getuid())
+		for i := range 100 {
+			w.must(os.Chmod(filepath.Join(source, "many", fmt.Sprintf("%02d", i)), 0))
+		}
 		w.must(os.Chmod(filepath.Join(source, "dir", "hidden"), 0))
 		w.must(os.Chmod(filepath.Join(source, "parent", "closed"), 0))
 	}
@@ -638,6 +647,7 @@ func TestIntegrationBackupRefused(t *testing.T) {
 	}{
 		"unreadable file":  {"data", "/dir", api.CodeUnreadable, "hidden"},
 		"just that file":   {"data", "/dir/hidden", api.CodeUnreadable, "hidden"},
+		"many of them":     {"data", "/many", api.CodeUnreadable, "at least 1"},
 		"closed directory": {"data", "/parent", api.CodeUnreadable, "closed"},
 		"just that one":    {"data", "/parent/closed", api.CodeUnreadable, "closed"},
 		"unknown volume":   {"other", "/", api.CodeUnknownVolume, "other"},
@@ -654,8 +664,8 @@ func TestIntegrationBackupRefused(t *testing.T) {
 		_, err := agent.Run(w.context(), req, func(api.Progress) {})
 		if got := code(err); got != c.want && !(c.want == api.CodePathRefused && got == api.CodeBadRequest) && !(c.want == api.CodeUnknownVolume && got == api.CodeBadRequest) {
 			t.Errorf("%s: error %v (%s), want code %s", name, err, got, c.want)
-		} else if !strings.Contains(err.Error(), c.text) {
-			t.Errorf("%s: error %q does not name %q", name, err, c.text)
+		} else if !strings.Contains(err.Error(), c.text) || c.want == api.CodeUnreadable && !strings.Contains(err.Error(), reader) {
+			t.Errorf("%s: error %q does not name %q, or who could not read", name, err, c.text)
 		}
 	}
 

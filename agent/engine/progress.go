@@ -27,6 +27,11 @@ type progress struct {
 
 	vanished atomic.Int64 // of the errors that Kopia counted, those of entries that were gone
 
+	// enough is called when as many paths are known to be unreadable as an error names;
+	// nil: nobody minds them.
+	enough func()
+	gaveUp atomic.Bool // enough was called
+
 	mu         sync.Mutex
 	unreadable paths // of all others
 	failed     paths // the same, with their errors
@@ -102,4 +107,8 @@ func (p *progress) Error(where string, err error, _ bool) {
 	defer p.mu.Unlock()
 	p.unreadable.add(where)
 	p.failed.add(where + ": " + err.Error())
+	if p.unreadable.count == namedPaths && p.enough != nil {
+		p.gaveUp.Store(true)
+		p.enough()
+	}
 }

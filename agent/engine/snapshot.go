@@ -71,10 +71,7 @@ func snapshotVolume(ctx context.Context, conn *connection, req api.StartRequest,
 		}
 		stopEstimate := estimate(ctx, src, root, previous, p)
 		defer stopEstimate()
-		u := upload.NewUploader(w)
-		u.Progress = p
-		u.ParallelUploads = parallelUploads
-		u.CheckpointInterval = cmp.Or(env.CheckpointInterval, operation.DefaultCheckpointInterval)
+		u := newUploader(w, *r, env, p)
 		// Kopia looks at this, not at the context.
 		stop := context.AfterFunc(ctx, u.Cancel)
 		defer stop()
@@ -113,6 +110,17 @@ func snapshotVolume(ctx context.Context, conn *connection, req api.StartRequest,
 		result.Root.Xattrs = append(result.Root.Xattrs, api.Xattr(x))
 	}
 	return &api.Result{Snapshot: result}, nil
+}
+
+func newUploader(w repo.RepositoryWriter, r api.SnapshotRequest, env Env, p *progress) *upload.Uploader {
+	u := upload.NewUploader(w)
+	u.Progress = p
+	u.ParallelUploads = parallelUploads
+	u.CheckpointInterval = cmp.Or(env.CheckpointInterval, operation.DefaultCheckpointInterval)
+	if !r.AllowUnreadable {
+		p.enough = u.Cancel // it has failed: the rest of a large volume need not be read for that
+	}
+	return u
 }
 
 // volumeRoot finds what is to be read of a volume.
@@ -231,10 +239,12 @@ func verdict(ctx context.Context, man *snapshot.Manifest, r api.SnapshotRequest,
 	if ctx.Err() != nil {
 		return &api.Problem{Code: api.CodeCancelled, Title: "take snapshot: cancelled; nothing was saved"}
 	}
-	if man.IncompleteReason == upload.IncompleteReasonCanceled {
+	gaveUp := p.gaveUp.Load()
+	switch {
+	case gaveUp: // told below
+	case man.IncompleteReason == upload.IncompleteReasonCanceled:
 		return errCheckpoint
-	}
-	if man.IncompleteReason != "" {
+	case man.IncompleteReason != "":
 		return fmt.Errorf("take snapshot: incomplete: %s", man.IncompleteReason)
 	}
 	if man.RootEntry == nil {
@@ -250,10 +260,14 @@ func verdict(ctx context.Context, man *snapshot.Manifest, r api.SnapshotRequest,
 		bad += int(man.Stats.IgnoredErrorCount)
 		bad -= int(p.vanished.Load())
 	}
-	if bad > 0 {
+	if bad > 0 || gaveUp {
+		title := "take snapshot: %d entries could not be read by uid %d; nothing was saved"
+		if gaveUp {
+			title = "take snapshot: at least %d entries cannot be read by uid %d; it was given up, and nothing was saved"
+		}
 		return &api.Problem{
 			Code:    api.CodeUnreadable,
-			Title:   fmt.Sprintf("take snapshot: %d entries could not be read by uid %d; nothing was saved", bad, os.Getuid()),
+			Title:   fmt.Sprintf(title, bad, os.Getuid()),
 			Details: p.failed.names(),
 			Hint:    "let the agent run as the owner: annotate the pod with kopia.kanister.io/run-as: \"<uid>\"",
 		}

@@ -5,11 +5,16 @@ package engine
 import (
 	"context"
 	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
 	kopiafs "github.com/kopia/kopia/fs"
+	"github.com/kopia/kopia/repo"
+	"github.com/kopia/kopia/repo/object"
 	"github.com/kopia/kopia/snapshot"
 	"github.com/kopia/kopia/snapshot/upload"
 
@@ -35,6 +40,7 @@ func TestVerdict(t *testing.T) {
 		previous []*snapshot.Manifest
 		src      *source
 		vanished int64
+		gaveUp   bool
 		fails    bool
 		want     api.Code
 		text     string
@@ -55,6 +61,14 @@ func TestVerdict(t *testing.T) {
 		"ended by Kopia": {
 			man:   snapshot.Manifest{RootEntry: directory(3), IncompleteReason: upload.IncompleteReasonCanceled},
 			fails: true, text: "could not be saved",
+		},
+		"given up for what cannot be read": {
+			man: snapshot.Manifest{RootEntry: directory(3, broken), IncompleteReason: upload.IncompleteReasonCanceled}, gaveUp: true,
+			fails: true, want: api.CodeUnreadable, text: "at least 1 entries",
+		},
+		"given up, and cancelled": {
+			ctx: cancelled, man: snapshot.Manifest{RootEntry: directory(3, broken), IncompleteReason: upload.IncompleteReasonCanceled}, gaveUp: true,
+			fails: true, want: api.CodeCancelled,
 		},
 		"incomplete": {man: snapshot.Manifest{RootEntry: directory(3), IncompleteReason: "limit"}, fails: true, text: "limit"},
 		"no root":    {man: snapshot.Manifest{}, fails: true, text: "no root"},
@@ -80,6 +94,7 @@ func TestVerdict(t *testing.T) {
 			c.req.Path = "/"
 			p := newProgress(time.Now, func(api.Progress) {})
 			p.vanished.Store(c.vanished)
+			p.gaveUp.Store(c.gaveUp)
 			if c.man.RootEntry != nil && c.man.RootEntry.DirSummary != nil {
 				for _, e := range c.man.RootEntry.DirSummary.FailedEntries {
 					p.Error(e.EntryPath, errors.New(e.Error), false)
@@ -96,6 +111,72 @@ func TestVerdict(t *testing.T) {
 				t.Errorf("verdict %q, want %q in it", err, c.text)
 			}
 		})
+	}
+}
+
+// inRepository is a connection to a repository of its own. onRead is called when a
+// snapshot reads there what the previous one had.
+func inRepository(t *testing.T, onRead func()) *connection {
+	t.Helper()
+	rep := watched{aRepository(t)(time.Now), onRead}
+	return &connection{rep: rep, objects: rep, creds: &api.Credentials{Username: "u", Hostname: "h"}}
+}
+
+type watched struct {
+	repo.Repository
+	onRead func()
+}
+
+func (w watched) NewWriter(ctx context.Context, o repo.WriteSessionOptions) (context.Context, repo.RepositoryWriter, error) {
+	ctx, writer, err := w.Repository.NewWriter(ctx, o)
+	return ctx, watchedWriter{writer, w.onRead}, err
+}
+
+type watchedWriter struct {
+	repo.RepositoryWriter
+	onRead func()
+}
+
+func (w watchedWriter) OpenObject(ctx context.Context, id object.ID) (object.Reader, error) {
+	w.onRead()
+	return w.RepositoryWriter.OpenObject(ctx, id)
+}
+
+// snapshots takes one of volumes/data below base, and returns what it counted too.
+func snapshots(ctx context.Context, conn *connection, base string, r api.SnapshotRequest) (*progress, *api.Result, error) {
+	p := newProgress(time.Now, func(api.Progress) {})
+	r.Volume, r.Path, r.SourcePath = "data", "/", "/"
+	result, err := snapshotVolume(ctx, conn, api.StartRequest{Kind: api.KindSnapshot, Snapshot: &r},
+		Env{VolumesDir: filepath.Join(base, "volumes"), Now: time.Now}, p, newThrottle(ctx, 0))
+	return p, result, err
+}
+
+// Also a snapshot that reads nothing, since nothing has changed, ends when it is cancelled.
+func TestSnapshotCancelledWhereNothingIsRead(t *testing.T) {
+	const dirs, files = 100, 50
+	base := t.TempDir()
+	for d := range dirs {
+		dir := filepath.Join(base, "volumes", "data", fmt.Sprint(d))
+		must(t, os.MkdirAll(dir, 0o755))
+		for f := range files {
+			must(t, os.WriteFile(filepath.Join(dir, fmt.Sprint(f)), nil, 0o644))
+		}
+	}
+	onRead := func() {}
+	conn := inRepository(t, func() { onRead() })
+	_, first, err := snapshots(t.Context(), conn, base, api.SnapshotRequest{})
+	must(t, err)
+	if first.Snapshot.Files != dirs*files {
+		t.Fatalf("the first one has %d files, want %d", first.Snapshot.Files, dirs*files)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	onRead = cancel // it has begun
+	p, _, err := snapshots(ctx, conn, base, api.SnapshotRequest{})
+	if code(err) != api.CodeCancelled {
+		t.Errorf("error %v, want %s", err, api.CodeCancelled)
+	}
+	if seen := p.files.Load(); seen > dirs*files/2 {
+		t.Errorf("%d of %d files were looked at after it was cancelled", seen, dirs*files)
 	}
 }
 

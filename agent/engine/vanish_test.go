@@ -4,6 +4,7 @@ package engine
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -17,7 +18,6 @@ import (
 	"github.com/kopia/kopia/repo/blob/filesystem"
 	"github.com/kopia/kopia/snapshot"
 	"github.com/kopia/kopia/snapshot/policy"
-	"github.com/kopia/kopia/snapshot/upload"
 
 	"github.com/kanister-kopia/kanister-kopia/agent/api"
 )
@@ -119,8 +119,7 @@ func TestSnapshotOfWhatMoves(t *testing.T) {
 			p := newProgress(time.Now, func(api.Progress) {})
 			var man *snapshot.Manifest
 			must(t, repo.WriteSession(t.Context(), aRepository(t)(time.Now), repo.WriteSessionOptions{}, func(ctx context.Context, w repo.RepositoryWriter) (err error) {
-				u := upload.NewUploader(w)
-				u.Progress, u.ParallelUploads = p, parallelUploads
+				u := newUploader(w, r, Env{}, p)
 				tree := policy.BuildTree(map[string]*policy.Policy{".": pol}, policy.DefaultPolicy)
 				man, err = u.Upload(ctx, source, tree, snapshot.SourceInfo{UserName: "u", Host: "h", Path: "/"})
 				return err
@@ -147,6 +146,50 @@ func TestSnapshotOfWhatMoves(t *testing.T) {
 			}
 			if !slices.Equal(result.Unreadable, unreadable) || result.Files != files {
 				t.Errorf("%d files, unreadable %q, want %d and %q", result.Files, result.Unreadable, files, unreadable)
+			}
+		})
+	}
+}
+
+// A snapshot that cannot be one any more is given up when an error has its paths; where
+// what cannot be read may be left out, all of it is read.
+func TestSnapshotGivesUp(t *testing.T) {
+	const bad, good = 5 * namedPaths, 200
+	rep := aRepository(t)(time.Now)
+	for name, allowed := range map[string]bool{"must be readable": false, "may be left out": true} {
+		t.Run(name, func(t *testing.T) {
+			dir, s := testVolume(t)
+			for i := range bad + good {
+				must(t, os.WriteFile(filepath.Join(dir, fmt.Sprintf("%03d", i)), []byte("x"), 0o644))
+			}
+			root, err := s.entry("/")
+			must(t, err)
+			source := meanwhile{root.(kopiafs.Directory), func(entries []kopiafs.Entry) {
+				for _, e := range entries[:bad] {
+					file := filepath.Join(dir, e.Name())
+					must(t, os.Remove(file))
+					must(t, syscall.Mkfifo(file, 0o644))
+				}
+			}}
+			r := api.SnapshotRequest{Path: "/", AllowUnreadable: allowed}
+			pol, err := snapshotPolicy(r)
+			must(t, err)
+			p := newProgress(time.Now, func(api.Progress) {})
+			var man *snapshot.Manifest
+			must(t, repo.WriteSession(t.Context(), rep, repo.WriteSessionOptions{}, func(ctx context.Context, w repo.RepositoryWriter) (err error) {
+				man, err = newUploader(w, r, Env{}, p).Upload(ctx, source, policy.BuildTree(map[string]*policy.Policy{".": pol}, policy.DefaultPolicy),
+					snapshot.SourceInfo{UserName: "u", Host: "h", Path: "/"})
+				return err
+			}))
+			err = verdict(t.Context(), man, r, p)
+			switch {
+			case allowed && (err != nil || p.unreadable.count != bad || p.bytes.Load() != good):
+				t.Errorf("verdict %v, %d files read and %d not, want %d and %d", err, p.bytes.Load(), p.unreadable.count, good, bad)
+			case allowed:
+			case code(err) != api.CodeUnreadable || !strings.Contains(err.Error(), "at least 1") || !strings.Contains(err.Error(), "given up"):
+				t.Errorf("verdict %v, want that it was given up for what cannot be read", err)
+			case p.failed.count < namedPaths || p.failed.count > namedPaths+parallelUploads || p.bytes.Load() > 0:
+				t.Errorf("%d entries were found unreadable and %d files were read, want the first %d, and no more", p.failed.count, p.bytes.Load(), namedPaths)
 			}
 		})
 	}
