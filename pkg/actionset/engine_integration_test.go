@@ -484,6 +484,9 @@ func TestIntegrationDefects(t *testing.T) {
 	progress := map[string]int64{}
 	w.controller(w.functions(
 		&scripted{name: "Panic", exec: func(context.Context, function.Call) (map[string]any, error) { panic("a bug") }},
+		&scripted{name: "Lose", exec: func(context.Context, function.Call) (map[string]any, error) {
+			return nil, fmt.Errorf("back up: %w", &api.Problem{Code: api.CodeStorage, Title: "flush data", Details: []string{"PutBlob(p1): connection refused"}, Hint: "look at the storage"})
+		}},
 		&scripted{name: "Huge", exec: func(context.Context, function.Call) (map[string]any, error) {
 			return map[string]any{"k": strings.Repeat("x", 2<<20)}, nil
 		}},
@@ -529,6 +532,7 @@ func TestIntegrationDefects(t *testing.T) {
 		"both-fail-and-the-first-is-told":       {crv1alpha1.BlueprintAction{Phases: []crv1alpha1.BlueprintPhase{lost}, DeferPhase: last(nil, "Fail")}, crv1alpha1.StateFailed, "failed", "failed", `phase p: read Secret`},
 		"a-null-argument":                       {crv1alpha1.BlueprintAction{Phases: []crv1alpha1.BlueprintPhase{phase("p", "Echo", crv1alpha1.JSONMap{"value": nil})}}, crv1alpha1.StateComplete, "complete", "", ""},
 		"a-panic":                               {crv1alpha1.BlueprintAction{Phases: []crv1alpha1.BlueprintPhase{phase("p", "Panic", nil), echo("q")}, DeferPhase: last(nil, "Echo")}, crv1alpha1.StateFailed, "failed pending", "complete", "internal error: a bug"},
+		"all-that-an-agent-tells":               {crv1alpha1.BlueprintAction{Phases: []crv1alpha1.BlueprintPhase{phase("p", "Lose", nil)}}, crv1alpha1.StateFailed, "failed", "", "back up: flush data: PutBlob(p1): connection refused (look at the storage)"},
 		"outputs-too-large":                     {crv1alpha1.BlueprintAction{Phases: []crv1alpha1.BlueprintPhase{phase("p", "Huge", nil)}, DeferPhase: last(nil, "Echo")}, crv1alpha1.StateFailed, "failed", "complete", "rite the status of ActionSet"},
 		"an-artifact-that-cannot-be-rendered":   {crv1alpha1.BlueprintAction{Phases: []crv1alpha1.BlueprintPhase{echo("p")}, OutputArtifacts: map[string]crv1alpha1.Artifact{"a": {KopiaSnapshot: "{{ .Phases.q.Output.x }}"}}}, crv1alpha1.StateFailed, "complete", "", "render artifact a"},
 		"only-a-deferphase":                     {crv1alpha1.BlueprintAction{DeferPhase: last(nil, "Echo")}, crv1alpha1.StateComplete, "", "complete", ""},

@@ -52,6 +52,7 @@ func TestIntegrationFunctions(t *testing.T) {
 	t.Run("BackupData", func(t *testing.T) { testBackupData(w.sub(t)) })
 	t.Run("BackupDataAll", func(t *testing.T) { testBackupDataAll(w.sub(t)) })
 	t.Run("BackupDataStats", func(t *testing.T) { testBackupDataStats(w.sub(t)) })
+	t.Run("an agent's problem", func(t *testing.T) { testProblem(w.sub(t)) })
 	t.Run("CopyVolumeData", func(t *testing.T) { testCopyVolumeData(w.sub(t)) })
 	t.Run("RestoreData", func(t *testing.T) { testRestoreData(w.sub(t)) })
 	t.Run("RestoreData elsewhere", func(t *testing.T) { testRestoreElsewhere(w.sub(t)) })
@@ -450,6 +451,21 @@ func testCopyVolumeData(w *world) {
 			w.Must(err)
 		}
 	})
+}
+
+// All that an agent tells of a failure, Kopia's own words among it, is in the function's error.
+func testProblem(w *world) {
+	w.claim("told")
+	w.pod("told-0", "told")
+	backup := w.backup("told-1", "told", "/mnt/a", "told")
+	w.script("told-0", storageGone)
+	w.refused("BackupData", "told-2", param.TemplateParams{}, args{
+		"namespace": shop, "pod": "told-0", "container": "app", "includePath": "/data", "backupArtifactPrefix": "told",
+	}, saysStorageGone...)
+	w.script("restore-data-", storageGone)
+	w.refused("RestoreData", "told-3", param.TemplateParams{}, args{
+		"namespace": shop, "image": "ignored", "backupArtifactPrefix": "told", "volumes": args{"told": "/"}, "backupIdentifier": backup["backupID"],
+	}, saysStorageGone...)
 }
 
 func mountOf(pod *corev1.Pod, volume string) corev1.VolumeMount {

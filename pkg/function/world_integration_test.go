@@ -265,6 +265,17 @@ func fails(title string) script {
 	}
 }
 
+// storageGone is the problem of an agent whose server has lost its storage.
+func storageGone(api.StartRequest) (*api.Result, *api.Problem) {
+	return nil, &api.Problem{
+		Code: api.CodeStorage, Title: "snapshot: flush data: unable to write pack blob",
+		Details: []string{"error flushing: connection refused", "giving up on PutBlob(p1)"}, Hint: "look at the storage of the repository",
+	}
+}
+
+// saysStorageGone are the words of that problem, all of which a function's error has.
+var saysStorageGone = []string{"unable to write pack blob", "connection refused", "PutBlob(p1)", "look at the storage of the repository"}
+
 // seen collects requests.
 type seen struct {
 	mu  sync.Mutex
