@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kanister-kopia/kanister-kopia/agent/api"
+	"github.com/kanister-kopia/kanister-kopia/internal/testenv"
 )
 
 // loop makes a block device of a size, as name in a folder that agents look for devices
@@ -30,7 +31,7 @@ func (w *world) loop(dir, name string, size int64) (node, backing string) {
 	w.must(os.Truncate(backing, size))
 	out, err := exec.Command("losetup", "--find", "--show", backing).CombinedOutput()
 	if err != nil {
-		w.Skipf("no loop devices here: %v: %s", err, out)
+		testenv.Skip(w, "no loop devices here: %v: %s", err, out)
 	}
 	at := strings.TrimSpace(string(out))
 	w.Cleanup(func() {
@@ -42,7 +43,7 @@ func (w *world) loop(dir, name string, size int64) (node, backing string) {
 	w.must(unix.Stat(at, &stat))
 	node = filepath.Join(dir, name)
 	if err := unix.Mknod(node, unix.S_IFBLK|0o600, int(stat.Rdev)); err != nil {
-		w.Skipf("no device can be made here: %v", err)
+		testenv.Skip(w, "no device can be made here: %v", err)
 	}
 	return node, backing
 }
@@ -74,7 +75,7 @@ func (w *world) deviceContent(node string) []byte {
 func TestIntegrationDevice(t *testing.T) {
 	t.Parallel()
 	if os.Getuid() != 0 {
-		t.Skip("loop devices are root's")
+		testenv.Skip(t, "loop devices are root's")
 	}
 	const size = 96 << 20
 	w := newWorld(t)
@@ -91,7 +92,7 @@ func TestIntegrationDevice(t *testing.T) {
 	w.must(os.WriteFile(filepath.Join(files, "f"), []byte("a file"), 0o644))
 	w.reachable(files)
 	s := w.serve()
-	agent, _ := w.sidecar(files, nil, "-devices-dir", devices)
+	agent, process := w.sidecar(files, nil, "-devices-dir", devices)
 	nobody, _ := w.sidecar(files, asNobody, "-devices-dir", devices)
 	snapshot := func(id, path string) api.StartRequest {
 		req := snapshotRequest(id, w.session(s, id, "pvc.raw"), path)
@@ -150,6 +151,21 @@ func TestIntegrationDevice(t *testing.T) {
 	done(restore("restored-again", "target", second))
 	if !bytes.Equal(w.deviceContent(target)[:size], want) {
 		t.Error("after a cancelled restore the device does not hold what was backed up")
+	}
+
+	// One that is killed says that it was, and the next one is exact.
+	w.noise(target, 5, 0, size)
+	link := testenv.StartProxy(w, strings.TrimPrefix(s.url, "https://"))
+	(&trial{world: w, s: s}).held(agent, link, 3<<20, restore("killed", "target", second))
+	for _, pid := range children(w, process.Cmd.Process.Pid) {
+		w.must(syscall.Kill(pid, syscall.SIGKILL))
+	}
+	if op := (&trial{world: w, s: s}).ended(agent, "killed"); !failedWith(op, api.CodeKilled, api.CodeOutOfMemory) {
+		t.Errorf("killed: %s", told(op))
+	}
+	done(restore("restored-after-kill", "target", second))
+	if got := w.deviceContent(target); !bytes.Equal(got[:size], want) || !bytes.Equal(got[size:], tail) {
+		t.Error("after a killed restore the device does not hold what was backed up, or what was behind it is gone")
 	}
 
 	single := done(snapshotRequest("files", w.session(s, "files", "pvc.data"), "/")).Snapshot
