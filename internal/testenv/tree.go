@@ -154,6 +154,7 @@ func MakeTree(t testing.TB, root string) {
 	write("dir/setuid", "s", fs.ModeSetuid|0o755)
 	write("name with space\tand \"quotes\"", "odd", 0o644)
 	write("not-utf8-\xff\xfe", "bytes", 0o644)
+	write("dir-\xff/in-\xfe", "bytes", 0o644)
 	write(strings.Repeat("n", 255), "long name", 0o644)
 	write(".kopiaignore", "*\n", 0o644)
 	write("private/secret", "s", 0o400)
@@ -169,7 +170,7 @@ func MakeTree(t testing.TB, root string) {
 	_, err = sparse.WriteAt([]byte("end"), 3<<20)
 	must(t, err)
 	must(t, sparse.Close())
-	for name, target := range map[string]string{"link": "plain.txt", "dangling": "../nowhere", "dirlink": "dir"} {
+	for name, target := range map[string]string{"link": "plain.txt", "dangling": "../nowhere", "dirlink": "dir", "odd link": "not-utf8-\xff\xfe"} {
 		path := filepath.Join(root, name)
 		must(t, os.Symlink(target, path))
 		spec, err := unix.TimeToTimespec(at)
@@ -189,7 +190,8 @@ func MakeTree(t testing.TB, root string) {
 		must(t, os.Chtimes(path, at, at))
 	}
 	for name, attributes := range map[string]map[string]string{
-		"plain.txt": {"user.comment": "kept\x00whole", "user.empty": ""},
+		"plain.txt": {"user.comment": "kept\x00whole", "user.empty": "", "user.not-utf8-\xff": "\xfe"},
+		"dir-\xff":  {"user.of-\xff": "yes"},
 		"dir":       {"user.of-a-directory": "yes", "system.posix_acl_default": string(ACL(7, 5, 7, 0, 1234, 6))},
 		"locked":    {"user.big": strings.Repeat("x", 2000)},
 		"many/07":   {"system.posix_acl_access": string(ACL(6, 4, 6, 4, 4321, 6))},
@@ -211,7 +213,7 @@ func MakeTree(t testing.TB, root string) {
 		must(t, os.Lchown(filepath.Join(root, "link"), 1234, 4321))
 		must(t, os.Lchown(filepath.Join(root, "dir"), 77, 88))
 	}
-	for _, dir := range []string{"sticky", "many", "dir/deep/er", "dir/deep", "dir", "empty-dir", "private", "."} {
+	for _, dir := range []string{"sticky", "dir-\xff", "many", "dir/deep/er", "dir/deep", "dir", "empty-dir", "private", "."} {
 		must(t, os.Chtimes(filepath.Join(root, dir), at, at.Add(time.Second)))
 	}
 }
