@@ -34,6 +34,11 @@ func TestIntegrationStorageGone(t *testing.T) {
 		t.Errorf("error %v (%s), want %s", err, code(err), api.CodeStorage)
 	} else {
 		w.noSecrets("the error", []byte(err.Error()))
+		for _, word := range []string{"index blobs", "the storage did not answer within", "look at the storage of the repository"} {
+			if !strings.Contains(err.Error(), word) {
+				t.Errorf("error %q, want %q in it", err, word)
+			}
+		}
 	}
 	w.s3.Gateway = w.s3.Gateway.Again(w)
 	w.backup(s, agent, "op-3", "/")

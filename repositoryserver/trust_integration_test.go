@@ -7,8 +7,11 @@ package repositoryserver_test
 import (
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/json"
 	"io/fs"
 	"net"
+	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -125,7 +128,30 @@ func TestIntegrationAgentKeepsNoCache(t *testing.T) {
 	if op := tr.ended(tr.agent, "restore"); !complete(op, want) {
 		t.Fatalf("restore: %s", told(op))
 	}
-	_, names := kept()
+	// A backup has a connection of Kopia's, with a configuration that could ask for one.
+	tr.change(2)
+	link = tr.network()
+	tr.held(tr.agent, link, noise/2, tr.snapshot("backup"))
+	bytes, names := kept()
+	if bytes > 64<<10 {
+		t.Errorf("in the middle of a backup the agent keeps %d bytes: %v", bytes, names)
+	}
+	i := slices.IndexFunc(names, func(name string) bool { return path.Base(name) == "repository.config" })
+	if i < 0 {
+		t.Fatalf("there is no configuration of Kopia's among %v", names)
+	}
+	raw, err := os.ReadFile(filepath.Join(state, names[i]))
+	tr.must(err)
+	var config struct{ Caching map[string]any }
+	tr.must(json.Unmarshal(raw, &config))
+	if config.Caching == nil || len(config.Caching) > 0 {
+		t.Errorf("Kopia is asked for a cache: %v", config.Caching)
+	}
+	link.Heal()
+	if op := tr.ended(tr.agent, "backup"); op.State != api.StateSucceeded {
+		t.Fatalf("backup: %s", told(op))
+	}
+	_, names = kept()
 	for _, name := range names {
 		if name != "/agent.key" && !strings.HasPrefix(name, "/operations/") {
 			t.Errorf("after its operations the agent keeps %s", name)
