@@ -70,4 +70,26 @@ func TestIntegrationCancelled(t *testing.T) {
 		t.Errorf("%s, want it to say what is incomplete, and what to do", told(op))
 	}
 	tr.exact(want, "restored-over", record, "/over")
+
+	// Where nothing passes any more it ends all the same, also while Kopia waits for the
+	// server to save it.
+	frozen := func(link *testenv.Proxy, cut <-chan struct{}, req api.StartRequest) {
+		t.Helper()
+		tr.heldBy(tr.agent, link, cut, req)
+		began := time.Now()
+		tr.must(tr.agent.Cancel(tr.context(), req.ID))
+		op := tr.ended(tr.agent, req.ID)
+		// It has 10 s to obey. Without a cancel it may stand still for minutes.
+		if op.State != api.StateCancelled || op.Failure == nil || op.Failure.Code != api.CodeCancelled || time.Since(began) > time.Minute {
+			t.Errorf("%s is %s, %s after it was cancelled", req.ID, told(op), time.Since(began))
+		}
+	}
+	links := []*testenv.Proxy{tr.network(), tr.network(), tr.network()}
+	tr.change(3)
+	frozen(links[0], tr.cutAtCommit(links[0]), tr.snapshot("frozen-commit"))
+	tr.change(4)
+	frozen(links[1], links[1].CutAfter(noise/2), tr.snapshot("frozen-backup"))
+	frozen(links[2], links[2].CutAfter(noise/2), tr.restoreTo("frozen-restore", record, "/frozen"))
+	testenv.Eventually(t, time.Minute, "no process is left", func() bool { return len(children(tr.world, tr.process.Cmd.Process.Pid)) == 0 })
+	tr.exact(testenv.Tree(t, tr.source()), "thawed", tr.next(), "/frozen")
 }

@@ -5,6 +5,7 @@
 package repositoryserver_test
 
 import (
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
@@ -15,9 +16,12 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/kopia/kopia/repo/manifest"
 
 	"github.com/kanister-kopia/kanister-kopia/agent/api"
 	"github.com/kanister-kopia/kanister-kopia/agent/client"
@@ -101,10 +105,15 @@ func (t *trial) exact(want map[string]testenv.Entry, id string, record api.Recor
 // held starts an operation and waits until the network is cut in the midst of it.
 func (t *trial) held(agent *client.Client, link *testenv.Proxy, after int64, req api.StartRequest) {
 	t.Helper()
+	t.heldBy(agent, link, link.CutAfter(after), req)
+}
+
+// heldBy is held with a cut of any kind.
+func (t *trial) heldBy(agent *client.Client, link *testenv.Proxy, cut <-chan struct{}, req api.StartRequest) {
+	t.Helper()
 	if link.Upstream != t.s3.Endpoint {
 		req.Credentials.URL = "https://" + link.Address
 	}
-	cut := link.CutAfter(after)
 	_, err := agent.Start(t.context(), req)
 	t.must(err)
 	testenv.Eventually(t, 3*time.Minute, req.ID+" is under way", func() bool {
@@ -201,12 +210,12 @@ func TestIntegrationKilled(t *testing.T) {
 			if victim != "the storage" {
 				links = [2]*testenv.Proxy{tr.network(), tr.network()}
 			}
-			strike := func() {
+			strike := func(operations int) {
 				switch victim {
 				case "the operation's process":
 					pids := children(w, tr.process.Cmd.Process.Pid)
-					if len(pids) != 2 {
-						t.Fatalf("%d processes of two operations", len(pids))
+					if len(pids) != operations {
+						t.Fatalf("%d processes of %d operations", len(pids), operations)
 					}
 					for _, pid := range pids {
 						w.must(syscall.Kill(pid, syscall.SIGKILL))
@@ -233,20 +242,48 @@ func TestIntegrationKilled(t *testing.T) {
 			hit := func(held ...*fault) {
 				t.Helper()
 				for _, f := range held {
-					tr.held(tr.agent, f.link, f.after, f.req)
+					if f.commit {
+						tr.heldBy(tr.agent, f.link, tr.cutAtCommit(f.link), f.req)
+					} else {
+						tr.held(tr.agent, f.link, f.after, f.req)
+					}
 				}
-				strike()
+				strike(len(held))
 				for _, f := range held {
 					f.link.Heal()
 				}
 				for _, f := range held {
-					if checked(f); !good(f.op, f.want) {
+					// The answer to a commit may come after all.
+					if checked(f); !good(f.op, f.want) && !(f.commit && complete(f.op, f.want)) {
 						t.Errorf("%s ended as %s", f.req.ID, told(f.op))
 					}
 				}
 			}
 			want := tr.change(0)
 			record := tr.next()
+			// again asks for what a killed agent has left.
+			again := func(held ...*fault) {
+				t.Helper()
+				if victim != "the agent" {
+					return
+				}
+				for _, f := range held {
+					_, err := tr.agent.Run(w.context(), f.req, func(api.Progress) {})
+					w.must(err)
+					if checked(f); !complete(f.op, f.want) {
+						t.Errorf("%s, asked for again, ended as %s", f.req.ID, told(f.op))
+					}
+				}
+			}
+			// exact makes the next backup, and restores it.
+			exact := func(phase string, backup *fault) {
+				t.Helper()
+				record = tr.next()
+				if backup.op.State == api.StateSucceeded && backup.op.Result.Snapshot.RootObject != record.Snapshot.RootObject {
+					t.Errorf("%s saved %+v, the next one of the same data %+v", backup.req.ID, backup.op.Result.Snapshot, record.Snapshot)
+				}
+				tr.exact(backup.want, "next-restore-"+phase, record, "/"+phase)
+			}
 			for i, phase := range []string{"start", "middle", "end"} {
 				before := want
 				want = tr.change(uint64(i + 1))
@@ -262,20 +299,21 @@ func TestIntegrationKilled(t *testing.T) {
 				} else {
 					hit(backup, restore)
 				}
-				if victim == "the agent" {
-					for _, f := range []*fault{backup, restore} {
-						_, err := tr.agent.Run(w.context(), f.req, func(api.Progress) {})
-						w.must(err)
-						if checked(f); !complete(f.op, f.want) {
-							t.Errorf("%s, asked for again, ended as %s", f.req.ID, told(f.op))
-						}
-					}
-				}
-				record = tr.next()
-				if backup.op.State == api.StateSucceeded && backup.op.Result.Snapshot.RootObject != record.Snapshot.RootObject {
-					t.Errorf("%s saved %+v, the next one of the same data %+v", backup.req.ID, backup.op.Result.Snapshot, record.Snapshot)
-				}
-				tr.exact(want, "next-restore-"+phase, record, "/"+phase)
+				again(backup, restore)
+				exact(phase, backup)
+			}
+
+			// In the moment when it is saved, and nobody knows.
+			want = tr.change(4)
+			backup := &fault{req: tr.snapshot("backup-commit"), want: want, link: links[0], commit: true}
+			hit(backup)
+			again(backup)
+			if r := backup.op.Result; r != nil && tr.manifests()[manifest.ID(r.Snapshot.ID)] != "snapshot" {
+				t.Errorf("%s says that it saved %s, which is not there", backup.req.ID, r.Snapshot.ID)
+			}
+			exact("commit", backup)
+			if record.Snapshot.NewBytes > noise/2 {
+				t.Errorf("%d bytes were sent again of what was saved", record.Snapshot.NewBytes)
 			}
 		})
 	}
@@ -283,11 +321,12 @@ func TestIntegrationKilled(t *testing.T) {
 
 // fault is an operation that something happens to.
 type fault struct {
-	req   api.StartRequest
-	want  map[string]testenv.Entry
-	link  *testenv.Proxy
-	after int64         // bytes that pass first
-	op    api.Operation // how it ended
+	req    api.StartRequest
+	want   map[string]testenv.Entry
+	link   *testenv.Proxy
+	after  int64         // bytes that pass first
+	commit bool          // in place of after: all that it takes to be saved
+	op     api.Operation // how it ended
 }
 
 // A cut of half a minute is waited out. One that is longer than an operation may
@@ -370,16 +409,17 @@ func TestIntegrationAccessInFlight(t *testing.T) {
 		}
 		return tr.ended(tr.agent, reqs[0].ID), tr.ended(tr.agent, reqs[1].ID)
 	}
-	// refused says how an operation ends that should not get in.
+	// refused says how operations end that should not get in.
 	refused := func(name string, want api.Code, text string, change func(*api.Credentials)) {
 		t.Helper()
-		req := tr.snapshot(name)
-		change(req.Credentials)
-		_, err := tr.agent.Run(tr.context(), req, func(api.Progress) {})
-		if code(err) != want || !strings.Contains(err.Error(), text) {
-			t.Errorf("%s: %v (%s), want %s with %q", name, err, code(err), want, text)
+		for _, req := range []api.StartRequest{tr.snapshot(name), tr.restoreTo(name+"-restore", record, "/"+name)} {
+			change(req.Credentials)
+			_, err := tr.agent.Run(tr.context(), req, func(api.Progress) {})
+			if code(err) != want || !strings.Contains(err.Error(), text) {
+				t.Errorf("%s: %v (%s), want %s with %q", req.ID, err, code(err), want, text)
+			}
+			tr.noSecrets("the error", []byte(fmt.Sprint(err)))
 		}
-		tr.noSecrets("the error", []byte(fmt.Sprint(err)))
 	}
 	// shown puts a certificate in force.
 	shown := func(ca *testenv.CA, expiry time.Time) {
@@ -436,14 +476,39 @@ func TestIntegrationAccessInFlight(t *testing.T) {
 }
 
 // saved is how many snapshots the repository holds, by the word of its storage.
-func (t *trial) saved() (n int) {
+func (t *trial) saved() int {
 	t.Helper()
-	for _, kind := range t.manifests() {
+	return snapshots(t.manifests())
+}
+
+func snapshots(manifests map[manifest.ID]string) (n int) {
+	for _, kind := range manifests {
 		if kind == "snapshot" {
 			n++
 		}
 	}
 	return n
+}
+
+// cutAtCommit cuts a network when a snapshot that changed the source is saved, before
+// anybody hears of it.
+func (t *trial) cutAtCommit(link *testenv.Proxy) <-chan struct{} {
+	t.Helper()
+	// Open once: it is asked for each answer.
+	ctx, rep := t.context(), t.atStorage()
+	t.Cleanup(func() { _ = rep.Close(context.Background()) })
+	before, err := manifestsOf(ctx, rep)
+	t.must(err)
+	var one sync.Mutex // an answer waits until another one has been looked at
+	return link.CutWhen(noise, func() bool {
+		one.Lock()
+		defer one.Unlock()
+		if rep.Refresh(ctx) != nil {
+			return false // the test is over
+		}
+		now, err := manifestsOf(ctx, rep)
+		return err == nil && snapshots(now) > snapshots(before)
+	})
 }
 
 // A full disk fails a restore with a word about it and leaves nothing half done but the
@@ -506,7 +571,7 @@ func TestIntegrationDiskFull(t *testing.T) {
 func (t *trial) mount(at, options string) {
 	t.Helper()
 	if err := syscall.Mount("tmpfs", at, "tmpfs", 0, options+",mode=0777"); err != nil {
-		t.Skipf("no disk of its own can be mounted here: %v", err)
+		testenv.Skip(t, "no disk of its own can be mounted here: %v", err)
 	}
 	t.Cleanup(func() { _ = syscall.Unmount(at, syscall.MNT_DETACH) })
 }

@@ -67,10 +67,20 @@ func (w *world) tryKopia(c *api.Credentials) (repo.Repository, error) {
 // manifests are all that the repository holds, read from the storage itself.
 func (w *world) manifests() map[manifest.ID]string {
 	w.Helper()
+	rep := w.atStorage()
+	defer rep.Close(w.context())
+	all, err := manifestsOf(w.context(), rep)
+	w.must(err)
+	return all
+}
+
+// atStorage opens the repository at the storage itself, whatever is between it and the server.
+func (w *world) atStorage() repo.Repository {
+	w.Helper()
 	ctx := w.context()
 	c := w.config.Storage
 	st, err := s3.New(ctx, &s3.Options{
-		BucketName: c.Bucket, Prefix: c.Prefix, Endpoint: c.Endpoint, Region: c.Region,
+		BucketName: c.Bucket, Prefix: c.Prefix, Endpoint: w.s3.Endpoint, Region: c.Region,
 		AccessKeyID: c.AccessKeyID, SecretAccessKey: c.SecretAccessKey, RootCA: []byte(c.CABundle),
 	}, false)
 	w.must(err)
@@ -79,14 +89,16 @@ func (w *world) manifests() map[manifest.ID]string {
 	w.must(repo.Connect(ctx, file, st, w.config.Password, &repo.ConnectOptions{}))
 	rep, err := repo.Open(ctx, file, w.config.Password, &repo.Options{DisableRepositoryLog: true, OnFatalError: func(error) {}})
 	w.must(err)
-	defer rep.Close(ctx)
+	return rep
+}
+
+func manifestsOf(ctx context.Context, rep repo.Repository) (map[manifest.ID]string, error) {
 	found, err := rep.FindManifests(ctx, nil)
-	w.must(err)
 	all := map[manifest.ID]string{}
 	for _, m := range found {
 		all[m.ID] = m.Labels[manifest.TypeLabelKey]
 	}
-	return all
+	return all, err
 }
 
 // write runs one write session.

@@ -23,7 +23,9 @@ type Proxy struct {
 	conns  map[net.Conn]bool
 	cut    bool
 	closed bool
-	left   [2]int64 // bytes that may pass, of each direction; below zero: no limit
+	left   [2]int64    // bytes that may pass, of each direction; below zero: no limit
+	due    func() bool // asked before answers; nil: nobody is
+	first  int64       // bytes that the upstream gets before
 	full   chan struct{}
 }
 
@@ -72,25 +74,51 @@ func (p *Proxy) CutAfter(n int64) <-chan struct{} {
 	return p.full
 }
 
+// CutWhen cuts before an answer passes, once n bytes have passed to the upstream and it is
+// time; then the channel is closed. It is asked for each answer, perhaps of several
+// connections at once, and after the test's end.
+func (p *Proxy) CutWhen(n int64, due func() bool) <-chan struct{} {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.first, p.due, p.full = n, due, make(chan struct{})
+	return p.full
+}
+
 // Heal lets pass what was held, and all that comes.
 func (p *Proxy) Heal() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.cut, p.left = false, [2]int64{-1, -1}
+	p.cut, p.left, p.due = false, [2]int64{-1, -1}, nil
 	p.cond.Broadcast()
 }
 
 var errProxyClosed = errors.New("proxy closed")
 
+// answers is the direction from the upstream.
+const answers = 1
+
 // pass waits until n bytes may pass in a direction.
 func (p *Proxy) pass(direction int, n int64) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if direction == answers && n > 0 && p.first <= 0 && p.due != nil {
+		due := p.due
+		p.mu.Unlock() // it may take long
+		now := due()
+		p.mu.Lock()
+		if now && p.due != nil {
+			p.cut, p.due = true, nil
+			close(p.full)
+		}
+	}
 	for p.cut && !p.closed {
 		p.cond.Wait()
 	}
 	if p.closed {
 		return errProxyClosed
+	}
+	if direction != answers {
+		p.first -= n
 	}
 	if left := &p.left[direction]; *left >= 0 && n > 0 {
 		if *left -= n; *left <= 0 {
