@@ -85,6 +85,8 @@ func TestIntegrationOutOfMemory(t *testing.T) {
 		_, err := agent.Info(w.context())
 		return err == nil
 	})
+	// The process that was started ahead has its memory already. It ends if nobody wants it.
+	testenv.Eventually(t, time.Minute, "nothing is started ahead", func() bool { return len(children(w, process.Cmd.Process.Pid)) == 0 })
 	// Enough to begin with, not for the work.
 	group.bound(24 << 20)
 	_, err := agent.Run(w.context(), snapshotRequest("small", w.session(s, "small", "pvc.data"), "/"), func(api.Progress) {})
