@@ -13,6 +13,7 @@ import (
 	"log/slog"
 	"maps"
 	"os"
+	"path"
 	"path/filepath"
 	"reflect"
 	"regexp"
@@ -215,7 +216,7 @@ func (m *Manager) Start(req api.StartRequest) (api.Operation, error) {
 	if other := m.busyWith(req); other != "" {
 		return api.Operation{}, &api.Problem{
 			Status: 409, Code: api.CodeBusy,
-			Title: fmt.Sprintf("start operation: operation %s of the same source is running", other),
+			Title: fmt.Sprintf("start operation: operation %s works on the same data", other),
 		}
 	}
 	if m.opt.Admit != nil {
@@ -267,31 +268,47 @@ func (m *Manager) IfIdle(do func()) bool {
 	return true
 }
 
-// busyWith returns the id of a running operation on the same data: two snapshots
-// of one source at once would each miss the other, and a restore writes under both.
+// busyWith returns the id of an operation under way on the same data.
 func (m *Manager) busyWith(req api.StartRequest) string {
 	for id, o := range m.ops {
 		if o.state.State.Done() || o.state.State == api.StateNeedsCredentials || id == req.ID {
 			continue
 		}
-		a, b := target(o.request), target(req)
-		if a != "" && a == b {
+		if clash(o.request, req) {
 			return id
 		}
 	}
 	return ""
 }
 
-func target(req api.StartRequest) string {
+// clash says whether two operations may not run together. Two snapshots of one source at
+// once would each miss the other. A restore writes, and removes what restores before it
+// have left, in all that is below its target: nobody else is to be there, or above.
+func clash(a, b api.StartRequest) bool {
+	volume, in, writes := target(a)
+	other, there, alsoWrites := target(b)
+	switch {
+	case volume == "" || volume != other:
+		return false
+	case in == there:
+		return true
+	}
+	return (writes || alsoWrites) && (below(in, there) || below(there, in))
+}
+
+// target is the volume that an operation works on, and where in it.
+func target(req api.StartRequest) (volume, in string, writes bool) {
 	switch {
 	case req.Snapshot != nil:
-		return req.Snapshot.Volume + ":" + req.Snapshot.Path
+		return req.Snapshot.Volume, path.Clean("/" + req.Snapshot.Path), false
 	case req.Restore != nil:
-		return req.Restore.Volume + ":" + req.Restore.Path
+		return req.Restore.Volume, path.Clean("/" + req.Restore.Path), req.Restore.Verify != api.VerifyOnly
 	default:
-		return ""
+		return "", "", false
 	}
 }
+
+func below(a, b string) bool { return strings.HasPrefix(a, strings.TrimSuffix(b, "/")+"/") }
 
 func (m *Manager) run(ctx context.Context, o *op) {
 	select {

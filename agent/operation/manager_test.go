@@ -159,6 +159,42 @@ func TestStartTwiceIsOnce(t *testing.T) {
 	}
 }
 
+// Who writes is alone with what he writes to, and with all above and below it.
+func TestClash(t *testing.T) {
+	snapshot := func(volume, path string) api.StartRequest {
+		return api.StartRequest{Kind: api.KindSnapshot, Snapshot: &api.SnapshotRequest{Volume: volume, Path: path}}
+	}
+	restore := func(path string, verify api.RestoreVerify) api.StartRequest {
+		return api.StartRequest{Kind: api.KindRestore, Restore: &api.RestoreRequest{Volume: "data", Path: path, Verify: verify}}
+	}
+	for name, c := range map[string]struct {
+		a, b api.StartRequest
+		want bool
+	}{
+		"one source":                      {snapshot("data", "/a"), snapshot("data", "/a"), true},
+		"a source in another":             {snapshot("data", "/"), snapshot("data", "/a"), false},
+		"sources of two volumes":          {snapshot("data", "/a"), snapshot("logs", "/a"), false},
+		"one target":                      {restore("/a", ""), restore("/a", ""), true},
+		"a target in the whole volume":    {restore("/", ""), restore("/a", ""), true},
+		"a target in another":             {restore("/a", ""), restore("/a/b/c", ""), true},
+		"targets side by side":            {restore("/a", ""), restore("/b", ""), false},
+		"names that begin alike":          {restore("/a", ""), restore("/ab", ""), false},
+		"a source in a target":            {restore("/", ""), snapshot("data", "/a"), true},
+		"a target in a source":            {restore("/a/b", ""), snapshot("data", "/a"), true},
+		"a source beside a target":        {restore("/a", ""), snapshot("data", "/b"), false},
+		"a target of another volume":      {restore("/", ""), snapshot("logs", "/a"), false},
+		"compared in a source":            {restore("/a", api.VerifyOnly), snapshot("data", "/"), false},
+		"compared in a target":            {restore("/a", api.VerifyOnly), restore("/", api.VerifyAfter), true},
+		"compared twice":                  {restore("/a", api.VerifyOnly), restore("/a", api.VerifyOnly), true},
+		"a path that is not written well": {restore("/a/", ""), snapshot("data", "//a/b/"), true},
+		"not of a volume":                 {api.StartRequest{Kind: api.KindFind, Find: &api.FindRequest{}}, api.StartRequest{Kind: api.KindFind, Find: &api.FindRequest{}}, false},
+	} {
+		if clash(c.a, c.b) != c.want || clash(c.b, c.a) != c.want {
+			t.Errorf("%s: clash is %t and %t, want %t", name, clash(c.a, c.b), clash(c.b, c.a), c.want)
+		}
+	}
+}
+
 // A limit reaches the operation that runs, is not part of what makes it, and holds
 // over a restart of the agent.
 func TestLimit(t *testing.T) {
