@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -382,6 +383,74 @@ func TestAgentIsKilled(t *testing.T) {
 	start(t, m, backup("b", "/", "p"))
 	r.release <- struct{}{}
 	await(t, m, "b", api.StateSucceeded)
+}
+
+// What the disk does not take is true while the agent lives, is kept as soon as the disk
+// takes it, and otherwise forgotten: nothing else is ever told of it.
+func TestDiskTakesNothing(t *testing.T) {
+	dir := t.TempDir()
+	r := &fakeRunner{release: make(chan struct{})}
+	file := filepath.Join(dir, "operations", "a.json")
+	heal := func() {
+		t.Helper()
+		must(t, os.RemoveAll(file+".new"))
+	}
+	fill := func() { // nothing can be written beside a.json
+		t.Helper()
+		must(t, os.MkdirAll(filepath.Join(file+".new", "full"), 0o700))
+	}
+	// again is what the next agent knows, as if this one had been killed.
+	again := func() (api.Operation, error) {
+		t.Helper()
+		heal() // what the next one writes does not count
+		return newManager(t, dir, r).Get("a")
+	}
+	ended := func(m *Manager) {
+		t.Helper()
+		r.release <- struct{}{}
+		await(t, m, "a", api.StateSucceeded)
+	}
+	for range maxDeaths + 1 {
+		m := newManager(t, dir, r)
+		start(t, m, backup("a", "/", "p"))
+		awaitRunner(t, m, "a")
+		fill()
+		ended(m)
+		if op, err := m.Get("a"); err != nil || op.State != api.StateSucceeded || op.Result == nil {
+			t.Errorf("while the disk is full: %+v, %v", op, err)
+		}
+		if op, err := again(); code(err) != api.CodeNotFound {
+			t.Errorf("after a restart, where the end could not be kept: %+v, failure %v, %v", op, op.Failure, err)
+		}
+	}
+	for what, ask := range map[string]func(*Manager){
+		"Get":  func(m *Manager) { _, err := m.Get("a"); must(t, err) },
+		"List": func(m *Manager) { m.List() },
+		"the change of another": func(m *Manager) {
+			start(t, m, backup("b", "/b", "p"))
+			r.release <- struct{}{}
+			await(t, m, "b", api.StateSucceeded)
+		},
+	} {
+		must(t, os.RemoveAll(dir))
+		m := newManager(t, dir, r)
+		start(t, m, backup("a", "/", "p"))
+		awaitRunner(t, m, "a")
+		fill()
+		ended(m)
+		heal()
+		ask(m)
+		if op, err := again(); err != nil || op.State != api.StateSucceeded || op.Result == nil {
+			t.Errorf("kept by %s: %+v, %v", what, op, err)
+		}
+	}
+
+	// An agent that was killed while it wrote leaves a part.
+	must(t, os.WriteFile(file+".new", []byte(`{"requ`), 0o600))
+	newManager(t, dir, r)
+	if _, err := os.Stat(file + ".new"); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the part of a file is left: %v", err)
+	}
 }
 
 func TestForgetsTheOldest(t *testing.T) {
