@@ -127,7 +127,7 @@ func serve(t *testing.T) *running {
 	volumes := t.TempDir()
 	var log bytes.Buffer
 	server, err := agent.NewServer(agent.Config{
-		Operations: operations, Info: func() api.Info { return agent.Info(volumes, t.TempDir()) },
+		Operations: operations, Info: (&agent.Volumes{Dir: volumes, Devices: t.TempDir()}).Info,
 		StateDir: r.state, CADir: filepath.Dir(r.caFile), Log: slog.New(slog.NewJSONHandler(&log, nil)), Now: now,
 	})
 	must(err)

@@ -125,7 +125,7 @@ func serveRepository(ctx context.Context, o Options, seed func(context.Context, 
 		return err
 	}
 	own, err := agent.NewServer(agent.Config{
-		Operations: operations, Info: func() api.Info { return agent.Info("/nonexistent", "/nonexistent") },
+		Operations: operations, Info: new(agent.Volumes).Info,
 		Routes: sessionRoutes(open, letIn, operations, watch), StateDir: o.StateDir, CADir: o.CADir, Log: o.Log, Now: o.Now,
 	})
 	if err != nil {

@@ -241,7 +241,7 @@ func (c *Child) Run(ctx context.Context, req api.StartRequest, limits <-chan int
 		return nil, &api.Problem{
 			Code:  api.CodeStalled,
 			Title: fmt.Sprintf("%s: no data moved for %s; the operation was ended", req.Kind, cmp.Or(c.Stall, DefaultStall)),
-			Hint:  "look at the repository server and its storage",
+			Hint:  "look at the repository server and its storage, and whether the volume answers",
 		}
 	case ctx.Err() != nil:
 		if last.Problem != nil && last.Problem.Code == api.CodeCancelled {

@@ -80,9 +80,9 @@ func serve(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	info := func() api.Info { return agent.Info(*volumesDir, *devicesDir) }
+	volumes := &agent.Volumes{Dir: *volumesDir, Devices: *devicesDir}
 	server, err := agent.NewServer(agent.Config{
-		Operations: operations, Info: info,
+		Operations: operations, Info: volumes.Info,
 		StateDir: *stateDir, CADir: *caDir, Log: log, Now: time.Now,
 	})
 	if err != nil {
@@ -94,7 +94,7 @@ func serve(ctx context.Context, args []string) error {
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- server.Serve(listener) }()
-	seen := agent.Watch(ctx, info, log)
+	seen := agent.Watch(ctx, volumes.Info, log)
 	if *health != "" {
 		// The port may be the application's: an agent does its work without it.
 		go func() { log.Warn(agent.ServeHealth(*health, seen, operations).Error()) }()
