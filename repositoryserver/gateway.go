@@ -50,7 +50,7 @@ func runGateway(ctx context.Context, o Options) error {
 	}
 	own, err := agent.NewServer(agent.Config{
 		Operations: operations, Info: new(agent.Volumes).Info,
-		Routes: sessionRoutes(open, letIn, operations, watch), StateDir: o.StateDir, CADir: o.CADir, Log: o.Log, Now: o.Now,
+		Routes: sessionRoutes(open, letIn, operations, watch), StateDir: o.StateDir, CADir: o.CADir, Log: o.Log, Out: o.Out, Now: o.Now,
 	})
 	if err != nil {
 		return err

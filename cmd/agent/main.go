@@ -63,7 +63,8 @@ func serve(ctx context.Context, args []string) error {
 	}
 	// The resident process does next to nothing: a heap this small costs no time.
 	debug.SetGCPercent(50)
-	log := slog.New(slog.NewJSONHandler(os.Stdout, nil))
+	out := agent.NewLog(os.Stdout, time.Now)
+	log := slog.New(slog.NewJSONHandler(out, nil))
 	self, err := os.Executable()
 	if err != nil {
 		return fmt.Errorf("find own program: %w", err)
@@ -83,7 +84,7 @@ func serve(ctx context.Context, args []string) error {
 	volumes := &agent.Volumes{Dir: *volumesDir, Devices: *devicesDir}
 	server, err := agent.NewServer(agent.Config{
 		Operations: operations, Info: volumes.Info,
-		StateDir: *stateDir, CADir: *caDir, Log: log, Now: time.Now,
+		StateDir: *stateDir, CADir: *caDir, Log: log, Out: out, Now: time.Now,
 	})
 	if err != nil {
 		return err
