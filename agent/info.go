@@ -4,12 +4,17 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/kanister-kopia/kanister-kopia/agent/api"
@@ -65,29 +70,81 @@ func (s *Seen) Last() api.Info {
 	return *s.last.Load()
 }
 
-// Info describes this agent, the volumes below volumesDir and the block devices in devicesDir.
-func Info(volumesDir, devicesDir string) api.Info {
+// Volumes are what an agent sees of its pod's volumes. The zero value sees none.
+type Volumes struct {
+	// Dir holds the mirrored volumes by name, Devices those that are block devices.
+	Dir, Devices string
+
+	mu    sync.Mutex
+	looks map[string]*look // under way, by path: a volume that hangs has one, however often it is asked for
+}
+
+// look opens what a backup would open.
+type look struct {
+	began   time.Time
+	done    chan struct{}
+	problem string // when it is done
+}
+
+// answerWithin is how long a volume may take. A dead one keeps its open waiting for good, and
+// must not keep those who ask for the others.
+const answerWithin = 5 * time.Second
+
+// Info describes this agent and its volumes.
+func (v *Volumes) Info() api.Info {
 	info := api.Info{Protocol: api.ProtocolVersion, OldestProtocol: api.OldestProtocol, Version: "devel", KopiaVersion: kopiaVersion, UID: os.Getuid(), GID: os.Getgid(), Volumes: []api.VolumeInfo{}}
 	if build, ok := debug.ReadBuildInfo(); ok {
 		info.Version = build.Main.Version
 	}
-	entries, _ := os.ReadDir(volumesDir) // none is mirrored: an empty list says so
-	for _, e := range entries {
-		v := api.VolumeInfo{Name: e.Name(), Readable: true}
-		if problem := sample(filepath.Join(volumesDir, e.Name())); problem != "" {
-			v.Readable, v.Problem = false, problem
+	var looks []*look
+	all := func(dir string, device bool, sample func(string) string) {
+		entries, _ := os.ReadDir(dir) // none is mirrored: an empty list says so
+		for _, e := range entries {
+			info.Volumes = append(info.Volumes, api.VolumeInfo{Name: e.Name(), Device: device})
+			looks = append(looks, v.look(filepath.Join(dir, e.Name()), sample))
 		}
-		info.Volumes = append(info.Volumes, v)
 	}
-	devices, _ := os.ReadDir(devicesDir)
-	for _, e := range devices {
-		v := api.VolumeInfo{Name: e.Name(), Device: true, Readable: true}
-		if problem := sampleDevice(filepath.Join(devicesDir, e.Name())); problem != "" {
-			v.Readable, v.Problem = false, problem
-		}
-		info.Volumes = append(info.Volumes, v)
+	all(v.Dir, false, sample)
+	all(v.Devices, true, sampleDevice)
+	for i, l := range looks {
+		info.Volumes[i].Problem = l.wait()
+		info.Volumes[i].Readable = info.Volumes[i].Problem == ""
 	}
 	return info
+}
+
+// look begins to look at a volume, or joins the look that is under way.
+func (v *Volumes) look(where string, sample func(string) string) *look {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if l := v.looks[where]; l != nil {
+		return l
+	}
+	if v.looks == nil {
+		v.looks = map[string]*look{}
+	}
+	l := &look{began: time.Now(), done: make(chan struct{})}
+	v.looks[where] = l
+	go func() {
+		l.problem = sample(where)
+		v.mu.Lock()
+		defer v.mu.Unlock()
+		delete(v.looks, where)
+		close(l.done)
+	}()
+	return l
+}
+
+// wait returns what is wrong with the volume, "" if nothing is.
+func (l *look) wait() string {
+	late := time.NewTimer(time.Until(l.began.Add(answerWithin)))
+	defer late.Stop()
+	select {
+	case <-l.done:
+		return l.problem
+	case <-late.C:
+		return fmt.Sprintf("it does not answer within %s: look at the storage that the volume is on", answerWithin)
+	}
 }
 
 func sampleDevice(where string) string {
@@ -100,24 +157,35 @@ func sampleDevice(where string) string {
 }
 
 func sample(dir string) string {
-	f, err := os.Open(dir)
+	f, err := os.OpenFile(dir, os.O_RDONLY|syscall.O_DIRECTORY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return err.Error()
 	}
 	defer f.Close()
 	entries, err := f.ReadDir(sampled)
-	if err != nil && len(entries) == 0 {
-		return "" // empty
+	if len(entries) == 0 && err != nil && !errors.Is(err, io.EOF) {
+		return err.Error()
 	}
 	for _, e := range entries {
 		if !e.Type().IsRegular() && !e.IsDir() || e.Name() == "lost+found" {
 			continue
 		}
-		one, err := os.Open(filepath.Join(dir, e.Name()))
-		if err != nil {
+		if err := sampleEntry(filepath.Join(dir, e.Name())); err != nil {
 			return fmt.Sprintf("%v (the agent runs as uid %d)", err, os.Getuid())
 		}
-		one.Close()
 	}
 	return ""
+}
+
+// sampleEntry opens a file or directory. It may be something else by now: a pipe is not
+// waited for, a link not followed, and none of them is an entry that cannot be read.
+func sampleEntry(where string) error {
+	f, err := os.OpenFile(where, os.O_RDONLY|syscall.O_NONBLOCK|syscall.O_NOFOLLOW, 0)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ELOOP) || errors.Is(err, syscall.ENXIO) {
+		return nil
+	}
+	if err == nil {
+		f.Close()
+	}
+	return err
 }

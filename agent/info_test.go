@@ -58,7 +58,7 @@ func TestUnreadable(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
 		var log bytes.Buffer
-		seen := Watch(ctx, func() api.Info { return Info(volumes, volumes+"-none") }, slog.New(slog.NewTextHandler(&log, nil)))
+		seen := Watch(ctx, (&Volumes{Dir: volumes, Devices: volumes + "-none"}).Info, slog.New(slog.NewTextHandler(&log, nil)))
 		want := map[string]string{"closed": "permission denied", "early": "(the agent runs as uid ", "good": "", "late": ""}
 		check := func() {
 			t.Helper()
@@ -84,6 +84,84 @@ func TestUnreadable(t *testing.T) {
 		<-time.After(lookEvery)
 		check()
 	})
+}
+
+// A volume that does not answer keeps nobody from hearing of the others: who asks is answered
+// in time, with what is wrong, and however often he asks, the volume is asked once.
+func TestVolumeHangs(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.Mkdir(filepath.Join(dir, "good"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		v := &Volumes{Dir: dir}
+		where := filepath.Join(dir, "hangs")
+		if err := os.Mkdir(where, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		asked, answer := 0, make(chan string)
+		hangs := func(string) string { asked++; return <-answer }
+		v.look(where, hangs)
+		began := time.Now()
+		seen := Watch(ctx, v.Info, slog.New(slog.DiscardHandler))
+		check := func(took time.Duration, info api.Info, problem string) {
+			t.Helper()
+			if got := time.Since(began); got != took {
+				t.Errorf("the answer takes %s, want %s", got, took)
+			}
+			want := []api.VolumeInfo{{Name: "good", Readable: true}, {Name: "hangs", Readable: problem == "", Problem: problem}}
+			if !slices.Equal(info.Volumes, want) {
+				t.Errorf("%+v, want %+v", info.Volumes, want)
+			}
+		}
+		const silent = "it does not answer within 5s: look at the storage that the volume is on"
+		check(answerWithin, seen.Last(), silent)
+		for range 3 { // it is known by now
+			v.look(where, hangs)
+			check(answerWithin, v.Info(), silent)
+		}
+		if synctest.Wait(); asked != 1 {
+			t.Errorf("the volume is asked %d times at once", asked)
+		}
+		answer <- "an error of the past"
+		synctest.Wait()
+		check(answerWithin, v.Info(), "")
+	})
+}
+
+// What is put in the place of a file between its listing and its opening is neither
+// waited for nor followed.
+func TestSampleReplaced(t *testing.T) {
+	dir := t.TempDir()
+	for what, put := range map[string]func(string) error{
+		"pipe":    func(where string) error { return syscall.Mkfifo(where, 0o600) },
+		"link":    func(where string) error { return os.Symlink(strings.Repeat("x", 300), where) }, // cannot be followed
+		"socket":  func(where string) error { return syscall.Mknod(where, syscall.S_IFSOCK|0o600, 0) },
+		"nothing": func(string) error { return nil },
+	} {
+		where := filepath.Join(dir, what)
+		if err := put(where); err != nil {
+			t.Fatal(err)
+		}
+		entry, volume := make(chan error, 1), make(chan string, 1)
+		go func() { entry <- sampleEntry(where); volume <- sample(where) }()
+		for range 2 {
+			select {
+			case err := <-entry:
+				if err != nil {
+					t.Errorf("%s in the place of a file: %v", what, err)
+				}
+			case problem := <-volume:
+				if problem == "" {
+					t.Errorf("%s in the place of a volume is no problem", what)
+				}
+			case <-time.After(30 * time.Second):
+				t.Fatalf("to open a %s does not end", what)
+			}
+		}
+	}
 }
 
 // Nothing that an application's pod runs speaks to a cloud's storage: the keys are
@@ -116,7 +194,7 @@ func TestKopia(t *testing.T) {
 		t.Fatal(err)
 	}
 	required := regexp.MustCompile(`(?m)^\s*github\.com/kopia/kopia (\S+)`).FindSubmatch(raw)
-	if required == nil || string(required[1]) != Info("/nonexistent", "/nonexistent").KopiaVersion {
+	if required == nil || string(required[1]) != new(Volumes).Info().KopiaVersion {
 		t.Errorf("agents tell that they use Kopia %s, go.mod says %q", kopiaVersion, required)
 	}
 	linked, err := exec.CommandContext(t.Context(), "go", "list", "-deps", "../cmd/agent").Output()

@@ -31,8 +31,10 @@ type Config struct {
 	Routes map[string]http.HandlerFunc
 	// StateDir keeps the agent's key, CADir holds ca.crt.
 	StateDir, CADir string
-	Log             *slog.Logger
-	Now             func() time.Time
+	// Log takes what is logged, and Out is where that goes to.
+	Log *slog.Logger
+	Out *Log
+	Now func() time.Time
 }
 
 // Server serves the agent's API.
@@ -42,7 +44,8 @@ type Server struct {
 	http     *http.Server
 }
 
-// NewServer loads the agent's key and logs its hash, which callers pin.
+// NewServer loads the agent's key and logs its hash, which callers pin: now, and again
+// and again while it serves.
 func NewServer(config Config) (*Server, error) {
 	identity, err := LoadIdentity(config.StateDir, config.Now())
 	if err != nil {
@@ -54,7 +57,13 @@ func NewServer(config Config) (*Server, error) {
 		Handler:           s.routes(),
 		ReadHeaderTimeout: 10 * time.Second,
 		IdleTimeout:       2 * time.Minute,
-		ErrorLog:          slog.NewLogLogger(config.Log.Handler(), slog.LevelDebug),
+		// Who found no identity in the log comes, and looks again.
+		ConnState: func(_ net.Conn, state http.ConnState) {
+			if state == http.StateNew {
+				config.Out.met()
+			}
+		},
+		ErrorLog: slog.NewLogLogger(config.Log.Handler(), slog.LevelDebug),
 		TLSConfig: &tls.Config{
 			MinVersion:   tls.VersionTLS13,
 			Certificates: []tls.Certificate{identity.Certificate},
@@ -65,7 +74,7 @@ func NewServer(config Config) (*Server, error) {
 			SessionTicketsDisabled: true,
 		},
 	}
-	config.Log.Info(IdentityMessage, IdentityAttribute, identity.SPKISHA256)
+	config.Out.introduce(identity.SPKISHA256)
 	return s, nil
 }
 

@@ -37,7 +37,7 @@ func fuzzed(t *testing.T) (http.Handler, string) {
 			t.Error(err)
 		}
 	})
-	return (&Server{config: Config{Operations: ops, Info: func() api.Info { return Info(dir, dir) }}}).routes(), dir
+	return (&Server{config: Config{Operations: ops, Info: (&Volumes{Dir: dir, Devices: dir}).Info}}).routes(), dir
 }
 
 // said asks and holds the answer against what every answer is: JSON, an error that is

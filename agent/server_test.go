@@ -14,6 +14,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -63,10 +64,29 @@ type running struct {
 	// prepared counts how often an operation was expected.
 	prepared atomic.Int64
 	ahead    atomic.Int64 // of the agent's clock, in nanoseconds
+	log      logged
 
 	mu    sync.Mutex
 	conns []net.Conn
 	dial  func(context.Context) (net.Conn, error)
+}
+
+// logged is what an agent has logged.
+type logged struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (l *logged) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.buf.Write(p)
+}
+
+func (l *logged) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.buf.String()
 }
 
 // trust replaces the CA bundle, as a kubelet does.
@@ -125,13 +145,13 @@ func serve(t *testing.T) *running {
 	operations, err := operation.New(operation.Options{Runner: r.runner, Kinds: []api.Kind{api.KindSnapshot}, StateDir: r.state, Now: now, Prepare: func() { r.prepared.Add(1) }})
 	must(err)
 	volumes := t.TempDir()
-	var log bytes.Buffer
+	out := agent.NewLog(&r.log, now)
 	server, err := agent.NewServer(agent.Config{
-		Operations: operations, Info: func() api.Info { return agent.Info(volumes, t.TempDir()) },
-		StateDir: r.state, CADir: filepath.Dir(r.caFile), Log: slog.New(slog.NewJSONHandler(&log, nil)), Now: now,
+		Operations: operations, Info: (&agent.Volumes{Dir: volumes, Devices: t.TempDir()}).Info,
+		StateDir: r.state, CADir: filepath.Dir(r.caFile), Log: slog.New(slog.NewJSONHandler(out, nil)), Out: out, Now: now,
 	})
 	must(err)
-	r.pin, err = client.PinFromLog(&log)
+	r.pin, err = client.PinFromLog(strings.NewReader(r.log.String()))
 	must(err)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	must(err)
@@ -316,6 +336,53 @@ func TestAgentClockJumps(t *testing.T) {
 	}
 	if op, err := r.Get(t.Context(), "op"); err != nil || op.State != api.StateSucceeded || op.Finished.Before(*op.Started) {
 		t.Errorf("%+v, %v", op, err)
+	}
+}
+
+// Who comes, and be it without a certificate, finds the agent's identity in what is logged
+// from then on, and nobody can fill the log by coming.
+func TestIdentityIsRepeated(t *testing.T) {
+	r := serve(t)
+	stranger := client.New(client.Options{Dial: r.dial, Certificate: func() (*tls.Certificate, error) { return &tls.Certificate{}, nil }})
+	said := func() int { return strings.Count(r.log.String(), agent.IdentityMessage) }
+	want := said()
+	for _, step := range []struct {
+		ahead time.Duration
+		more  int
+	}{{0, 0}, {time.Hour, 1}, {time.Hour, 0}, {-time.Hour, 1}, {-time.Hour, 0}} {
+		r.ahead.Store(int64(step.ahead))
+		if _, err := stranger.Info(t.Context()); !errors.Is(err, client.ErrPin) {
+			t.Fatalf("%v, want that no key is the right one", err)
+		}
+		if want += step.more; said() != want {
+			t.Errorf("%s later the identity is logged %d times, want %d", step.ahead, said(), want)
+		}
+	}
+	if pin, err := client.PinFromLog(strings.NewReader(r.log.String())); err != nil || pin != r.pin {
+		t.Errorf("another identity: %v", err)
+	}
+}
+
+// However much is logged, and wherever a new file begins, the identity is near.
+func TestIdentityIsNear(t *testing.T) {
+	var whole bytes.Buffer
+	state, out := t.TempDir(), agent.NewLog(&whole, time.Now)
+	log := slog.New(slog.NewJSONHandler(out, nil))
+	for range 3000 { // before there is an identity
+		log.Info("kopia: " + strings.Repeat("x", 1000))
+	}
+	before := whole.Len()
+	if _, err := agent.NewServer(agent.Config{StateDir: state, CADir: state, Log: log, Out: out, Now: time.Now}); err != nil {
+		t.Fatal(err)
+	}
+	for range 3000 {
+		log.Info("kopia: " + strings.Repeat("x", 1000))
+	}
+	const near = 300 << 10
+	for rest := whole.Bytes()[before:]; len(rest) > near; rest = rest[near:] {
+		if _, err := client.PinFromLog(bytes.NewReader(rest[:near])); err != nil {
+			t.Fatalf("none in %d bytes, with %d to come: %v", near, len(rest), err)
+		}
 	}
 }
 

@@ -49,8 +49,8 @@ func runGateway(ctx context.Context, o Options) error {
 		return nil
 	}
 	own, err := agent.NewServer(agent.Config{
-		Operations: operations, Info: func() api.Info { return agent.Info("/nonexistent", "/nonexistent") },
-		Routes: sessionRoutes(open, letIn, operations, watch), StateDir: o.StateDir, CADir: o.CADir, Log: o.Log, Now: o.Now,
+		Operations: operations, Info: new(agent.Volumes).Info,
+		Routes: sessionRoutes(open, letIn, operations, watch), StateDir: o.StateDir, CADir: o.CADir, Log: o.Log, Out: o.Out, Now: o.Now,
 	})
 	if err != nil {
 		return err

@@ -4,6 +4,7 @@ package repositoryserver
 
 import (
 	"context"
+	"io"
 	"log/slog"
 	"maps"
 	"slices"
@@ -27,7 +28,7 @@ func TestOpenAPIWire(t *testing.T) {
 	letIn := func(context.Context, *api.Session) error { return nil }
 	routes := sessionRoutes(newSessions(1, time.Now), letIn, operations, &storageWatch{now: time.Now})
 	server, err := agent.NewServer(agent.Config{
-		Operations: operations, Routes: routes, StateDir: t.TempDir(), CADir: t.TempDir(), Log: slog.New(slog.DiscardHandler), Now: time.Now,
+		Operations: operations, Routes: routes, StateDir: t.TempDir(), CADir: t.TempDir(), Log: slog.New(slog.DiscardHandler), Out: agent.NewLog(io.Discard, time.Now), Now: time.Now,
 	})
 	if err != nil {
 		t.Fatal(err)

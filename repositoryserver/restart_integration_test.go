@@ -106,6 +106,12 @@ func TestIntegrationAgentRestart(t *testing.T) {
 		_, fields, _ := strings.Cut(string(stat), ") ") // behind the name, the third field is the first
 		return strings.Fields(fields)[16] == "10"
 	})
+	// The kernel takes it first when memory is short.
+	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/oom_score_adj", child))
+	w.must(err)
+	if got := strings.TrimSpace(string(raw)); got != "1000" {
+		t.Errorf("the operation's process has an oom_score_adj of %s, want 1000", got)
+	}
 	process.Kill()
 	testenv.Eventually(w, time.Minute, "the operation's process ends with its agent", func() bool { return !alive(child) })
 

@@ -43,8 +43,10 @@ type Options struct {
 	Listen, AgentListen, KopiaListen, HealthListen string
 	// Child runs the agent's operations.
 	Child []string
-	Log   *slog.Logger
-	Now   func() time.Time
+	// Log takes what is logged, and Out is where that goes to.
+	Log *slog.Logger
+	Out *agent.Log
+	Now func() time.Time
 }
 
 // startTimeout bounds Kopia's start, with a repository of many sources.
@@ -125,8 +127,8 @@ func serveRepository(ctx context.Context, o Options, seed func(context.Context, 
 		return err
 	}
 	own, err := agent.NewServer(agent.Config{
-		Operations: operations, Info: func() api.Info { return agent.Info("/nonexistent", "/nonexistent") },
-		Routes: sessionRoutes(open, letIn, operations, watch), StateDir: o.StateDir, CADir: o.CADir, Log: o.Log, Now: o.Now,
+		Operations: operations, Info: new(agent.Volumes).Info,
+		Routes: sessionRoutes(open, letIn, operations, watch), StateDir: o.StateDir, CADir: o.CADir, Log: o.Log, Out: o.Out, Now: o.Now,
 	})
 	if err != nil {
 		return err

@@ -323,6 +323,11 @@ type Progress struct {
 	EstimatedBytes int64 `json:"estimatedBytes,omitempty"`
 	// Verified entries of a restore that is compared with its backup.
 	Verified int64 `json:"verified,omitempty"`
+	// Entries counts what a restore does besides files' content: directories made and
+	// completed, links and special files made, anything removed.
+	Entries int64 `json:"entries,omitempty" since:"2"`
+	// Syncing is a restore of which all is written, and the volume's storage is waited for.
+	Syncing bool `json:"syncing,omitempty" since:"2"`
 }
 
 // Result of a succeeded operation: exactly the field of its kind is set.

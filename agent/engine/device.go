@@ -139,7 +139,7 @@ func restoreDevice(ctx context.Context, conn *connection, where string, r api.Re
 	}
 	err = group.Wait()
 	if err == nil {
-		err = target.Sync()
+		err = p.sync(target.Sync)
 	}
 	switch {
 	case ctx.Err() != nil:

@@ -18,12 +18,15 @@ import (
 // come for every chunk, far too often for a pipe.
 type progress struct {
 	upload.NullUploadProgress
-	now    func() time.Time
-	report func(api.Progress)
+	now func() time.Time
+
+	telling sync.Mutex // report is called by one at a time
+	report  func(api.Progress)
 
 	files, bytes, uploaded, downloaded atomic.Int64
 	cachedFiles, estFiles, estBytes    atomic.Int64
-	verified                           atomic.Int64
+	verified, entries                  atomic.Int64
+	syncing                            atomic.Bool
 
 	vanished atomic.Int64 // of the errors that Kopia counted, those of entries that were gone
 
@@ -51,14 +54,20 @@ func (p *progress) run() (stop func()) {
 		for {
 			select {
 			case <-done:
-				p.report(p.snapshot())
+				p.tell()
 				return
 			case <-ticker.C:
-				p.report(p.snapshot())
+				p.tell()
 			}
 		}
 	})
 	return func() { close(done); wg.Wait() }
+}
+
+func (p *progress) tell() {
+	p.telling.Lock()
+	defer p.telling.Unlock()
+	p.report(p.snapshot())
 }
 
 func (p *progress) snapshot() api.Progress {
@@ -66,7 +75,17 @@ func (p *progress) snapshot() api.Progress {
 		Files: p.files.Load(), Bytes: p.bytes.Load(),
 		UploadedBytes: p.uploaded.Load(), DownloadedBytes: p.downloaded.Load(),
 		EstimatedFiles: p.estFiles.Load(), EstimatedBytes: p.estBytes.Load(), Verified: p.verified.Load(),
+		Entries: p.entries.Load(), Syncing: p.syncing.Load(),
 	}
+}
+
+// sync waits for a volume's storage, and says so meanwhile: nothing moves, and it is not
+// the repository server that is waited for.
+func (p *progress) sync(wait func() error) error {
+	p.syncing.Store(true)
+	defer p.syncing.Store(false)
+	p.tell()
+	return wait()
 }
 
 // What follows implements upload.Progress.

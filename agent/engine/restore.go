@@ -346,6 +346,7 @@ func (w *restorer) complete(f *folder) error {
 	if err := w.tidy(f); err != nil {
 		return err
 	}
+	w.progress.entries.Add(1)
 	if f.entry == nil {
 		return nil // a target that only holds what is restored
 	}
@@ -388,7 +389,7 @@ func (w *restorer) run(ctx context.Context, target string, r api.RestoreRequest,
 	if err := cmp.Or(walkErr, ctx.Err()); err != nil {
 		return w.release(top, err)
 	}
-	if err := w.sync(); err != nil {
+	if err := w.progress.sync(w.sync); err != nil {
 		return w.release(top, err)
 	}
 	if err := w.end(top); err != nil {
@@ -535,6 +536,7 @@ func (w *restorer) entry(ctx context.Context, f *folder, e *snapshot.DirEntry, x
 // there is replaced, never followed.
 func (w *restorer) makeDirectory(f *folder, name string) error {
 	where := path.Join(f.path, name)
+	w.progress.entries.Add(1)
 	info, err := f.root.Lstat(name)
 	if err == nil && info.IsDir() {
 		// Writable while its children are written; its own mode comes at the end.
@@ -570,7 +572,7 @@ func (w *restorer) tidy(f *folder) error {
 		case f.keep[name], name == w.resume.mark, f.path == "." && name == lostAndFound, !left && !w.deleteExtra:
 			continue
 		}
-		if err := f.root.RemoveAll(name); err != nil {
+		if err := w.removeAll(f.root, name); err != nil {
 			return fmt.Errorf("remove /%s: %w", path.Join(f.path, name), err)
 		}
 		if !left {
@@ -578,6 +580,57 @@ func (w *restorer) tidy(f *folder) error {
 		}
 	}
 	return nil
+}
+
+// removeTogether entries of a directory are listed at once.
+const removeTogether = 1024
+
+// removeAll removes an entry and all below it, as os.Root does, and counts what it removes:
+// that of a large tree takes long.
+func (w *restorer) removeAll(at *os.Root, name string) error {
+	err := at.Remove(name)
+	if err == nil || errors.Is(err, fs.ErrNotExist) {
+		w.progress.entries.Add(1)
+		return nil
+	}
+	info, statErr := at.Lstat(name)
+	if statErr != nil || !info.IsDir() {
+		return err
+	}
+	if err := w.empty(at, name); err != nil {
+		return err
+	}
+	w.progress.entries.Add(1)
+	return at.Remove(name)
+}
+
+// empty removes what is below a directory.
+func (w *restorer) empty(at *os.Root, name string) error {
+	below, err := step(at, name)
+	if err != nil {
+		return err
+	}
+	defer below.Close()
+	for {
+		// Opened anew: what is removed while a directory is listed may shift the rest.
+		dir, err := below.Open(".")
+		if err != nil {
+			return err
+		}
+		names, err := dir.Readdirnames(removeTogether)
+		dir.Close()
+		if len(names) == 0 {
+			if errors.Is(err, io.EOF) {
+				return nil
+			}
+			return err
+		}
+		for _, name := range names {
+			if err := w.removeAll(below, name); err != nil {
+				return err
+			}
+		}
+	}
 }
 
 // sync makes what was written survive a crash of the node.

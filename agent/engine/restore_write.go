@@ -244,6 +244,7 @@ func (w *restorer) linkTarget(ctx context.Context, where string, e *snapshot.Dir
 
 func (w *restorer) symlink(ctx context.Context, f *folder, name string, e *snapshot.DirEntry) error {
 	where := path.Join(f.path, name)
+	defer w.progress.entries.Add(1)
 	target, err := w.linkTarget(ctx, where, e)
 	if err != nil {
 		return err
@@ -268,6 +269,7 @@ func (w *restorer) symlink(ctx context.Context, f *folder, name string, e *snaps
 // restricted pod has: they are told as not kept.
 func (w *restorer) specialFile(f *folder, name string, x extra) error {
 	s, where := x.Special, path.Join(f.path, name)
+	defer w.progress.entries.Add(1)
 	kind, known := specialKinds[s.Kind]
 	if !known {
 		return fmt.Errorf("restore /%s: special file of unknown kind %q in the snapshot", where, s.Kind)
@@ -312,7 +314,7 @@ func (w *restorer) place(f *folder, temp, name string) error {
 	}
 	// Most likely a directory is in the way, which is rare: it is not asked for before.
 	if info, statErr := f.root.Lstat(name); statErr == nil && info.IsDir() {
-		if err := f.root.RemoveAll(name); err != nil {
+		if err := w.removeAll(f.root, name); err != nil {
 			return fmt.Errorf("replace directory /%s: %w", path.Join(f.path, name), err)
 		}
 		err = f.rename(temp, name)

@@ -13,8 +13,51 @@ import (
 	"github.com/kopia/kopia/snapshot"
 	"golang.org/x/sys/unix"
 
+	"github.com/kanister-kopia/kanister-kopia/agent/api"
 	"github.com/kanister-kopia/kanister-kopia/internal/testenv"
 )
+
+// A restore that works moves its progress, also while it writes no file, and says when it
+// only waits for the volume's storage: else it would be taken for one that hangs.
+func TestRestoreShowsThatItWorks(t *testing.T) {
+	directory := func(name string) *snapshot.DirEntry {
+		return entryOf(name, snapshot.EntryTypeDirectory, 2, 0)
+	}
+	kept := entryOf(extrasName, snapshot.EntryTypeFile, 3, 0)
+	for name, c := range map[string]struct {
+		root        []*snapshot.DirEntry
+		kept        string
+		deleteExtra bool
+		want        int64 // entries, the target among them
+	}{
+		"nothing":                 {want: 1},
+		"a link":                  {root: []*snapshot.DirEntry{entryOf("l", snapshot.EntryTypeSymlink, 8, 0)}, want: 2},
+		"a directory":             {root: []*snapshot.DirEntry{directory("d")}, want: 3},
+		"one that is there":       {root: []*snapshot.DirEntry{directory("dir")}, want: 3},
+		"a pipe":                  {root: []*snapshot.DirEntry{kept}, kept: `{"version":1,"entries":[{"name":"p","special":{"kind":"fifo","mode":"644"}}]}`, want: 2},
+		"a file over a directory": {root: []*snapshot.DirEntry{entryOf("dir", snapshot.EntryTypeFile, 9, 4)}, want: 3}, // and what is in it
+		"what is extra":           {deleteExtra: true, want: 9},
+	} {
+		t.Run(name, func(t *testing.T) {
+			a := newArena(t)
+			s := &stored{objects: map[string][]byte{
+				storedID(1): manifestOf(c.root...), storedID(2): manifestOf(), storedID(3): []byte(c.kept), storedID(8): []byte("to"), storedID(9): []byte("four"),
+			}}
+			var said []api.Progress
+			p := newProgress(time.Now, func(now api.Progress) { said = append(said, now) })
+			_, err := restoreVolume(t.Context(), &connection{rep: s, objects: s}, api.StartRequest{Kind: api.KindRestore, Restore: &api.RestoreRequest{
+				RootObject: storedID(1), Volume: "data", Path: "/target", DeleteExtra: c.deleteExtra,
+			}}, Env{VolumesDir: filepath.Join(a.base, "volumes"), Now: time.Now}, p, newThrottle(t.Context(), 0))
+			must(t, err)
+			if got := p.snapshot(); got.Entries != c.want || got.Syncing {
+				t.Errorf("progress %+v, want %d entries", got, c.want)
+			}
+			if len(said) != 1 || !said[0].Syncing {
+				t.Errorf("said %+v, want that it waits for the storage", said)
+			}
+		})
+	}
+}
 
 // What is opened and linked to while a restore runs is what was there when it was looked
 // at, not what took its place.

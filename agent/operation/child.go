@@ -39,6 +39,9 @@ type Child struct {
 	Grace time.Duration
 	// Stall is how long a child may report no progress at all; default DefaultStall.
 	Stall time.Duration
+	// Sync is how long it may wait for a volume's storage, which is not the repository
+	// server's fault; default DefaultSync, at least Stall.
+	Sync time.Duration
 	// Spare is how long a process that was started ahead waits for an operation;
 	// default 10 s.
 	Spare time.Duration
@@ -182,6 +185,9 @@ const (
 // storage takes to answer.
 const DefaultStall = 5 * time.Minute
 
+// DefaultSync is longer than what a slow disk takes to write what a node's memory holds of it.
+const DefaultSync = time.Hour
+
 // message is one line of a child's standard output.
 type message struct {
 	Progress *api.Progress `json:"progress,omitempty"`
@@ -191,7 +197,9 @@ type message struct {
 
 // Run implements Runner.
 func (c *Child) Run(ctx context.Context, req api.StartRequest, limits <-chan int64, report func(api.Progress)) (*api.Result, *api.Problem) {
-	watch, stalled := newWatchdog(ctx, cmp.Or(c.Stall, DefaultStall))
+	stall := cmp.Or(c.Stall, DefaultStall)
+	syncing := max(stall, cmp.Or(c.Sync, DefaultSync))
+	watch, stalled := newWatchdog(ctx, stall)
 	defer watch.stop()
 	kills, counted := c.oomKills()
 	p, err := c.take()
@@ -226,7 +234,11 @@ func (c *Child) Run(ctx context.Context, req api.StartRequest, limits <-chan int
 			// A child that only says it is alive does not move data.
 			if *m.Progress != lastProgress {
 				lastProgress = *m.Progress
-				watch.pet()
+				if lastProgress.Syncing {
+					watch.pet(syncing)
+				} else {
+					watch.pet(stall)
+				}
 			}
 			report(*m.Progress)
 			continue
@@ -237,11 +249,17 @@ func (c *Child) Run(ctx context.Context, req api.StartRequest, limits <-chan int
 	switch {
 	case last.Result != nil && waitErr == nil:
 		return last.Result, nil
+	case stalled() && lastProgress.Syncing:
+		return nil, &api.Problem{
+			Code:  api.CodeStalled,
+			Title: fmt.Sprintf("%s: all is written, but the volume's storage has not taken it within %s; the operation was ended", req.Kind, syncing),
+			Hint:  "look at the storage that the volume is on",
+		}
 	case stalled():
 		return nil, &api.Problem{
 			Code:  api.CodeStalled,
-			Title: fmt.Sprintf("%s: no data moved for %s; the operation was ended", req.Kind, cmp.Or(c.Stall, DefaultStall)),
-			Hint:  "look at the repository server and its storage",
+			Title: fmt.Sprintf("%s: no data moved for %s; the operation was ended", req.Kind, stall),
+			Hint:  "look at the repository server and its storage, and whether the volume answers",
 		}
 	case ctx.Err() != nil:
 		if last.Problem != nil && last.Problem.Code == api.CodeCancelled {
@@ -308,20 +326,19 @@ type watchdog struct {
 	ctx    context.Context
 	cancel context.CancelCauseFunc
 	timer  *time.Timer
-	limit  time.Duration
 }
 
 var errStalled = errors.New("stalled")
 
 func newWatchdog(parent context.Context, limit time.Duration) (w *watchdog, stalled func() bool) {
-	w = &watchdog{limit: limit}
+	w = &watchdog{}
 	w.ctx, w.cancel = context.WithCancelCause(parent)
 	w.timer = time.AfterFunc(limit, func() { w.cancel(errStalled) })
 	return w, func() bool { return errors.Is(context.Cause(w.ctx), errStalled) }
 }
 
-func (w *watchdog) pet()  { w.timer.Reset(w.limit) }
-func (w *watchdog) stop() { w.timer.Stop(); w.cancel(nil) }
+func (w *watchdog) pet(limit time.Duration) { w.timer.Reset(limit) }
+func (w *watchdog) stop()                   { w.timer.Stop(); w.cancel(nil) }
 
 // tail keeps the end of what is written to it.
 type tail struct {

@@ -3,6 +3,7 @@
 package operation
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"os"
@@ -19,20 +20,26 @@ func TestChild(t *testing.T) {
 		script string
 		want   api.Code
 		text   string
+		stall  time.Duration // default a second
 	}{
-		"succeeds":            {`echo '{"progress":{"files":3}}'; echo '{"result":{"snapshot":{"id":"x"}}}'`, "", ""},
-		"noise":               {`echo noise; echo '{"result":{"snapshot":{"id":"x"}}}'; echo more >&2`, "", ""},
-		"fails":               {`echo '{"problem":{"code":"unreadable","title":"no"}}'`, api.CodeUnreadable, "no"},
-		"dies":                {`echo boom >&2; exit 3`, api.CodeInternal, "boom"},
-		"dies after a result": {`echo '{"result":{"snapshot":{"id":"x"}}}'; exit 3`, api.CodeInternal, "exit status 3"},
-		"says nothing":        {`true`, api.CodeInternal, "child ended"},
-		"is killed":           {`kill -9 $$`, api.CodeOutOfMemory, "most likely"},
-		"stalls":              {`echo '{"progress":{"files":3}}'; exec sleep 60`, api.CodeStalled, "no data moved"},
-		"stalls and is deaf":  {`trap '' TERM; while :; do sleep 0.05; done`, api.CodeStalled, "no data moved"},
+		"succeeds":            {script: `echo '{"progress":{"files":3}}'; echo '{"result":{"snapshot":{"id":"x"}}}'`},
+		"noise":               {script: `echo noise; echo '{"result":{"snapshot":{"id":"x"}}}'; echo more >&2`},
+		"fails":               {script: `echo '{"problem":{"code":"unreadable","title":"no"}}'`, want: api.CodeUnreadable, text: "no"},
+		"dies":                {script: `echo boom >&2; exit 3`, want: api.CodeInternal, text: "boom"},
+		"dies after a result": {script: `echo '{"result":{"snapshot":{"id":"x"}}}'; exit 3`, want: api.CodeInternal, text: "exit status 3"},
+		"says nothing":        {script: `true`, want: api.CodeInternal, text: "child ended"},
+		"is killed":           {script: `kill -9 $$`, want: api.CodeOutOfMemory, text: "most likely"},
+		"stalls":              {script: `echo '{"progress":{"files":3}}'; exec sleep 60`, want: api.CodeStalled, text: "no data moved"},
+		"stalls and is deaf":  {script: `trap '' TERM; while :; do sleep 0.05; done`, want: api.CodeStalled, text: "no data moved"},
+		// Not each step of a restore moves data, and the end of one waits for the volume's storage.
+		"works without data": {script: `for i in 1 2 3 4 5 6 7 8; do echo '{"progress":{"files":3,"entries":'$i'}}'; sleep 0.5; done; echo '{"result":{"snapshot":{"id":"x"}}}'`, stall: 3 * time.Second},
+		"syncs for long":     {script: `echo '{"progress":{"files":3,"syncing":true}}'; sleep 2; echo '{"result":{"snapshot":{"id":"x"}}}'`},
+		"syncs for ever":     {script: `echo '{"progress":{"files":3,"syncing":true}}'; exec sleep 60`, want: api.CodeStalled, text: "the volume's storage has not taken it within 5s"},
+		"stalls after it":    {script: `echo '{"progress":{"files":3,"syncing":true}}'; echo '{"progress":{"files":3}}'; exec sleep 60`, want: api.CodeStalled, text: "no data moved for 1s"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
-			child := Child{Command: []string{"/bin/sh", "-c", c.script}, StateDir: dir, Env: []string{"PATH=" + os.Getenv("PATH")}, Grace: 200 * time.Millisecond, Stall: time.Second, ProcFS: "/nonexistent"}
+			child := Child{Command: []string{"/bin/sh", "-c", c.script}, StateDir: dir, Env: []string{"PATH=" + os.Getenv("PATH")}, Grace: 200 * time.Millisecond, Stall: cmp.Or(c.stall, time.Second), Sync: 5 * time.Second, ProcFS: "/nonexistent"}
 			var files int64
 			result, problem := child.Run(t.Context(), backup("a", "/", "p"), nil, func(p api.Progress) { files = p.Files })
 			switch {

@@ -13,6 +13,7 @@ import (
 	"log/slog"
 	"maps"
 	"os"
+	"path"
 	"path/filepath"
 	"reflect"
 	"regexp"
@@ -93,6 +94,7 @@ type op struct {
 	cancel  context.CancelFunc
 	limits  chan int64    // the newest rate limit that the runner has not taken yet
 	changed chan struct{} // closed and replaced at each change
+	unsaved bool          // on disk is nothing of it
 }
 
 func newOp(req api.StartRequest, state api.Operation) *op {
@@ -130,6 +132,13 @@ func New(opt Options) (*Manager, error) {
 	files, err := filepath.Glob(filepath.Join(m.dir(), "*.json"))
 	if err != nil {
 		return nil, err
+	}
+	parts, err := filepath.Glob(filepath.Join(m.dir(), "*"+partSuffix))
+	if err != nil {
+		return nil, err
+	}
+	for _, part := range parts { // the agent was killed while it wrote
+		_ = os.Remove(part)
 	}
 	for _, file := range files {
 		raw, err := os.ReadFile(file)
@@ -215,7 +224,7 @@ func (m *Manager) Start(req api.StartRequest) (api.Operation, error) {
 	if other := m.busyWith(req); other != "" {
 		return api.Operation{}, &api.Problem{
 			Status: 409, Code: api.CodeBusy,
-			Title: fmt.Sprintf("start operation: operation %s of the same source is running", other),
+			Title: fmt.Sprintf("start operation: operation %s works on the same data", other),
 		}
 	}
 	if m.opt.Admit != nil {
@@ -267,31 +276,47 @@ func (m *Manager) IfIdle(do func()) bool {
 	return true
 }
 
-// busyWith returns the id of a running operation on the same data: two snapshots
-// of one source at once would each miss the other, and a restore writes under both.
+// busyWith returns the id of an operation under way on the same data.
 func (m *Manager) busyWith(req api.StartRequest) string {
 	for id, o := range m.ops {
 		if o.state.State.Done() || o.state.State == api.StateNeedsCredentials || id == req.ID {
 			continue
 		}
-		a, b := target(o.request), target(req)
-		if a != "" && a == b {
+		if clash(o.request, req) {
 			return id
 		}
 	}
 	return ""
 }
 
-func target(req api.StartRequest) string {
+// clash says whether two operations may not run together. Two snapshots of one source at
+// once would each miss the other. A restore writes, and removes what restores before it
+// have left, in all that is below its target: nobody else is to be there, or above.
+func clash(a, b api.StartRequest) bool {
+	volume, in, writes := target(a)
+	other, there, alsoWrites := target(b)
+	switch {
+	case volume == "" || volume != other:
+		return false
+	case in == there:
+		return true
+	}
+	return (writes || alsoWrites) && (below(in, there) || below(there, in))
+}
+
+// target is the volume that an operation works on, and where in it.
+func target(req api.StartRequest) (volume, in string, writes bool) {
 	switch {
 	case req.Snapshot != nil:
-		return req.Snapshot.Volume + ":" + req.Snapshot.Path
+		return req.Snapshot.Volume, path.Clean("/" + req.Snapshot.Path), false
 	case req.Restore != nil:
-		return req.Restore.Volume + ":" + req.Restore.Path
+		return req.Restore.Volume, path.Clean("/" + req.Restore.Path), req.Restore.Verify != api.VerifyOnly
 	default:
-		return ""
+		return "", "", false
 	}
 }
+
+func below(a, b string) bool { return strings.HasPrefix(a, strings.TrimSuffix(b, "/")+"/") }
 
 func (m *Manager) run(ctx context.Context, o *op) {
 	select {
@@ -380,19 +405,55 @@ func (m *Manager) finish(o *op, result *api.Result, problem *api.Problem) {
 func (m *Manager) set(o *op, change func(*api.Operation)) {
 	change(&o.state)
 	o.notify()
+	o.unsaved = true
+	m.save()
+}
+
+// save keeps what is not on disk as it is now. What a full disk did not take is tried again
+// with the next change of any operation, and when somebody asks. The lock is held.
+func (m *Manager) save() {
+	for _, o := range m.ops {
+		if o.unsaved {
+			o.unsaved = m.write(o) != nil
+		}
+	}
+}
+
+// write keeps an operation on disk: as it is now, or not at all. An older state would be
+// untrue after a restart: one that has ended would be taken for one that the agent died
+// of. Without any, the agent forgets the operation, and the caller, who asks again, starts
+// it anew under the same id.
+func (m *Manager) write(o *op) error {
 	request := o.request
 	request.Credentials = nil
 	raw, err := json.Marshal(stored{Request: request, Operation: o.state, Deaths: o.deaths})
 	if err != nil {
-		return
+		return err
 	}
-	// Kept as well as the disk allows: without it a restart forgets the operation,
-	// and the caller, who asks again, starts it anew under the same id.
-	file := filepath.Join(m.dir(), o.state.ID+".json")
-	if os.WriteFile(file+".new", raw, 0o600) == nil {
-		_ = os.Rename(file+".new", file)
+	file := m.file(o)
+	if err := replaceFile(file, raw); err == nil {
+		return nil
 	}
+	_ = os.Remove(file)
+	return replaceFile(file, raw) // there may be room now
 }
+
+// replaceFile writes a file beside its place first: nobody reads half of one.
+func replaceFile(file string, raw []byte) error {
+	err := os.WriteFile(file+partSuffix, raw, 0o600)
+	if err == nil {
+		err = os.Rename(file+partSuffix, file)
+	}
+	if err != nil {
+		_ = os.Remove(file + partSuffix)
+	}
+	return err
+}
+
+// partSuffix ends the name of a file that is being written.
+const partSuffix = ".new"
+
+func (m *Manager) file(o *op) string { return filepath.Join(m.dir(), o.state.ID+".json") }
 
 func (o *op) notify() {
 	close(o.changed)
@@ -409,7 +470,7 @@ func (m *Manager) forgetOldest() {
 	slices.SortFunc(done, func(a, b *op) int { return cmp.Compare(a.number, b.number) })
 	for i := 0; i < len(done)-m.opt.Keep; i++ {
 		delete(m.ops, done[i].state.ID)
-		_ = os.Remove(filepath.Join(m.dir(), done[i].state.ID+".json"))
+		_ = os.Remove(m.file(done[i]))
 	}
 }
 
@@ -478,6 +539,7 @@ func notFound(id string) error {
 func (m *Manager) Get(id string) (api.Operation, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	m.save()
 	if o, ok := m.ops[id]; ok {
 		return o.state, nil
 	}
@@ -488,6 +550,7 @@ func (m *Manager) Get(id string) (api.Operation, error) {
 func (m *Manager) List() []api.Operation {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	m.save()
 	out := []api.Operation{}
 	for _, o := range slices.SortedFunc(maps.Values(m.ops), func(a, b *op) int { return cmp.Compare(a.number, b.number) }) {
 		out = append(out, o.state)

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -156,6 +157,42 @@ func TestStartTwiceIsOnce(t *testing.T) {
 	}
 	if got := fmt.Sprint(r.started()); got != "[one new]" {
 		t.Errorf("ran with %s, want [one new]", got)
+	}
+}
+
+// Who writes is alone with what he writes to, and with all above and below it.
+func TestClash(t *testing.T) {
+	snapshot := func(volume, path string) api.StartRequest {
+		return api.StartRequest{Kind: api.KindSnapshot, Snapshot: &api.SnapshotRequest{Volume: volume, Path: path}}
+	}
+	restore := func(path string, verify api.RestoreVerify) api.StartRequest {
+		return api.StartRequest{Kind: api.KindRestore, Restore: &api.RestoreRequest{Volume: "data", Path: path, Verify: verify}}
+	}
+	for name, c := range map[string]struct {
+		a, b api.StartRequest
+		want bool
+	}{
+		"one source":                      {snapshot("data", "/a"), snapshot("data", "/a"), true},
+		"a source in another":             {snapshot("data", "/"), snapshot("data", "/a"), false},
+		"sources of two volumes":          {snapshot("data", "/a"), snapshot("logs", "/a"), false},
+		"one target":                      {restore("/a", ""), restore("/a", ""), true},
+		"a target in the whole volume":    {restore("/", ""), restore("/a", ""), true},
+		"a target in another":             {restore("/a", ""), restore("/a/b/c", ""), true},
+		"targets side by side":            {restore("/a", ""), restore("/b", ""), false},
+		"names that begin alike":          {restore("/a", ""), restore("/ab", ""), false},
+		"a source in a target":            {restore("/", ""), snapshot("data", "/a"), true},
+		"a target in a source":            {restore("/a/b", ""), snapshot("data", "/a"), true},
+		"a source beside a target":        {restore("/a", ""), snapshot("data", "/b"), false},
+		"a target of another volume":      {restore("/", ""), snapshot("logs", "/a"), false},
+		"compared in a source":            {restore("/a", api.VerifyOnly), snapshot("data", "/"), false},
+		"compared in a target":            {restore("/a", api.VerifyOnly), restore("/", api.VerifyAfter), true},
+		"compared twice":                  {restore("/a", api.VerifyOnly), restore("/a", api.VerifyOnly), true},
+		"a path that is not written well": {restore("/a/", ""), snapshot("data", "//a/b/"), true},
+		"not of a volume":                 {api.StartRequest{Kind: api.KindFind, Find: &api.FindRequest{}}, api.StartRequest{Kind: api.KindFind, Find: &api.FindRequest{}}, false},
+	} {
+		if clash(c.a, c.b) != c.want || clash(c.b, c.a) != c.want {
+			t.Errorf("%s: clash is %t and %t, want %t", name, clash(c.a, c.b), clash(c.b, c.a), c.want)
+		}
 	}
 }
 
@@ -346,6 +383,74 @@ func TestAgentIsKilled(t *testing.T) {
 	start(t, m, backup("b", "/", "p"))
 	r.release <- struct{}{}
 	await(t, m, "b", api.StateSucceeded)
+}
+
+// What the disk does not take is true while the agent lives, is kept as soon as the disk
+// takes it, and otherwise forgotten: nothing else is ever told of it.
+func TestDiskTakesNothing(t *testing.T) {
+	dir := t.TempDir()
+	r := &fakeRunner{release: make(chan struct{})}
+	file := filepath.Join(dir, "operations", "a.json")
+	heal := func() {
+		t.Helper()
+		must(t, os.RemoveAll(file+".new"))
+	}
+	fill := func() { // nothing can be written beside a.json
+		t.Helper()
+		must(t, os.MkdirAll(filepath.Join(file+".new", "full"), 0o700))
+	}
+	// again is what the next agent knows, as if this one had been killed.
+	again := func() (api.Operation, error) {
+		t.Helper()
+		heal() // what the next one writes does not count
+		return newManager(t, dir, r).Get("a")
+	}
+	ended := func(m *Manager) {
+		t.Helper()
+		r.release <- struct{}{}
+		await(t, m, "a", api.StateSucceeded)
+	}
+	for range maxDeaths + 1 {
+		m := newManager(t, dir, r)
+		start(t, m, backup("a", "/", "p"))
+		awaitRunner(t, m, "a")
+		fill()
+		ended(m)
+		if op, err := m.Get("a"); err != nil || op.State != api.StateSucceeded || op.Result == nil {
+			t.Errorf("while the disk is full: %+v, %v", op, err)
+		}
+		if op, err := again(); code(err) != api.CodeNotFound {
+			t.Errorf("after a restart, where the end could not be kept: %+v, failure %v, %v", op, op.Failure, err)
+		}
+	}
+	for what, ask := range map[string]func(*Manager){
+		"Get":  func(m *Manager) { _, err := m.Get("a"); must(t, err) },
+		"List": func(m *Manager) { m.List() },
+		"the change of another": func(m *Manager) {
+			start(t, m, backup("b", "/b", "p"))
+			r.release <- struct{}{}
+			await(t, m, "b", api.StateSucceeded)
+		},
+	} {
+		must(t, os.RemoveAll(dir))
+		m := newManager(t, dir, r)
+		start(t, m, backup("a", "/", "p"))
+		awaitRunner(t, m, "a")
+		fill()
+		ended(m)
+		heal()
+		ask(m)
+		if op, err := again(); err != nil || op.State != api.StateSucceeded || op.Result == nil {
+			t.Errorf("kept by %s: %+v, %v", what, op, err)
+		}
+	}
+
+	// An agent that was killed while it wrote leaves a part.
+	must(t, os.WriteFile(file+".new", []byte(`{"requ`), 0o600))
+	newManager(t, dir, r)
+	if _, err := os.Stat(file + ".new"); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the part of a file is left: %v", err)
+	}
 }
 
 func TestForgetsTheOldest(t *testing.T) {

@@ -63,7 +63,8 @@ func serve(ctx context.Context, args []string) error {
 	}
 	// The resident process does next to nothing: a heap this small costs no time.
 	debug.SetGCPercent(50)
-	log := slog.New(slog.NewJSONHandler(os.Stdout, nil))
+	out := agent.NewLog(os.Stdout, time.Now)
+	log := slog.New(slog.NewJSONHandler(out, nil))
 	self, err := os.Executable()
 	if err != nil {
 		return fmt.Errorf("find own program: %w", err)
@@ -80,10 +81,10 @@ func serve(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	info := func() api.Info { return agent.Info(*volumesDir, *devicesDir) }
+	volumes := &agent.Volumes{Dir: *volumesDir, Devices: *devicesDir}
 	server, err := agent.NewServer(agent.Config{
-		Operations: operations, Info: info,
-		StateDir: *stateDir, CADir: *caDir, Log: log, Now: time.Now,
+		Operations: operations, Info: volumes.Info,
+		StateDir: *stateDir, CADir: *caDir, Log: log, Out: out, Now: time.Now,
 	})
 	if err != nil {
 		return err
@@ -94,7 +95,7 @@ func serve(ctx context.Context, args []string) error {
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- server.Serve(listener) }()
-	seen := agent.Watch(ctx, info, log)
+	seen := agent.Watch(ctx, volumes.Info, log)
 	if *health != "" {
 		// The port may be the application's: an agent does its work without it.
 		go func() { log.Warn(agent.ServeHealth(*health, seen, operations).Error()) }()

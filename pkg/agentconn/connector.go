@@ -27,9 +27,11 @@ const (
 	// and to answer.
 	identityTimeout = 30 * time.Second
 	identityPause   = 200 * time.Millisecond
-	// identityLimit is how much of the log is read. The identity is logged at the
-	// start of a container, and pods/log begins there.
+	// identityLimit is how much of the log is read. The identity is logged at the start of
+	// a container, and again so often that each file of the log begins with it soon.
 	identityLimit = 1 << 20
+	// knockTimeout bounds how long an agent is waited for whose identity is not known.
+	knockTimeout = 5 * time.Second
 )
 
 // Connector makes clients of agents in pods of one cluster.
@@ -105,25 +107,41 @@ func hint(err error, namespace string) string {
 func (c *Connector) try(ctx context.Context, namespace, pod, container string) (*client.Client, error) {
 	first := c.dialAhead(ctx, namespace, pod)
 	defer first.discard()
+	agentOf := func(pin string) *client.Client {
+		return client.New(client.Options{
+			Dial: func(ctx context.Context) (net.Conn, error) {
+				if d, ok := first.take(ctx); ok {
+					return d.conn, d.err
+				}
+				return c.dial(ctx, namespace, pod)
+			},
+			Certificate: c.certificate,
+			Pin:         pin,
+		})
+	}
 	pin, err := c.pin(ctx, namespace, pod, container)
+	if errors.Is(err, io.ErrUnexpectedEOF) {
+		knock(ctx, agentOf(""))
+	}
 	if err != nil {
 		return nil, err
 	}
-	agent := client.New(client.Options{
-		Dial: func(ctx context.Context) (net.Conn, error) {
-			if d, ok := first.take(ctx); ok {
-				return d.conn, d.err
-			}
-			return c.dial(ctx, namespace, pod)
-		},
-		Certificate: c.certificate,
-		Pin:         pin,
-	})
+	agent := agentOf(pin)
 	if _, err := agent.Info(ctx); err != nil {
 		agent.Close()
 		return nil, err
 	}
 	return agent, nil
+}
+
+// knock has an agent log its identity, which a kubelet may have put aside with an older
+// file of the log: it does so for whoever comes. No key is the one that is wanted here, so
+// the handshake ends before anything is told, or shown.
+func knock(ctx context.Context, agent *client.Client) {
+	ctx, cancel := context.WithTimeout(ctx, knockTimeout)
+	defer cancel()
+	defer agent.Close()
+	_, _ = agent.Info(ctx)
 }
 
 // ahead is a connection that is opened before it is known whom it must lead to: while
@@ -180,7 +198,7 @@ func (c *Connector) pin(ctx context.Context, namespace, pod, container string) (
 	defer log.Close()
 	pin, err := client.PinFromLog(log)
 	if errors.Is(err, io.ErrUnexpectedEOF) {
-		return "", fmt.Errorf("it has not logged its identity yet: %w", err)
+		return "", fmt.Errorf("it has not logged its identity yet; if it is of an older version and has run for long, its log was cut: restart the workload: %w", err)
 	}
 	return pin, err
 }

@@ -8,6 +8,8 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"fmt"
+	"io"
+	"log"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -37,30 +39,40 @@ func TestConnect(t *testing.T) {
 	info := `{"protocol":1}`
 	other := strings.Repeat("ab", 32)
 	for name, c := range map[string]struct {
-		info  string
-		logs  func(pin string, try int64) (int, string)
+		info string
+		// logs is what is read when the agent was met so often.
+		logs  func(pin string, try, met int64) (int, string)
 		tries int64
 		want  []string // of the error; none: it connects
 	}{
-		"at once": {info, func(pin string, _ int64) (int, string) { return 200, identityLine(pin) }, 1, nil},
-		"still starting": {info, func(pin string, try int64) (int, string) {
+		"at once": {info, func(pin string, _, _ int64) (int, string) { return 200, identityLine(pin) }, 1, nil},
+		"still starting": {info, func(pin string, try, _ int64) (int, string) {
 			return 200, strings.Repeat(identityLine(pin), int(try/3))
 		}, 3, nil},
-		"restarted with a new key": {info, func(pin string, try int64) (int, string) {
+		"restarted with a new key": {info, func(pin string, try, _ int64) (int, string) {
 			if try < 3 {
 				return 200, identityLine(other)
 			}
 			return 200, identityLine(other) + identityLine(pin)
 		}, 3, nil},
-		"of an unknown version": {`{"protocol":9,"oldestProtocol":8}`, func(pin string, _ int64) (int, string) { return 200, identityLine(pin) }, 1,
+		"log rotated": {info, func(pin string, _, met int64) (int, string) {
+			return 200, strings.Repeat(identityLine(pin), int(met))
+		}, 2, nil},
+		"of an unknown version": {`{"protocol":9,"oldestProtocol":8}`, func(pin string, _, _ int64) (int, string) { return 200, identityLine(pin) }, 1,
 			[]string{"container agent of pod shop/db-0", "the agent speaks protocols 8 to 9", "restart the workload"}},
-		"no right to look": {info, func(string, int64) (int, string) {
+		"no right to look": {info, func(string, int64, int64) (int, string) {
 			return 403, `{"kind":"Status","apiVersion":"v1","status":"Failure","reason":"Forbidden","code":403,"message":"no"}`
 		}, 1, []string{"pod shop/db-0", "bind ClusterRole kanister-kopia-namespace"}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			peer := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, c.info) }))
+			var asked, met atomic.Int64
+			peer := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+				asked.Add(1)
+				fmt.Fprint(w, c.info)
+			}))
 			peer.EnableHTTP2 = true
+			peer.Config.ErrorLog = log.New(io.Discard, "", 0)
+			peer.TLS = &tls.Config{GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { met.Add(1); return nil, nil }}
 			peer.StartTLS()
 			defer peer.Close()
 			tries := atomic.Int64{}
@@ -76,7 +88,7 @@ func TestConnect(t *testing.T) {
 				case <-time.After(10 * time.Second):
 					t.Error("nothing is dialled while the log is read")
 				}
-				status, text := c.logs(agent.SPKIHash(peer.Certificate()), tries.Add(1))
+				status, text := c.logs(agent.SPKIHash(peer.Certificate()), tries.Add(1), met.Load())
 				if status != 200 {
 					w.Header().Set("Content-Type", "application/json")
 				}
@@ -109,6 +121,9 @@ func TestConnect(t *testing.T) {
 			}
 			if n := tries.Load(); n != c.tries {
 				t.Errorf("%d looks at the log, want %d", n, c.tries)
+			}
+			if n := asked.Load(); n > 1 || err == nil && n != 1 {
+				t.Errorf("the agent is asked %d times, want once, when its key is known", n)
 			}
 		})
 	}
