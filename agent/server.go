@@ -6,7 +6,6 @@
 package agent
 
 import (
-	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -55,15 +54,7 @@ func NewServer(config Config) (*Server, error) {
 		ReadHeaderTimeout: 10 * time.Second,
 		IdleTimeout:       2 * time.Minute,
 		ErrorLog:          slog.NewLogLogger(config.Log.Handler(), slog.LevelDebug),
-		TLSConfig: &tls.Config{
-			MinVersion:   tls.VersionTLS13,
-			Certificates: []tls.Certificate{identity.Certificate},
-			// The chain is verified by verify, with roots that may change.
-			ClientAuth:       tls.RequireAnyClientCert,
-			VerifyConnection: auth.verify,
-			// A ticket would let a client in after its certificate is no longer good.
-			SessionTicketsDisabled: true,
-		},
+		TLSConfig:         auth.tls(identity.Certificate),
 	}
 	config.Log.Info(IdentityMessage, IdentityAttribute, identity.SPKISHA256)
 	return s, nil
