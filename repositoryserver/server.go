@@ -186,7 +186,8 @@ func sessionRoutes(open *sessions, letIn func(context.Context, *api.Session) err
 			case !op.State.Done() && op.State != api.StateNeedsCredentials:
 				a.Operations++
 				a.LastUsed = open.now().UTC()
-			case op.Finished != nil && op.Finished.After(a.LastUsed):
+			// Not later than now: it is of before a restart, by a clock that was ahead.
+			case op.Finished != nil && op.Finished.After(a.LastUsed) && !op.Finished.After(open.now()):
 				a.LastUsed = *op.Finished
 			}
 		}
@@ -252,7 +253,14 @@ type scrubbedError struct {
 
 func (e *scrubbedError) Unwrap() error { return e.err }
 
-func (e *scrubbedError) Error() string { return hide(e.err.Error(), e.secrets) }
+func (e *scrubbedError) Error() string {
+	text := hide(e.err.Error(), e.secrets)
+	// In the words of object stores.
+	if strings.Contains(text, "request time and the server's time") || strings.Contains(text, "RequestTimeTooSkewed") {
+		text += " (the clock of this node and that of the storage differ: set the wrong one right)"
+	}
+	return text
+}
 
 func hide(text string, secrets []string) string {
 	for _, s := range secrets {
