@@ -62,7 +62,7 @@ func classify(ctx context.Context, err error, server string) (api.Code, string) 
 		return api.CodeInternal, "" // whatever its path reads like
 	case has("blob"):
 		// The server's own trouble, told through it: a client knows no blobs.
-		if has("requesttimetooskewed", "request time and the server's time") {
+		if has("requesttimetooskewed", "difference between the request time") {
 			return api.CodeStorage, "the clock of the repository server's node and that of the storage differ: set the wrong one right"
 		}
 		return api.CodeStorage, "look at the storage of the repository: is it there, has it space, are its keys still valid"
