@@ -132,8 +132,9 @@ func TestIntegrationSoakClockOfServer(t *testing.T) {
 			want = tr.change(2)
 			off := tr.next()
 			tr.exact(want, "restore-off", off, "/off")
-			if _, message := tr.maintain("--mode", "full"); message != "" {
-				t.Errorf("maintenance of a volume, by its own clock: %s", message)
+			// The machine, which dates files, goes by another clock, as a file server may.
+			if _, message := tr.maintain("--mode", "full"); !strings.Contains(message, "clock skew") {
+				t.Errorf("maintenance by a wrong clock: %q", message)
 			}
 
 			had, want = want, tr.change(3)
@@ -232,20 +233,23 @@ func TestIntegrationSoakClockOfServerAndObjectStore(t *testing.T) {
 			if op := tr.ended(tr.agent, backup.ID); !tooSkewed(op) {
 				t.Errorf("a backup over a jump: %s", told(op))
 			}
-			restore := tr.restoreTo("jump-restore", record, "/jump")
 			clock.GoRight()
+			restore := tr.restoreTo("jump-restore", record, "/jump")
 			tr.held(tr.agent, link, 1, restore)
 			clock.JumpBy(by)
 			link.Heal()
 			if op := tr.ended(tr.agent, restore.ID); op.State == api.StateSucceeded {
 				tr.same(had, testenv.Tree(t, filepath.Join(tr.volumes, "target", "jump"))) // it had all that it needs
-			} else if !tooSkewed(op) {
+			} else if !tooSkewed(op) && !(failedWith(op, api.CodeStorage) && strings.Contains(op.Failure.Title, "did not answer")) {
 				t.Errorf("a restore over a jump: %s", told(op))
 			}
 			var refusal error
 			testenv.Eventually(t, 3*time.Minute, "new operations are refused for the storage", func() bool {
 				id := fmt.Sprintf("while-off-%d", time.Now().UnixNano())
 				_, refusal = tr.s.agent.StartSession(tr.context(), api.SessionRequest{ID: id, Username: "pvc.data", Hostname: host})
+				if refusal == nil {
+					tr.must(tr.s.agent.EndSession(tr.context(), id))
+				}
 				return code(refusal) == api.CodeStorage
 			})
 			if !strings.Contains(refusal.Error(), "clock") {
