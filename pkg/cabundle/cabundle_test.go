@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -64,8 +65,16 @@ func TestWatch(t *testing.T) {
 	}
 	c := fake.NewClientBuilder().WithObjects(namespace("control", ""), namespace("shop", names.InjectionEnabled), namespace("other", "")).Build()
 	synctest.Test(t, func(t *testing.T) {
-		ca, failure := []byte("a"), error(nil)
-		p := &Publisher{Client: c, ControlPlane: "control", Bundle: func() ([]byte, error) { return ca, failure }}
+		type files struct {
+			ca  string
+			err error
+		}
+		var now atomic.Pointer[files]
+		now.Store(&files{ca: "a"})
+		p := &Publisher{Client: c, ControlPlane: "control", Bundle: func() ([]byte, error) {
+			f := now.Load()
+			return []byte(f.ca), f.err
+		}}
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
 		changed := make(chan event.GenericEvent, 10)
@@ -86,7 +95,7 @@ func TestWatch(t *testing.T) {
 		}{
 			{"a", nil, nil}, {"b", os.ErrNotExist, nil}, {"b", nil, []string{"control", "shop"}}, {"b", nil, nil},
 		} {
-			ca, failure = []byte(step.ca), step.err
+			now.Store(&files{step.ca, step.err})
 			if got := told(); !slices.Equal(got, step.want) {
 				t.Errorf("after %q (%v): told of %q, want %q", step.ca, step.err, got, step.want)
 			}
