@@ -48,28 +48,33 @@ func (a *clientAuth) pool() (*x509.CertPool, error) {
 	return roots, nil
 }
 
-// verify implements tls.Config.VerifyConnection.
-func (a *clientAuth) verify(state tls.ConnectionState) error {
-	if len(state.PeerCertificates) == 0 {
-		return errors.New("a client certificate is required")
+// tls is a configuration that lets in whom it should. What is wrong with a certificate,
+// crypto/tls tells the client: that it is not good now is another word than that its CA
+// is not known.
+func (a *clientAuth) tls(own tls.Certificate) *tls.Config {
+	config := &tls.Config{
+		MinVersion:   tls.VersionTLS13,
+		Certificates: []tls.Certificate{own},
+		NextProtos:   []string{"h2", "http/1.1"},
+		ClientAuth:   tls.RequireAndVerifyClientCert,
+		Time:         a.now,
+		// A ticket would let a client in after its certificate is no longer good.
+		SessionTicketsDisabled: true,
+		VerifyConnection: func(state tls.ConnectionState) error {
+			if state.PeerCertificates[0].VerifyHostname(names.ControllerDNSName) != nil {
+				return fmt.Errorf("verify client certificate: it does not name %s", names.ControllerDNSName)
+			}
+			return nil
+		},
 	}
-	roots, err := a.pool()
-	if err != nil {
-		return err
+	config.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) {
+		roots, err := a.pool()
+		if err != nil {
+			return nil, err
+		}
+		c := config.Clone()
+		c.ClientCAs = roots
+		return c, nil
 	}
-	leaf := state.PeerCertificates[0]
-	intermediates := x509.NewCertPool()
-	for _, c := range state.PeerCertificates[1:] {
-		intermediates.AddCert(c)
-	}
-	if _, err := leaf.Verify(x509.VerifyOptions{
-		Roots: roots, Intermediates: intermediates, CurrentTime: a.now(),
-		KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
-	}); err != nil {
-		return fmt.Errorf("verify client certificate: %w", err)
-	}
-	if err := leaf.VerifyHostname(names.ControllerDNSName); err != nil {
-		return fmt.Errorf("verify client certificate: it does not name %s", names.ControllerDNSName)
-	}
-	return nil
+	return config
 }

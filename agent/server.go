@@ -6,7 +6,6 @@
 package agent
 
 import (
-	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -63,16 +62,8 @@ func NewServer(config Config) (*Server, error) {
 				config.Out.met()
 			}
 		},
-		ErrorLog: slog.NewLogLogger(config.Log.Handler(), slog.LevelDebug),
-		TLSConfig: &tls.Config{
-			MinVersion:   tls.VersionTLS13,
-			Certificates: []tls.Certificate{identity.Certificate},
-			// The chain is verified by verify, with roots that may change.
-			ClientAuth:       tls.RequireAnyClientCert,
-			VerifyConnection: auth.verify,
-			// A ticket would let a client in after its certificate is no longer good.
-			SessionTicketsDisabled: true,
-		},
+		ErrorLog:  slog.NewLogLogger(config.Log.Handler(), slog.LevelDebug),
+		TLSConfig: auth.tls(identity.Certificate),
 	}
 	config.Out.introduce(identity.SPKISHA256)
 	return s, nil

@@ -8,6 +8,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -268,11 +269,15 @@ func TestClientCertificates(t *testing.T) {
 	}
 	expired := controller
 	expired.Expiry = time.Now().Add(-time.Minute)
-	for name, leaf := range map[string]testenv.Leaf{
-		"expired": expired, "no name": {Usage: x509.ExtKeyUsageClientAuth}, "a server's": {DNS: controller.DNS, Usage: x509.ExtKeyUsageServerAuth},
+	for name, c := range map[string]struct {
+		leaf testenv.Leaf
+		want string
+	}{
+		"expired": {expired, "clock"}, "no name": {testenv.Leaf{Usage: x509.ExtKeyUsageClientAuth}, "bad certificate"},
+		"a server's": {testenv.Leaf{DNS: controller.DNS, Usage: x509.ExtKeyUsageServerAuth}, "bad certificate"},
 	} {
-		if ask(r.client(t, leaf)) == nil {
-			t.Errorf("%s: it is let in", name)
+		if err := ask(r.client(t, c.leaf)); err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: %v, want %q", name, err, c.want)
 		}
 	}
 	for _, step := range []struct {
@@ -296,8 +301,12 @@ func TestClientCertificates(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := ask(r.Client); (err == nil) != step.want {
+		err = ask(r.Client)
+		if (err == nil) != step.want {
 			t.Errorf("%s: %v, want it let in: %t", step.name, err, step.want)
+		}
+		if step.name == "another CA" && !strings.Contains(fmt.Sprint(err), names.CAConfigMap) {
+			t.Errorf("%s: %v does not say where to look", step.name, err)
 		}
 	}
 }
@@ -312,6 +321,10 @@ func TestAgentClockJumps(t *testing.T) {
 	if _, err := c.Start(t.Context(), request); err != nil {
 		t.Fatal(err)
 	}
+	testenv.Eventually(t, time.Minute, "it runs", func() bool {
+		op, err := c.Get(t.Context(), "op")
+		return err == nil && op.State == api.StateRunning
+	})
 	for _, step := range []struct {
 		ahead time.Duration
 		want  bool
@@ -321,6 +334,9 @@ func TestAgentClockJumps(t *testing.T) {
 		op, err := c.Get(t.Context(), "op")
 		if (err == nil) != step.want || errors.Is(err, client.ErrPin) {
 			t.Errorf("clock set by %s: %v, want it let in: %t", step.ahead, err, step.want)
+		}
+		if err != nil && !strings.Contains(err.Error(), "clock") {
+			t.Errorf("clock set by %s: %v does not name the clock", step.ahead, err)
 		}
 		if err == nil && (op.State != api.StateRunning || op.Started.Before(op.Created)) {
 			t.Errorf("clock set by %s: %+v", step.ahead, op)

@@ -52,6 +52,17 @@ type world struct {
 	passwords []string
 	// environment of the server and of maintenance, besides this process's.
 	environment []string
+	// clocks of the programs that have one of their own.
+	clocks map[string]*testenv.Clock
+}
+
+// program is the path of one of ours.
+func (w *world) program(name string) string {
+	w.Helper()
+	if clock := w.clocks[name]; clock != nil {
+		return clock.Program(name)
+	}
+	return testenv.Program(w, name)
 }
 
 func newWorld(t *testing.T) *world {
@@ -89,10 +100,10 @@ func (w *world) launch(config repositoryserver.Config) (p *testenv.Process, list
 	w.must(err)
 	file := filepath.Join(dir, "config.json")
 	w.must(os.WriteFile(file, raw, 0o600))
-	w.plane.CA.IssueTo(w, filepath.Join(dir, "tls"), testenv.Leaf{IPs: []net.IP{net.IPv4(127, 0, 0, 1)}, Usage: x509.ExtKeyUsageServerAuth})
+	w.plane.CA.IssueTo(w, filepath.Join(dir, "tls"), testenv.Leaf{IPs: []net.IP{net.IPv4(127, 0, 0, 1)}, Usage: x509.ExtKeyUsageServerAuth, Age: testenv.Old})
 	listen, agent, health = testenv.Port(w), testenv.Port(w), testenv.Port(w)
 	loopback := func(port int) string { return fmt.Sprintf("127.0.0.1:%d", port) }
-	return testenv.Start(w, func(c *exec.Cmd) { c.Env = append(os.Environ(), w.environment...) }, testenv.Program(w, "repository-server"), "serve", "--config", file,
+	return testenv.Start(w, func(c *exec.Cmd) { c.Env = append(os.Environ(), w.environment...) }, w.program("repository-server"), "serve", "--config", file,
 		"--tls-dir", filepath.Join(dir, "tls"), "--ca-dir", w.plane.CADir,
 		"--state-dir", filepath.Join(dir, "state"),
 		"--listen", loopback(listen), "--agent-listen", loopback(agent),
@@ -132,7 +143,7 @@ func (w *world) sidecar(volume string, setup func(*exec.Cmd), args ...string) (*
 	w.must(os.Mkdir(filepath.Join(dir, "state"), 0o777))
 	w.must(os.Chmod(filepath.Join(dir, "state"), 0o777))
 	port := testenv.Port(w)
-	p := testenv.Start(w, setup, testenv.Program(w, "agent"), append([]string{
+	p := testenv.Start(w, setup, w.program("agent"), append([]string{
 		"serve",
 		"-state-dir", filepath.Join(dir, "state"), "-ca-dir", w.plane.CADir, "-volumes-dir", filepath.Dir(volume),
 		"-port", strconv.Itoa(port), "-health-listen", "",

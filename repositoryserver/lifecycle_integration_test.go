@@ -106,7 +106,7 @@ func (w *world) maintain(args ...string) (repositoryserver.MaintenanceResult, st
 	w.must(err)
 	config, result := filepath.Join(dir, "config.json"), filepath.Join(dir, "result")
 	w.must(os.WriteFile(config, raw, 0o600))
-	cmd := exec.CommandContext(w.context(), testenv.Program(w, "repository-server"), append([]string{
+	cmd := exec.CommandContext(w.context(), w.program("repository-server"), append([]string{
 		"maintain", "--config", config, "--state-dir", filepath.Join(dir, "state"), "--result", result,
 	}, args...)...)
 	cmd.Env = append(os.Environ(), w.environment...)

@@ -182,17 +182,20 @@ func probe(ctx context.Context, child *operation.Child, k *kopiaServer) error {
 // sessionRoutes are what a repository server's agent serves besides operations. letIn
 // makes a session's user known, before the caller knows the password.
 func sessionRoutes(open *sessions, letIn func(context.Context, *api.Session) error, operations *operation.Manager, watch *storageWatch) map[string]http.HandlerFunc {
+	// Times are compared as the clock gave them: a time in UTC has lost its monotonic
+	// reading, and a wall clock that is set would make a server idle, or used.
 	describe := func(a api.Activity) api.Activity {
+		if ended := operations.Ended(); ended.After(a.LastUsed) {
+			a.LastUsed = ended
+		}
 		for _, op := range operations.List() {
-			switch {
-			case !op.State.Done() && op.State != api.StateNeedsCredentials:
+			if !op.State.Done() && op.State != api.StateNeedsCredentials {
 				a.Operations++
-				a.LastUsed = open.now().UTC()
-			case op.Finished != nil && op.Finished.After(a.LastUsed):
-				a.LastUsed = *op.Finished
+				a.LastUsed = open.now()
 			}
 		}
 		a.IdleSeconds = int64(max(0, open.now().Sub(a.LastUsed)).Seconds())
+		a.LastUsed = a.LastUsed.UTC()
 		a.StorageProblem = watch.problem()
 		return a
 	}
@@ -254,7 +257,14 @@ type scrubbedError struct {
 
 func (e *scrubbedError) Unwrap() error { return e.err }
 
-func (e *scrubbedError) Error() string { return hide(e.err.Error(), e.secrets) }
+func (e *scrubbedError) Error() string {
+	text := hide(e.err.Error(), e.secrets)
+	// In the words of object stores.
+	if strings.Contains(text, "difference between the request time") || strings.Contains(text, "RequestTimeTooSkewed") {
+		text += " (the clock of this node and that of the storage differ: set the wrong one right)"
+	}
+	return text
+}
 
 func hide(text string, secrets []string) string {
 	for _, s := range secrets {

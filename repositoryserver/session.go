@@ -183,7 +183,7 @@ func (s *sessions) activity() api.Activity {
 
 // look is activity. The lock is held.
 func (s *sessions) look(now time.Time) api.Activity {
-	a := api.Activity{Draining: s.draining, LastUsed: s.used.UTC()}
+	a := api.Activity{Draining: s.draining, LastUsed: s.used}
 	users := map[string]bool{}
 	for _, one := range s.by {
 		a.Streams += one.streams
@@ -192,13 +192,13 @@ func (s *sessions) look(now time.Time) api.Activity {
 		}
 		a.Sessions++
 		users[one.Username+"@"+one.Hostname] = true
-		a.LastUsed = now.UTC()
+		a.LastUsed = now
 	}
 	a.Users = len(users)
 	for _, w := range s.waiting {
 		if now.Sub(w.seen) < waiterPatience {
 			a.Waiting++
-			a.LastUsed = now.UTC()
+			a.LastUsed = now
 		}
 	}
 	return a

@@ -20,6 +20,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -27,6 +28,7 @@ import (
 
 	"github.com/kanister-kopia/kanister-kopia/agent/api"
 	"github.com/kanister-kopia/kanister-kopia/internal/pause"
+	"github.com/kanister-kopia/kanister-kopia/pkg/names"
 )
 
 // Options of a Client.
@@ -148,7 +150,7 @@ func (c *Client) ask(ctx context.Context, method, path string, version int, body
 	}
 	resp, err := c.http.Do(req)
 	if err != nil {
-		return fmt.Errorf("ask agent: %w", err)
+		return fmt.Errorf("ask agent: %w", c.explained(ctx, err))
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode >= 300 {
@@ -162,6 +164,49 @@ func (c *Client) ask(ctx context.Context, method, path string, version int, body
 	}
 	return nil
 }
+
+// explained says why an agent does not take our certificate, and what to do. The refusal
+// comes after the handshake, when a question is on its way already, and may get lost
+// with it: whoever then says nothing but that he waits is told.
+func (c *Client) explained(ctx context.Context, err error) error {
+	lost := func(part string) bool { return strings.Contains(err.Error(), part) }
+	if slices.ContainsFunc([]string{"could not be established", "broken pipe", "connection reset", "EOF", "closed"}, lost) {
+		if why := c.refusal(ctx); why != nil {
+			err = why
+		}
+	}
+	for alert, hint := range map[string]string{
+		"tls: expired certificate":           "by the clock of the agent's node the controller's certificate is not good now: look at that clock, and at the certificate's dates",
+		"tls: unknown certificate authority": "the agent trusts other CAs than the one that the controller's certificate comes from: look at ConfigMap " + names.CAConfigMap + " of its namespace",
+	} {
+		if lost(alert) {
+			return fmt.Errorf("%w (%s)", err, hint)
+		}
+	}
+	return err
+}
+
+// refusal connects, asks for nothing, and returns what the agent says if it refuses us.
+func (c *Client) refusal(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, refusalTimeout)
+	defer cancel()
+	raw, err := c.transport.DialContext(ctx, "tcp", "")
+	if err != nil {
+		return nil
+	}
+	defer raw.Close()
+	stop := context.AfterFunc(ctx, func() { _ = raw.Close() })
+	defer stop()
+	config := c.transport.TLSClientConfig.Clone()
+	config.NextProtos = []string{"h2"} // an agent speaks first in it
+	conn := tls.Client(raw, config)
+	if _, err := conn.Read(make([]byte, 1)); err != nil && strings.Contains(err.Error(), "remote error") {
+		return err
+	}
+	return nil
+}
+
+const refusalTimeout = 5 * time.Second
 
 func problem(resp *http.Response) error {
 	p := &api.Problem{}
@@ -314,7 +359,7 @@ func (c *Client) watch(ctx context.Context, id string, fn func(api.Operation)) e
 	}
 	resp, err := c.http.Do(req)
 	if err != nil {
-		return fmt.Errorf("follow operation: %w", err)
+		return fmt.Errorf("follow operation: %w", c.explained(ctx, err))
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode >= 300 {

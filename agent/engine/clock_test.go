@@ -3,10 +3,15 @@
 package engine
 
 import (
+	"context"
+	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
+
+	"github.com/kopia/kopia/repo"
 
 	"github.com/kanister-kopia/kanister-kopia/agent/api"
 )
@@ -56,5 +61,38 @@ func TestClockJumps(t *testing.T) {
 				t.Errorf("by a clock off by %s: %s is %q of %s, want %q of %s", shift, name, got, has.ModTime(), want, had.ModTime())
 			}
 		}
+	}
+}
+
+// A backup that was taken by a clock that was ahead is deleted, or it is said that it is
+// not, and when it can be.
+func TestDeleteAfterClockJump(t *testing.T) {
+	open := aRepository(t)
+	write := func(clock func() time.Time) api.Record {
+		r := api.Record{BackupID: "b", BackupTag: "t", Prefix: "p", KeyID: "default", Snapshot: api.SnapshotResult{ID: "none"}}
+		must(t, repo.WriteSession(t.Context(), open(clock), repo.WriteSessionOptions{}, func(ctx context.Context, w repo.RepositoryWriter) error {
+			_, err := w.PutManifest(ctx, recordLabels(r), r)
+			return err
+		}))
+		return r
+	}
+	later := func() time.Time { return time.Now().Add(6 * time.Hour) }
+	write(later)
+	request := api.DeleteRequest{BackupID: "b", Prefix: "p", KeyID: "default"}
+	try := func(clock func() time.Time) error {
+		_, err := deleteRecord(t.Context(), &connection{rep: open(clock)}, request)
+		return err
+	}
+	left := func() int {
+		found, err := find(t.Context(), &connection{rep: open(time.Now)}, request)
+		must(t, err)
+		return len(found)
+	}
+	var p *api.Problem
+	if err := try(time.Now); !errors.As(err, &p) || p.Code != api.CodeConflict || !strings.Contains(p.Hint, "clock") || left() != 1 {
+		t.Errorf("while it is younger than now: %v, %d left", err, left())
+	}
+	if err := try(func() time.Time { return later().Add(time.Minute) }); err != nil || left() != 0 {
+		t.Errorf("afterwards: %v, %d left", err, left())
 	}
 }

@@ -62,7 +62,12 @@ func classify(ctx context.Context, err error, server string) (api.Code, string) 
 		return api.CodeInternal, "" // whatever its path reads like
 	case has("blob"):
 		// The server's own trouble, told through it: a client knows no blobs.
+		if has("requesttimetooskewed", "difference between the request time") {
+			return api.CodeStorage, "the clock of the repository server's node and that of the storage differ: set the wrong one right"
+		}
 		return api.CodeStorage, "look at the storage of the repository: is it there, has it space, are its keys still valid"
+	case has("certificate has expired or is not yet valid"):
+		return api.CodeServerUntrusted, "look at the clock of the pod's node, and at the dates of the certificate of " + hostOf(server)
 	case has("x509:", "tls: "):
 		return api.CodeServerUntrusted, "the server's certificate must come from the control plane's CA and name " + hostOf(server)
 	case has("permissiondenied", "permission denied", "access denied", "unauthenticated", "invalid password"):

@@ -38,6 +38,8 @@ func TestClassify(t *testing.T) {
 		"a path like a certificate's":   {nil, onVolume("x509: certificate", syscall.EACCES), api.CodeUnreadable},
 		"a path like a lost connection": {nil, onVolume("eof/connection refused", syscall.EIO), api.CodeInternal},
 		"unknown authority":             {nil, &connectError{errors.New("tls: failed to verify certificate: x509: certificate signed by unknown authority")}, api.CodeServerUntrusted},
+		"not its time":                  {nil, &connectError{errors.New("tls: failed to verify certificate: x509: certificate has expired or is not yet valid: current time 2026-11-26T10:00:00Z is before 2026-11-28T10:00:00Z")}, api.CodeServerUntrusted},
+		"skewed":                        {nil, errors.New("unable to complete GetBlob(q1,0,-1): The difference between the request time and the current time is too large."), api.CodeStorage},
 		"password":                      {nil, &connectError{errors.New("rpc error: code = Unauthenticated desc = access denied")}, api.CodeAccessDenied},
 		"right":                         {nil, errors.New("rpc error: code = PermissionDenied desc = access denied"), api.CodeAccessDenied},
 		"refused":                       {nil, &connectError{errors.New("dial tcp: connect: connection refused")}, api.CodeServerUnreachable},
@@ -60,6 +62,9 @@ func TestClassify(t *testing.T) {
 			}
 			if code == api.CodeServerUntrusted && !strings.Contains(hint, "repo.example:51515") {
 				t.Errorf("hint %q does not name the server", hint)
+			}
+			if clock := name == "not its time" || name == "skewed"; clock != strings.Contains(hint, "clock") {
+				t.Errorf("hint %q: it names the clock: %t", hint, !clock)
 			}
 		})
 	}

@@ -13,6 +13,7 @@ import (
 	"path"
 	"slices"
 	"sort"
+	"time"
 
 	"github.com/kopia/kopia/repo"
 	"github.com/kopia/kopia/repo/manifest"
@@ -285,5 +286,30 @@ func deleteRecord(ctx context.Context, conn *connection, r api.DeleteRequest) (*
 	if err != nil {
 		return nil, err
 	}
+	if err := conn.areGone(ctx, manifest.ID(found[0].record.Snapshot.ID), found[0].id); err != nil {
+		return nil, err
+	}
 	return &api.Result{Records: []api.Record{found[0].record}}, nil
+}
+
+// areGone makes sure that manifests were deleted: of the entries of one, Kopia believes
+// the youngest, so to delete what was written by a clock that was ahead does nothing,
+// without a word, until that time has come.
+func (c *connection) areGone(ctx context.Context, ids ...manifest.ID) error {
+	for _, id := range ids {
+		var ignored json.RawMessage
+		meta, err := c.rep.GetManifest(ctx, id, &ignored)
+		switch {
+		case errors.Is(err, manifest.ErrNotFound):
+		case err != nil:
+			return fmt.Errorf("look whether %s is deleted: %w", id, err)
+		default:
+			return &api.Problem{
+				Code:  api.CodeConflict,
+				Title: fmt.Sprintf("delete record: manifest %s is still there: it was written at %s, by a clock that was ahead", id, meta.ModTime.UTC().Format(time.RFC3339)),
+				Hint:  "look at the clock of the repository server's node; delete the backup again after that time",
+			}
+		}
+	}
+	return nil
 }

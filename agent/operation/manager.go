@@ -66,7 +66,8 @@ type Manager struct {
 	mu     sync.Mutex // protects the following
 	ops    map[string]*op
 	totals map[Outcome]Total
-	begun  int // operations so far
+	begun  int       // operations so far
+	ended  time.Time // when the last one did
 	closed bool
 }
 
@@ -95,6 +96,9 @@ type op struct {
 	limits  chan int64    // the newest rate limit that the runner has not taken yet
 	changed chan struct{} // closed and replaced at each change
 	unsaved bool          // on disk is nothing of it
+
+	// said is the last of its times, looked the clock's reading then.
+	said, looked time.Time
 }
 
 func newOp(req api.StartRequest, state api.Operation) *op {
@@ -153,6 +157,11 @@ func New(opt Options) (*Manager, error) {
 		}
 		o := newOp(s.Request, s.Operation)
 		o.deaths = s.Deaths
+		o.said = s.Operation.Created
+		if started := s.Operation.Started; started != nil {
+			o.said = *started
+		}
+		o.looked = o.said
 		m.ops[s.Operation.ID] = o
 		m.survive(o)
 	}
@@ -178,16 +187,24 @@ func (m *Manager) survive(o *op) {
 		if o.deaths < maxDeaths {
 			return
 		}
-		now := m.since(s.Created)
+		now := m.now(o)
 		s.State, s.Finished = api.StateFailed, &now
 		s.Failure = outOfMemory(fmt.Sprintf("%s: the agent was killed %d times while the operation ran, most likely for want of memory", s.Kind, o.deaths))
 	})
 }
 
-// since is now, or the earlier time if the clock was set back behind it: whoever
-// reads two times of an operation sees no negative span.
-func (m *Manager) since(earlier time.Time) time.Time {
-	return earlier.Add(max(0, m.opt.Now().Sub(earlier))).UTC()
+// now is the next time of an operation: the last one and what passed since by the
+// monotonic clock, which no UTC time has, so whoever reads two of them sees a true span,
+// however the wall clock was set meanwhile. After a restart the wall clock is all there is;
+// the span is not negative then.
+func (m *Manager) now(o *op) time.Time {
+	now := m.opt.Now()
+	if o.looked.IsZero() {
+		o.said, o.looked = now.UTC(), now
+		return o.said
+	}
+	o.said, o.looked = o.said.Add(max(0, now.Sub(o.looked))), now
+	return o.said
 }
 
 func (m *Manager) dir() string { return filepath.Join(m.opt.StateDir, "operations") }
@@ -233,7 +250,8 @@ func (m *Manager) Start(req api.StartRequest) (api.Operation, error) {
 		}
 	}
 	if !ok {
-		o = newOp(req, api.Operation{ID: req.ID, Kind: req.Kind, Created: m.opt.Now().UTC(), RateLimit: req.RateLimit})
+		o = newOp(req, api.Operation{ID: req.ID, Kind: req.Kind, RateLimit: req.RateLimit})
+		o.state.Created = m.now(o)
 		o.number = m.begun
 		m.begun++
 		m.ops[req.ID] = o
@@ -325,7 +343,7 @@ func (m *Manager) run(ctx context.Context, o *op) {
 	case <-ctx.Done():
 	}
 	m.mu.Lock()
-	req, now := o.request, m.since(o.state.Created)
+	req, now := o.request, m.now(o)
 	if ctx.Err() == nil {
 		m.set(o, func(s *api.Operation) { s.State, s.Started = api.StateRunning, &now })
 	}
@@ -351,7 +369,8 @@ func (m *Manager) finish(o *op, result *api.Result, problem *api.Problem) {
 	if o.state.Started != nil {
 		began = *o.state.Started
 	}
-	now := m.since(began)
+	now := m.now(o)
+	m.ended = o.looked
 	o.request.Credentials = nil
 	if m.closed && o.state.State != api.StateCancelling && problem != nil && problem.Code == api.CodeCancelled {
 		// Nobody asked for its end: it goes on when somebody asks for it again.
@@ -558,6 +577,14 @@ func (m *Manager) List() []api.Operation {
 	return out
 }
 
+// Ended is when the last operation of this manager ended, with the monotonic clock's
+// reading; zero: none did.
+func (m *Manager) Ended() time.Time {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.ended
+}
+
 // Totals are those of all outcomes that there were.
 func (m *Manager) Totals() map[Outcome]Total {
 	m.mu.Lock()
@@ -626,7 +653,7 @@ func (m *Manager) Cancel(id string) (api.Operation, error) {
 		return api.Operation{}, notFound(id)
 	case o.state.State.Done():
 	case o.state.State == api.StateNeedsCredentials:
-		now := m.since(o.state.Created)
+		now := m.now(o)
 		m.set(o, func(s *api.Operation) {
 			s.State, s.Finished = api.StateCancelled, &now
 			s.Failure = &api.Problem{Code: api.CodeCancelled, Title: fmt.Sprintf("%s: cancelled", s.Kind)}

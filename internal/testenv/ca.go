@@ -5,6 +5,7 @@
 package testenv
 
 import (
+	"cmp"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -28,6 +29,9 @@ type CA struct {
 	PEM []byte
 }
 
+// Old is an age of certificates that are still good by a clock that is hours behind.
+const Old = 12 * time.Hour
+
 // NewCA makes a CA.
 func NewCA(t testing.TB) *CA {
 	t.Helper()
@@ -35,7 +39,7 @@ func NewCA(t testing.TB) *CA {
 	must(t, err)
 	template := &x509.Certificate{
 		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "test CA"},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour),
+		NotBefore: time.Now().Add(-Old), NotAfter: time.Now().Add(24 * time.Hour),
 		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature,
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
@@ -50,7 +54,8 @@ type Leaf struct {
 	DNS    []string
 	IPs    []net.IP
 	Usage  x509.ExtKeyUsage
-	Expiry time.Time // default: in a day
+	Expiry time.Time     // default: in a day
+	Age    time.Duration // since when it is good; default 2h
 }
 
 // Issue makes a certificate; the result is PEM.
@@ -65,7 +70,7 @@ func (ca *CA) Issue(t testing.TB, l Leaf) (certPEM, keyPEM []byte) {
 	}
 	template := &x509.Certificate{
 		SerialNumber: serial, Subject: pkix.Name{CommonName: "test"},
-		NotBefore: time.Now().Add(-2 * time.Hour), NotAfter: l.Expiry,
+		NotBefore: time.Now().Add(-cmp.Or(l.Age, 2*time.Hour)), NotAfter: l.Expiry,
 		DNSNames: l.DNS, IPAddresses: l.IPs, ExtKeyUsage: []x509.ExtKeyUsage{l.Usage}, KeyUsage: x509.KeyUsageDigitalSignature,
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, ca.cert, key.Public(), ca.key)

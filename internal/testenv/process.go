@@ -90,13 +90,7 @@ func build(t testing.TB, name, pkg string) string {
 	t.Helper()
 	built.Lock()
 	defer built.Unlock()
-	if built.dir == "" {
-		dir, err := os.MkdirTemp("", "kanister-kopia-programs-")
-		must(t, err)
-		must(t, os.Chmod(dir, 0o755)) // an agent of a test may run as somebody else
-		built.dir = dir
-	}
-	path := filepath.Join(built.dir, name)
+	path := filepath.Join(programs(t), name)
 	if _, err := os.Stat(path); err == nil {
 		return path
 	}
@@ -106,6 +100,18 @@ func build(t testing.TB, name, pkg string) string {
 		t.Fatalf("build %s: %v\n%s", name, err, out)
 	}
 	return path
+}
+
+// programs is the folder of what was built. The lock is held.
+func programs(t testing.TB) string {
+	t.Helper()
+	if built.dir == "" {
+		dir, err := os.MkdirTemp("", "kanister-kopia-programs-")
+		must(t, err)
+		must(t, os.Chmod(dir, 0o755)) // an agent of a test may run as somebody else
+		built.dir = dir
+	}
+	return built.dir
 }
 
 // Port is a port of loopback that is the test's own until it ends: no other test of this
@@ -253,7 +259,7 @@ func (s *S3) start(t testing.TB, posixArgs ...string) {
 	t.Helper()
 	data := filepath.Dir(s.Dir)
 	tls := filepath.Join(filepath.Dir(data), "tls")
-	s.CA.IssueTo(t, tls, Leaf{IPs: []net.IP{net.IPv4(127, 0, 0, 1)}, Usage: x509.ExtKeyUsageServerAuth})
+	s.CA.IssueTo(t, tls, Leaf{IPs: []net.IP{net.IPv4(127, 0, 0, 1)}, Usage: x509.ExtKeyUsageServerAuth, Age: Old})
 	args := []string{"--port", s.Endpoint, "--cert", filepath.Join(tls, "tls.crt"), "--key", filepath.Join(tls, "tls.key"), "--quiet", "posix"}
 	s.Gateway = Start(t, func(c *exec.Cmd) {
 		c.Env = append(os.Environ(), "ROOT_ACCESS_KEY="+s.AccessKey, "ROOT_SECRET_KEY="+s.SecretKey)
@@ -294,7 +300,7 @@ func NewControlPlane(t testing.TB) *ControlPlane {
 	t.Helper()
 	c := &ControlPlane{CA: NewCA(t), CADir: t.TempDir()}
 	must(t, os.WriteFile(filepath.Join(c.CADir, names.CAKey), c.CA.PEM, 0o644))
-	c.Certificate = c.CA.Certificate(t, Leaf{DNS: []string{names.ControllerDNSName}, Usage: x509.ExtKeyUsageClientAuth})
+	c.Certificate = c.CA.Certificate(t, Leaf{DNS: []string{names.ControllerDNSName}, Usage: x509.ExtKeyUsageClientAuth, Age: Old})
 	return c
 }
 

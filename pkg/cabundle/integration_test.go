@@ -43,7 +43,7 @@ func TestIntegrationPublish(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "ca.crt")
 	first := testenv.NewCA(t).PEM
 	must(os.WriteFile(file, first, 0o600))
-	p := &cabundle.Publisher{Client: c, ControlPlane: "control", Bundle: cabundle.FromFile(file)}
+	p := &cabundle.Publisher{Client: c, ControlPlane: "control", Bundle: cabundle.FromFiles(file)}
 	reconcile := func(namespace string) error {
 		_, err := p.Reconcile(ctx, ctrl.Request{NamespacedName: types.NamespacedName{Name: namespace}})
 		return err

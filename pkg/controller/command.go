@@ -66,6 +66,7 @@ func serve(args []string, stdout io.Writer, extra []function.Func) error {
 	fs.StringVar(&o.ServerImage, "repository-server-image", "", "image of repository servers (required)")
 	fs.StringVar(&pull, "pull-policy", pull, "pull policy of both: Always, IfNotPresent or Never")
 	fs.StringVar(&o.TLSDir, "tls-dir", "/etc/controller/tls", "directory with tls.crt, tls.key and ca.crt: what agents are shown and what is published")
+	fs.StringVar(&o.NextCAFile, "next-ca", "/etc/controller/next-ca/ca.crt", "file with the CA of the issuer, published besides ca.crt: agents trust it before anything comes from it; it may be missing")
 	fs.StringVar(&o.Issuer, "issuer", "kanister-kopia", "cert-manager Issuer of the control-plane namespace")
 	fs.DurationVar(&o.IdleTimeout, "idle-timeout", repository.DefaultIdleTimeout, "how long a repository server stays up when nothing uses it; 0: for ever")
 	fs.StringVar(&o.MetricsAddress, "metrics-address", ":8080", "address of /metrics; 0: none")

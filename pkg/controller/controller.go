@@ -41,8 +41,9 @@ type Options struct {
 	// AgentImage and ServerImage are run with PullPolicy.
 	AgentImage, ServerImage string
 	PullPolicy              corev1.PullPolicy
-	// TLSDir holds the controller's client certificate, CAFile what it chains to.
-	TLSDir, CAFile string
+	// TLSDir holds the controller's client certificate, CAFile what it chains to, and
+	// NextCAFile, if it is there, what the next one will: the issuer's CA.
+	TLSDir, CAFile, NextCAFile string
 	// Issuer is the cert-manager Issuer of the control plane.
 	Issuer string
 	// IdleTimeout of repository servers; 0: they stay up.
@@ -121,7 +122,7 @@ func Run(ctx context.Context, config *rest.Config, o Options) error {
 	if err != nil {
 		return err
 	}
-	bundle := cabundle.FromFile(o.CAFile)
+	bundle := cabundle.FromFiles(o.CAFile, o.NextCAFile)
 	publisher := &cabundle.Publisher{Client: mgr.GetClient(), ControlPlane: o.Namespace, Bundle: bundle}
 	movers := &mover.Movers{Client: direct, Agents: agents, CA: publisher, Image: o.AgentImage, PullPolicy: o.PullPolicy, StartTimeout: o.PodStartTimeout, Log: o.Log}
 	repositories := &repository.Manager{Client: direct, Namespace: o.Namespace, Agents: agents, CA: bundle, Clock: clock.RealClock{}}

@@ -9,9 +9,14 @@ import (
 	certmanagerv1 "github.com/cert-manager/cert-manager/pkg/apis/certmanager/v1"
 	cmmeta "github.com/cert-manager/cert-manager/pkg/apis/meta/v1"
 	"github.com/google/go-cmp/cmp"
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/client/fake"
 
+	"github.com/kanister-kopia/kanister-kopia/internal/testenv"
 	kopiav1alpha1 "github.com/kanister-kopia/kanister-kopia/pkg/apis/kopia/v1alpha1"
+	"github.com/kanister-kopia/kanister-kopia/pkg/names"
 )
 
 // The certificate is for the name that agents dial, of the issuer that the spec names.
@@ -51,6 +56,37 @@ func TestCertificate(t *testing.T) {
 		}
 		if cert.Spec.SecretName != "shop-x-tls" || mounted != cert.Spec.SecretName {
 			t.Errorf("%s: written into %s, mounted from %s", name, cert.Spec.SecretName, mounted)
+		}
+	}
+}
+
+// Agents trust the CA that a server's certificate comes from also where the control
+// plane's is another one already, or still.
+func TestCAOfServer(t *testing.T) {
+	plane, older := testenv.NewCA(t).PEM, testenv.NewCA(t).PEM
+	secret := func(name string, ca []byte) *corev1.Secret {
+		return &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: "control", Name: name}, Data: map[string][]byte{names.CAKey: ca}}
+	}
+	for name, c := range map[string]struct {
+		tls     *kopiav1alpha1.TLS
+		secrets []client.Object
+		want    string // "": an error
+	}{
+		"not issued yet":       {nil, nil, string(plane)},
+		"of the same CA":       {nil, []client.Object{secret("shop-x-tls", plane)}, string(plane)},
+		"of an older one":      {nil, []client.Object{secret("shop-x-tls", older)}, string(plane) + string(older)},
+		"somebody's own":       {&kopiav1alpha1.TLS{Secret: "own"}, []client.Object{secret("own", older)}, string(older)},
+		"somebody's, not here": {&kopiav1alpha1.TLS{Secret: "own"}, nil, ""},
+	} {
+		rs := &kopiav1alpha1.RepositoryServer{
+			ObjectMeta: metav1.ObjectMeta{Namespace: "control", Name: "shop-x"}, Spec: kopiav1alpha1.RepositoryServerSpec{TLS: c.tls},
+		}
+		m := &Manager{
+			Client: fake.NewClientBuilder().WithObjects(c.secrets...).Build(), Namespace: "control",
+			CA: func() ([]byte, error) { return plane, nil },
+		}
+		if got, err := m.caOf(t.Context(), rs); got != c.want || (err == nil) != (c.want != "") {
+			t.Errorf("%s: %q, %v", name, got, err)
 		}
 	}
 }

@@ -21,6 +21,7 @@ import (
 
 	agentclient "github.com/kanister-kopia/kanister-kopia/agent/client"
 	kopiav1alpha1 "github.com/kanister-kopia/kanister-kopia/pkg/apis/kopia/v1alpha1"
+	"github.com/kanister-kopia/kanister-kopia/pkg/cabundle"
 	"github.com/kanister-kopia/kanister-kopia/pkg/kube"
 	"github.com/kanister-kopia/kanister-kopia/pkg/names"
 )
@@ -378,12 +379,17 @@ func (m *Manager) caOf(ctx context.Context, rs *kopiav1alpha1.RepositoryServer) 
 	if rs.Spec.External != nil {
 		return rs.Spec.External.CABundle, nil
 	}
-	if rs.Spec.TLS == nil {
-		ca, err := m.CA()
-		return string(ca), err
-	}
 	var s corev1.Secret
-	if err := m.Client.Get(ctx, client.ObjectKey{Namespace: m.Namespace, Name: tlsSecretName(rs)}, &s); err != nil {
+	err := m.Client.Get(ctx, client.ObjectKey{Namespace: m.Namespace, Name: tlsSecretName(rs)}, &s)
+	if rs.Spec.TLS == nil {
+		ca, caErr := m.CA()
+		if caErr != nil || client.IgnoreNotFound(err) != nil {
+			return "", errors.Join(caErr, wrap("read the server's certificate", err))
+		}
+		// Its certificate may come from an older CA than the controller's, or a newer one.
+		return string(cabundle.Join(ca, s.Data[names.CAKey])), nil
+	}
+	if err != nil {
 		return "", fmt.Errorf("read the server's certificate: %w", err)
 	}
 	if len(s.Data[names.CAKey]) == 0 {
