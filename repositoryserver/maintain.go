@@ -21,6 +21,7 @@ import (
 	"github.com/kopia/kopia/snapshot"
 	"github.com/kopia/kopia/snapshot/snapshotfs"
 	"github.com/kopia/kopia/snapshot/snapshotmaintenance"
+	"golang.org/x/sync/errgroup"
 )
 
 // MaintainOptions of Maintain.
@@ -91,6 +92,10 @@ func Maintain(ctx context.Context, o MaintainOptions) (result MaintenanceResult,
 	})
 	if err != nil && o.Full {
 		err = blame(ctx, rep, err)
+		// Kopia extends the locks after its collection only.
+		if lockErr := extendLocks(ctx, rep); lockErr != nil {
+			err = fmt.Errorf("%w; and %w", err, lockErr)
+		}
 	}
 	if err != nil {
 		return result, fmt.Errorf("%s maintenance: %w", mode, err)
@@ -126,6 +131,40 @@ func Maintain(ctx context.Context, o MaintainOptions) (result MaintenanceResult,
 	result.Seconds = int64(o.Now().Sub(start).Seconds())
 	o.Log.Info("maintenance is done", "mode", mode, "result", result)
 	return result, nil
+}
+
+// extendParallel is how many locks are extended at the same time.
+const extendParallel = 8
+
+// extendLocks extends the object locks, if there are any: what stops the collection must
+// not let them end.
+func extendLocks(ctx context.Context, rep repo.DirectRepository) error {
+	c, err := rep.FormatManager().BlobCfgBlob(ctx)
+	if err != nil {
+		return fmt.Errorf("extend object locks: read format: %w", err)
+	}
+	if !c.IsRetentionEnabled() {
+		return nil
+	}
+	err = repo.DirectWriteSession(ctx, rep, repo.WriteSessionOptions{Purpose: "extend locks"}, func(ctx context.Context, w repo.DirectRepositoryWriter) error {
+		group, ctx := errgroup.WithContext(ctx)
+		group.SetLimit(extendParallel)
+		for _, prefix := range repo.GetLockingStoragePrefixes() {
+			if err := w.BlobStorage().ListBlobs(ctx, prefix, func(b blob.Metadata) error {
+				group.Go(func() error {
+					return w.BlobStorage().ExtendBlobRetention(ctx, b.BlobID, blob.ExtendOptions{RetentionMode: c.RetentionMode, RetentionPeriod: c.RetentionPeriod})
+				})
+				return ctx.Err()
+			}); err != nil {
+				return errors.Join(err, group.Wait())
+			}
+		}
+		return group.Wait()
+	})
+	if err != nil {
+		return fmt.Errorf("extend object locks: %w", err)
+	}
+	return nil
 }
 
 func storedBytes(ctx context.Context, rep repo.DirectRepository) (total int64, err error) {
