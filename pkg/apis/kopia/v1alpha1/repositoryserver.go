@@ -391,21 +391,26 @@ type Deletions struct {
 
 // MaintenanceStatus is what the last maintenance found.
 type MaintenanceStatus struct {
-	// LastAttempt is when a pod was last started for it, LastQuick and LastFull
-	// when it last succeeded, LastSuccess the later of the two.
+	// LastQuickAttempt and LastFullAttempt are when a pod was last started for it,
+	// LastQuick and LastFull when it last succeeded, LastSuccess the later of the two.
 	//
 	// +optional
-	LastAttempt *metav1.Time `json:"lastAttempt,omitempty"`
+	LastQuickAttempt *metav1.Time `json:"lastQuickAttempt,omitempty"`
+	// +optional
+	LastFullAttempt *metav1.Time `json:"lastFullAttempt,omitempty"`
 	// +optional
 	LastSuccess *metav1.Time `json:"lastSuccess,omitempty"`
 	// +optional
 	LastQuick *metav1.Time `json:"lastQuick,omitempty"`
 	// +optional
 	LastFull *metav1.Time `json:"lastFull,omitempty"`
-	// Failures in a row.
+	// QuickFailures and FullFailures are failures in a row. A full one that fails keeps
+	// no quick one from its turn.
 	//
 	// +optional
-	Failures int32 `json:"failures,omitempty"`
+	QuickFailures int32 `json:"quickFailures,omitempty"`
+	// +optional
+	FullFailures int32 `json:"fullFailures,omitempty"`
 	// Duration of the last success.
 	//
 	// +optional
@@ -428,10 +433,16 @@ type MaintenanceStatus struct {
 	//
 	// +optional
 	FreedBytes int64 `json:"freedBytes,omitempty"`
-	// IncompleteCollected are unfinished snapshots that it removed.
+	// IncompleteCollected are unfinished snapshots that it removed, UnrecordedCollected
+	// complete ones that have not become backups for days, and UnusableCollected those
+	// that are no backups and that nobody could restore.
 	//
 	// +optional
 	IncompleteCollected int64 `json:"incompleteCollected,omitempty"`
+	// +optional
+	UnrecordedCollected int64 `json:"unrecordedCollected,omitempty"`
+	// +optional
+	UnusableCollected int64 `json:"unusableCollected,omitempty"`
 	// VerifiedFiles of VerifiedSnapshots were read by the last full one.
 	//
 	// +optional
