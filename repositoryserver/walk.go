@@ -116,14 +116,14 @@ func (t *tree) entry(ctx context.Context, e *snapshot.DirEntry) ([]*snapshot.Dir
 		return nil, err
 	}
 	if err := t.object(ctx, e.ObjectID, 0); err != nil {
-		return nil, fmt.Errorf("%q: %w", e.Name, err)
+		return nil, fmt.Errorf("%.200q: %w", e.Name, err)
 	}
 	if e.Type != snapshot.EntryTypeDirectory {
 		return nil, nil
 	}
 	entries, err := t.directory(ctx, e.ObjectID)
 	if err != nil {
-		return nil, fmt.Errorf("directory %q: %w", e.Name, err)
+		return nil, fmt.Errorf("directory %.200q: %w", e.Name, err)
 	}
 	var below []*snapshot.DirEntry
 	for _, child := range entries {
@@ -142,7 +142,7 @@ func (t *tree) directory(ctx context.Context, id object.ID) ([]*snapshot.DirEntr
 		return nil, err
 	}
 	if dir.StreamType != "kopia:directory" {
-		return nil, fmt.Errorf("it is %q", dir.StreamType)
+		return nil, fmt.Errorf("it is %.200q", dir.StreamType)
 	}
 	if slices.Contains(dir.Entries, nil) {
 		return nil, errors.New("an entry of it is null") // which ends Kopia
