@@ -199,11 +199,16 @@ func collect(ctx context.Context, rep repo.DirectRepository, now time.Time, log 
 			gone.unusable = append(gone.unusable, s.ID)
 		}
 	}
-	// Some have become backups meanwhile.
+	return remove(ctx, rep, all, gone, result)
+}
+
+// remove removes what goes, but for what has become a backup meanwhile.
+func remove(ctx context.Context, rep repo.DirectRepository, all []stored, gone doomed, result *MaintenanceResult) error {
 	if err := rep.Refresh(ctx); err != nil {
 		return fmt.Errorf("read records: %w", err)
 	}
-	if records, err = listRecords(ctx, rep); err != nil {
+	records, err := listRecords(ctx, rep)
+	if err != nil {
 		return err
 	}
 	n := namedBy(records)

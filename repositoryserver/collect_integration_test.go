@@ -249,6 +249,13 @@ func TestIntegrationMaintainKeeps(t *testing.T) {
 			t.Errorf("%s: want it there: %t", c.man.Source.Path, c.want)
 		}
 	}
+	// It becomes a backup at the last moment.
+	all, err := listSnapshots(f.ctx, f.rep)
+	f.must(err)
+	f.record("young", young)
+	if err := remove(f.ctx, f.rep, all, doomed{unusable: []manifest.ID{young.ID}}, &result); err != nil || result.UnusableCollected != 0 || !f.there(young, []byte("young")) {
+		t.Errorf("what has just become a backup: %v, %+v", err, result)
+	}
 	for what, id := range map[string]object.ID{"backup": backup.RootObjectID(), text: unnamed} {
 		// What is marked is dropped by one of the next runs.
 		contents, err := f.rep.VerifyObject(f.ctx, id)
