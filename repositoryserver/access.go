@@ -35,7 +35,11 @@ type rule struct {
 	Access string            `json:"access"`
 }
 
-const aclType = "acl"
+const (
+	aclType = "acl"
+	// recordType is what the agent beside the storage's keys calls its records of backups.
+	recordType = "kanister-backup"
+)
 
 // rules is the whole access control: an application adds and reads its own
 // snapshots and contents, and nothing else. It never deletes, and it knows no
@@ -49,7 +53,7 @@ func rules() []rule {
 		// back to every user's own snapshots.
 		{probeUser + "@" + probeHost, map[string]string{"type": snapshot.ManifestType, "username": canaryUser, "hostname": canaryHost}, "READ"},
 	}
-	for _, t := range []string{"content", snapshot.ManifestType, policy.ManifestType, "user", aclType, "kanister-backup"} {
+	for _, t := range []string{"content", snapshot.ManifestType, policy.ManifestType, "user", aclType, recordType} {
 		all = append(all, rule{adminUser + "@" + adminHost, map[string]string{"type": t}, "FULL"})
 	}
 	return all

@@ -51,12 +51,12 @@ func TestIntegrationContents(t *testing.T) {
 	}
 	connection, err := prepare(ctx, config, serverUser, state)
 	must(err)
-	rep, err := openDirect(ctx, connection, config.Password)
+	rep, err := openDirect(ctx, connection, config.Password, time.Now)
 	must(err)
 	defer rep.Close(ctx)
 	written := func(text string) (id object.ID) {
 		t.Helper()
-		other, err := openDirect(ctx, connection, config.Password)
+		other, err := openDirect(ctx, connection, config.Password, time.Now)
 		must(err)
 		defer other.Close(ctx)
 		must(repo.WriteSession(ctx, other, repo.WriteSessionOptions{}, func(ctx context.Context, w repo.RepositoryWriter) error {

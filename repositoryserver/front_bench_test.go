@@ -41,7 +41,7 @@ func BenchmarkBackup(b *testing.B) {
 	must(StateFolders(filepath.Join(dir, "state"), filepath.Join(dir, "scratch"), filepath.Join(dir, "volumes", "data")))
 	connection, err := prepare(ctx, config, serverUser, filepath.Join(dir, "state"))
 	must(err)
-	rep, err := openDirect(ctx, connection, config.Password)
+	rep, err := openDirect(ctx, connection, config.Password, time.Now)
 	must(err)
 	defer rep.Close(ctx)
 	must(seed(ctx, rep, time.Now()))

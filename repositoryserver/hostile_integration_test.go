@@ -152,7 +152,7 @@ func TestIntegrationUsersAreConfined(t *testing.T) {
 	record := w.backup(s, agent, "op-1", "/")
 	theirs := manifest.ID(record.Snapshot.ID)
 
-	credentials := w.sessionAt(s, "other", "pvc.other", "ns-uid-2")
+	credentials := w.sessionAt(s, "other", "pvc.other", otherHost)
 	rep, ctx := w.kopia(credentials), w.context()
 	self := snapshot.SourceInfo{UserName: credentials.Username, Host: credentials.Hostname, Path: "/"}
 
@@ -250,8 +250,67 @@ func TestIntegrationUsersAreConfined(t *testing.T) {
 		t.Errorf("listed %v, want the one backup", listed)
 	}
 	// The others' next backup goes on from their own last one.
-	if next := w.backup(s, agent, "op-2", "/"); next.Snapshot.CachedFiles != 1 || next.Snapshot.RootObject != record.Snapshot.RootObject {
+	next := w.backup(s, agent, "op-2", "/")
+	if next.Snapshot.CachedFiles != 1 || next.Snapshot.RootObject != record.Snapshot.RootObject {
 		t.Errorf("the next backup: %+v", next.Snapshot)
+	}
+	w.plantedIsInNobodysWay(s, credentials, rep)
+	folder, _ := w.restore(s, "op-3", next, "", "/after")
+	w.same(testenv.Tree(w, source), testenv.Tree(w, folder))
+}
+
+// plantedIsInNobodysWay adds snapshots that nobody can restore to what a user may add to. They
+// become no backups, and maintenance does its work.
+func (w *world) plantedIsInNobodysWay(s *server, c *api.Credentials, rep repo.Repository) {
+	w.Helper()
+	at := fs.UTCTimestampFromTime(time.Now().AddDate(1, 0, 0))
+	missing, err := object.ParseID("k" + strings.Repeat("0", 32))
+	w.must(err)
+	self := snapshot.SourceInfo{UserName: c.Username, Host: c.Hostname, Path: "/"}
+	planted := map[string]manifest.ID{}
+	w.must(write(w.context(), rep, func(ctx context.Context, rw repo.RepositoryWriter) error {
+		null, err := store(ctx, rw, "k", []byte(`{"stream":"kopia:directory","entries":[null]}`))
+		if err != nil {
+			return err
+		}
+		labels := map[string]string{"type": "snapshot", "username": self.UserName, "hostname": self.Host, "path": "/"}
+		for name, payload := range map[string]any{
+			"no-snapshot": []string{"what"},
+			"no-root":     &snapshot.Manifest{Source: self, StartTime: at, EndTime: at},
+			"missing": &snapshot.Manifest{Source: self, StartTime: at, EndTime: at, RootEntry: &snapshot.DirEntry{
+				Name: "d", Type: snapshot.EntryTypeDirectory, ObjectID: missing,
+			}},
+			"null": &snapshot.Manifest{Source: self, StartTime: at, EndTime: at, RootEntry: &snapshot.DirEntry{
+				Name: "d", Type: snapshot.EntryTypeDirectory, ObjectID: null,
+			}},
+		} {
+			if planted[name], err = rw.PutManifest(ctx, labels, payload); err != nil {
+				return err
+			}
+		}
+		return nil
+	}))
+	for name, root := range map[string]string{"no-snapshot": "", "no-root": "", "missing": missing.String()} {
+		_, err := w.run(s, api.StartRequest{ID: "record-" + name, Kind: api.KindRecord, Record: &api.RecordRequest{
+			Username: self.UserName, Hostname: self.Host, SourcePath: "/", Record: api.Record{
+				BackupID: "shop-" + name, BackupTag: "tag-" + name, Prefix: prefix, KeyID: "default",
+				Snapshot: api.SnapshotResult{ID: string(planted[name]), RootObject: root},
+			},
+		}})
+		if err == nil {
+			w.Errorf("%s becomes a backup", name)
+		}
+	}
+	full, message := w.maintain("--mode", "full", "--verify-percent", "100")
+	// What was planted before has no object, either.
+	if message != "" || full.UnusableCollected != int64(len(planted))+1 || full.VerifiedSnapshots != 1 {
+		w.Errorf("maintenance: %+v %s, want %d and one more snapshots gone, and one backup verified", full, message, len(planted))
+	}
+	after := w.manifests()
+	for name, id := range planted {
+		if after[id] != "" {
+			w.Errorf("%s is there still", name)
+		}
 	}
 }
 

@@ -39,8 +39,11 @@ func TestMain(m *testing.M) { testenv.Main(m) }
 // marker stands in files that are backed up: whoever finds it elsewhere has found plaintext.
 const marker = "plaintext-marker-7f3a"
 
-// host is the namespace that the tests' users are of.
-const host = "ns-uid-1"
+// host is the namespace that the tests' users are of, otherHost that of others.
+const (
+	host      = "5f0c3a52-9b7e-4a63-8a52-1d7f2f1c0a01"
+	otherHost = "5f0c3a52-9b7e-4a63-8a52-1d7f2f1c0a02"
+)
 
 // world is one control plane with a bucket.
 type world struct {
@@ -503,7 +506,7 @@ func TestIntegrationRecordChecksSource(t *testing.T) {
 	record.BackupID, record.BackupTag = "shop-forged", "tag-forged"
 	for name, change := range map[string]func(*api.RecordRequest){
 		"another user": func(r *api.RecordRequest) { r.Username = "pvc.other" },
-		"another host": func(r *api.RecordRequest) { r.Hostname = "ns-uid-2" },
+		"another host": func(r *api.RecordRequest) { r.Hostname = otherHost },
 		"another path": func(r *api.RecordRequest) { r.SourcePath = "/other" },
 		"another root": func(r *api.RecordRequest) { r.Record.Snapshot.RootObject = "k" + strings.Repeat("0", 32) },
 		"no snapshot":  func(r *api.RecordRequest) { r.Record.Snapshot.ID = strings.Repeat("0", 32) },

@@ -168,7 +168,7 @@ func TestIntegrationMaintenance(t *testing.T) {
 
 	// A pack that the storage lost is found out, before somebody needs the backup.
 	w.losePacks()
-	if _, message := w.maintain("--mode", "full", "--verify-percent", "100"); !strings.Contains(message, "damaged") {
+	if _, message := w.maintain("--mode", "full", "--verify-percent", "100"); !strings.Contains(message, "damaged") || !strings.Contains(message, "backup shop-op-2 (of data in namespace "+host) {
 		t.Errorf("of a damaged repository: %q", message)
 	}
 	right := w.config.Password
@@ -217,7 +217,7 @@ func TestIntegrationExternalServer(t *testing.T) {
 	s := w.serve()
 	agent, _ := w.sidecar(source, nil)
 	ctx := w.context()
-	const sourcePath = "/ns-uid-1/pvc.data"
+	const sourcePath = "/" + host + "/pvc.data"
 	session := func(id string) *api.Credentials {
 		got, err := s.agent.StartSession(ctx, api.SessionRequest{ID: id, Username: "pvc.data", Hostname: host})
 		w.must(err)
@@ -339,7 +339,7 @@ func TestIntegrationExternalServerKeeps(t *testing.T) {
 	w.must(os.WriteFile(filepath.Join(source, "f"), []byte("x"), 0o600))
 	s := w.serve()
 	agent, _ := w.sidecar(source, nil)
-	const sourcePath = "/ns-uid-1/pvc.data"
+	const sourcePath = "/" + host + "/pvc.data"
 	request := snapshotRequest("op-1", &api.Credentials{
 		URL: external.URL, CA: external.CA, Username: external.Username, Hostname: external.Hostname, Password: external.Password,
 	}, "/")

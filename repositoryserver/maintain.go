@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -17,10 +18,10 @@ import (
 	"github.com/kopia/kopia/repo/content"
 	"github.com/kopia/kopia/repo/logging"
 	"github.com/kopia/kopia/repo/maintenance"
-	"github.com/kopia/kopia/repo/manifest"
 	"github.com/kopia/kopia/snapshot"
 	"github.com/kopia/kopia/snapshot/snapshotfs"
 	"github.com/kopia/kopia/snapshot/snapshotmaintenance"
+	"golang.org/x/sync/errgroup"
 )
 
 // MaintainOptions of Maintain.
@@ -29,10 +30,11 @@ type MaintainOptions struct {
 	StateDir string
 	// Full collects the space of deleted backups; else indexes are compacted.
 	Full bool
-	// VerifyPercent of the files of each source's latest snapshot are read.
+	// VerifyPercent of the files of each source's latest backup are read.
 	VerifyPercent float64
 	Log           *slog.Logger
-	Now           func() time.Time
+	// Now is Kopia's clock, too.
+	Now func() time.Time
 }
 
 // MaintenanceResult is what a maintenance did. It is small: it goes through the
@@ -47,8 +49,11 @@ type MaintenanceResult struct {
 	Sources int64 `json:"sources"`
 	// FreedBytes is by how much the storage shrank.
 	FreedBytes int64 `json:"freedBytes"`
-	// IncompleteCollected are unfinished snapshots that were removed.
+	// IncompleteCollected are unfinished snapshots that were removed, UnrecordedCollected
+	// complete ones that have not become backups, UnusableCollected those that cannot be walked.
 	IncompleteCollected int64 `json:"incompleteCollected"`
+	UnrecordedCollected int64 `json:"unrecordedCollected"`
+	UnusableCollected   int64 `json:"unusableCollected"`
 	// VerifiedFiles of VerifiedSnapshots were read.
 	VerifiedSnapshots int64 `json:"verifiedSnapshots"`
 	VerifiedFiles     int64 `json:"verifiedFiles"`
@@ -65,7 +70,7 @@ func Maintain(ctx context.Context, o MaintainOptions) (result MaintenanceResult,
 	start := o.Now()
 	ctx = logging.WithLogger(ctx, kopiaLogs(o.Log, o.Config.secrets()))
 	o.Config.AllowCreate = false
-	_, rep, err := openRepository(ctx, o.Config, maintenanceUser, o.StateDir)
+	_, rep, err := openRepository(ctx, o.Config, maintenanceUser, o.StateDir, o.Now)
 	if err != nil {
 		return result, err
 	}
@@ -77,7 +82,7 @@ func Maintain(ctx context.Context, o MaintainOptions) (result MaintenanceResult,
 	mode := maintenance.ModeQuick
 	if o.Full {
 		mode = maintenance.ModeFull
-		if result.IncompleteCollected, err = collectIncomplete(ctx, rep, o.Now()); err != nil {
+		if err := collect(ctx, rep, start, o.Log, &result); err != nil {
 			return result, err
 		}
 	}
@@ -85,6 +90,13 @@ func Maintain(ctx context.Context, o MaintainOptions) (result MaintenanceResult,
 	err = repo.DirectWriteSession(ctx, rep, repo.WriteSessionOptions{Purpose: "maintenance"}, func(ctx context.Context, w repo.DirectRepositoryWriter) error {
 		return snapshotmaintenance.Run(ctx, w, mode, false, maintenance.SafetyFull)
 	})
+	if err != nil && o.Full {
+		err = blame(ctx, rep, err)
+		// Kopia extends the locks after its collection only.
+		if lockErr := extendLocks(ctx, rep); lockErr != nil {
+			err = fmt.Errorf("%w; and %w", err, lockErr)
+		}
+	}
 	if err != nil {
 		return result, fmt.Errorf("%s maintenance: %w", mode, err)
 	}
@@ -121,6 +133,40 @@ func Maintain(ctx context.Context, o MaintainOptions) (result MaintenanceResult,
 	return result, nil
 }
 
+// extendParallel is how many locks are extended at the same time.
+const extendParallel = 8
+
+// extendLocks extends the object locks, if there are any: what stops the collection must
+// not let them end.
+func extendLocks(ctx context.Context, rep repo.DirectRepository) error {
+	c, err := rep.FormatManager().BlobCfgBlob(ctx)
+	if err != nil {
+		return fmt.Errorf("extend object locks: read format: %w", err)
+	}
+	if !c.IsRetentionEnabled() {
+		return nil
+	}
+	err = repo.DirectWriteSession(ctx, rep, repo.WriteSessionOptions{Purpose: "extend locks"}, func(ctx context.Context, w repo.DirectRepositoryWriter) error {
+		group, ctx := errgroup.WithContext(ctx)
+		group.SetLimit(extendParallel)
+		for _, prefix := range repo.GetLockingStoragePrefixes() {
+			if err := w.BlobStorage().ListBlobs(ctx, prefix, func(b blob.Metadata) error {
+				group.Go(func() error {
+					return w.BlobStorage().ExtendBlobRetention(ctx, b.BlobID, blob.ExtendOptions{RetentionMode: c.RetentionMode, RetentionPeriod: c.RetentionPeriod})
+				})
+				return ctx.Err()
+			}); err != nil {
+				return errors.Join(err, group.Wait())
+			}
+		}
+		return group.Wait()
+	})
+	if err != nil {
+		return fmt.Errorf("extend object locks: %w", err)
+	}
+	return nil
+}
+
 func storedBytes(ctx context.Context, rep repo.DirectRepository) (total int64, err error) {
 	err = rep.BlobReader().ListBlobs(ctx, "", func(b blob.Metadata) error {
 		total += b.Length
@@ -132,110 +178,73 @@ func storedBytes(ctx context.Context, rep repo.DirectRepository) (total int64, e
 	return total, nil
 }
 
-// Unfinished snapshots are what an operation that was cut leaves, for the next of its
-// source to go on from. Agents may not delete them.
-const (
-	// incompleteAge is when one goes that a later one of its source has replaced: an
-	// operation that still runs makes one every few minutes and needs its last.
-	incompleteAge = 24 * time.Hour
-	// lastIncompleteAge is when the last one of a source goes.
-	lastIncompleteAge = 7 * 24 * time.Hour
-)
-
-// collectIncomplete removes unfinished snapshots that nobody will go on from. Ages and
-// sources are the server's word (the manifests' times and labels), not the agents'.
-func collectIncomplete(ctx context.Context, rep repo.Repository, now time.Time) (int64, error) {
-	entries, err := rep.FindManifests(ctx, map[string]string{manifest.TypeLabelKey: snapshot.ManifestType})
-	if err != nil {
-		return 0, fmt.Errorf("list snapshots: %w", err)
-	}
-	var incomplete []*manifest.EntryMetadata
-	for _, e := range entries {
-		var m snapshot.Manifest
-		if _, err := rep.GetManifest(ctx, e.ID, &m); err != nil {
-			return 0, fmt.Errorf("read snapshot %s: %w", e.ID, err)
-		}
-		if m.IncompleteReason != "" {
-			incomplete = append(incomplete, e)
-		}
-	}
-	gone := forgettable(incomplete, now)
-	if len(gone) == 0 {
-		return 0, nil
-	}
-	err = repo.WriteSession(ctx, rep, repo.WriteSessionOptions{Purpose: "incomplete snapshots"}, func(ctx context.Context, w repo.RepositoryWriter) error {
-		for _, id := range gone {
-			if err := w.DeleteManifest(ctx, id); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-	if err != nil {
-		return 0, fmt.Errorf("remove incomplete snapshots: %w", err)
-	}
-	return int64(len(gone)), nil
-}
-
-// forgettable are the unfinished snapshots that go.
-func forgettable(incomplete []*manifest.EntryMetadata, now time.Time) (gone []manifest.ID) {
-	slices.SortFunc(incomplete, func(a, b *manifest.EntryMetadata) int {
-		return cmp.Or(b.ModTime.Compare(a.ModTime), cmp.Compare(a.ID, b.ID)) // newest first
-	})
-	seen := map[string]bool{}
-	for _, e := range incomplete {
-		source := strings.Join([]string{e.Labels[snapshot.UsernameLabel], e.Labels[snapshot.HostnameLabel], e.Labels[snapshot.PathLabel]}, "\x00")
-		least := incompleteAge
-		if !seen[source] {
-			least = lastIncompleteAge
-		}
-		seen[source] = true
-		if now.Sub(e.ModTime) > least {
-			gone = append(gone, e.ID)
-		}
-	}
-	return gone
-}
-
-// mostVerifyErrors are named before a verification gives up.
-const mostVerifyErrors = 3
-
-// verify reads a share of the files of each source's latest snapshot, and all
-// directories of it.
+// verify reads a share of the files of each source's latest backup, and all directories
+// of it. What is a backup is for the records to say.
 func verify(ctx context.Context, rep repo.Repository, percent float64, result *MaintenanceResult) error {
-	sources, err := userSources(ctx, rep)
+	records, err := listRecords(ctx, rep)
 	if err != nil {
 		return fmt.Errorf("verify: %w", err)
 	}
-	v := snapshotfs.NewVerifier(ctx, rep, snapshotfs.VerifierOptions{
-		VerifyFilesPercent: percent, Parallelism: 2, FileQueueLength: 1000, MaxErrors: mostVerifyErrors,
-	})
-	res, err := v.InParallel(ctx, func(tw *snapshotfs.TreeWalker) error {
-		for _, source := range sources {
-			man, err := latest(ctx, rep, source)
+	all, err := listSnapshots(ctx, rep)
+	if err != nil {
+		return fmt.Errorf("verify: %w", err)
+	}
+	var damaged []string
+	for _, b := range latest(records, all) {
+		v := snapshotfs.NewVerifier(ctx, rep, snapshotfs.VerifierOptions{
+			VerifyFilesPercent: percent, Parallelism: 2, FileQueueLength: 1000, MaxErrors: 1,
+		})
+		res, err := v.InParallel(ctx, func(tw *snapshotfs.TreeWalker) error {
+			root, err := snapshotfs.SnapshotRoot(rep, b.man)
 			if err != nil {
 				return err
 			}
-			if man == nil {
-				continue
-			}
-			root, err := snapshotfs.SnapshotRoot(rep, man)
-			if err != nil {
-				return fmt.Errorf("open snapshot %s: %w", man.ID, err)
-			}
-			if err := tw.Process(ctx, root, source.String()); err != nil {
-				return err
-			}
+			return tw.Process(ctx, root, "")
+		})
+		result.VerifiedFiles += int64(res.Stats.ReadFileCount)
+		switch {
+		case ctx.Err() != nil:
+			return fmt.Errorf("verify: %w", ctx.Err())
+		case err == nil:
 			result.VerifiedSnapshots++
+			continue
 		}
-		return nil
-	})
-	result.VerifiedFiles = int64(res.Stats.ReadFileCount)
-	if err != nil || res.ErrorCount > 0 {
-		return fmt.Errorf("verify: the repository is damaged: restore the bucket to an earlier state if it keeps versions, and back up again: %s (%w)",
-			strings.Join(res.ErrorStrings, "; "), cmp.Or(err, errors.New("see the log")))
+		damaged = append(damaged, fmt.Sprintf("%s: %s", b.recorded, cmp.Or(strings.Join(res.ErrorStrings, "; "), err.Error())))
+		if len(damaged) == mostNamed {
+			break
+		}
+	}
+	if len(damaged) > 0 {
+		return fmt.Errorf("verify: %w", damagedError(damaged))
 	}
 	return nil
+}
+
+// backup is a record with the snapshot that it names.
+type backup struct {
+	recorded
+	stored
+}
+
+// latest are the backups that were recorded last, one of each source.
+func latest(records []recorded, all []stored) []backup {
+	snapshots := map[string]stored{}
+	for _, s := range all {
+		if s.man != nil {
+			snapshots[string(s.ID)] = s
+		}
+	}
+	last := map[snapshot.SourceInfo]backup{}
+	for _, r := range records {
+		s, ok := snapshots[r.Snapshot.ID]
+		if !ok {
+			continue // a deletion that was cut; the next try goes on from the record
+		}
+		if old, ok := last[s.source()]; !ok || r.written.After(old.written) {
+			last[s.source()] = backup{r, s}
+		}
+	}
+	return slices.SortedFunc(maps.Values(last), func(a, b backup) int { return cmp.Compare(a.BackupID, b.BackupID) })
 }
 
 // userSources are the sources of all users, but for the server's own.
@@ -245,19 +254,4 @@ func userSources(ctx context.Context, rep repo.Repository) ([]snapshot.SourceInf
 		return nil, fmt.Errorf("list sources: %w", err)
 	}
 	return slices.DeleteFunc(sources, func(s snapshot.SourceInfo) bool { return s.Host == systemHost }), nil
-}
-
-// latest is the newest complete snapshot of a source, nil if there is none.
-func latest(ctx context.Context, rep repo.Repository, source snapshot.SourceInfo) (*snapshot.Manifest, error) {
-	all, err := snapshot.ListSnapshots(ctx, rep, source)
-	if err != nil {
-		return nil, fmt.Errorf("list snapshots of %s: %w", source, err)
-	}
-	var newest *snapshot.Manifest
-	for _, m := range all {
-		if m.IncompleteReason == "" && (newest == nil || m.StartTime.After(newest.StartTime)) {
-			newest = m
-		}
-	}
-	return newest, nil
 }

@@ -96,10 +96,10 @@ const awsEndpoint = "s3.amazonaws.com"
 
 // openRepository makes the repository if it may be made, and opens it at its storage. It
 // returns the path of Kopia's connection file, too.
-func openRepository(ctx context.Context, c Config, username, dir string) (configFile string, rep repo.DirectRepository, err error) {
+func openRepository(ctx context.Context, c Config, username, dir string, now func() time.Time) (configFile string, rep repo.DirectRepository, err error) {
 	configFile, err = prepare(ctx, c, username, dir)
 	if err == nil {
-		rep, err = openDirect(ctx, configFile, c.Password)
+		rep, err = openDirect(ctx, configFile, c.Password, now)
 	}
 	if err == nil {
 		if err = checkFormat(ctx, rep); err != nil {
@@ -211,8 +211,8 @@ func seed(ctx context.Context, rep repo.DirectRepository, now time.Time) error {
 }
 
 // openDirect opens the repository at its storage.
-func openDirect(ctx context.Context, configFile, password string) (repo.DirectRepository, error) {
-	rep, err := repo.Open(ctx, configFile, password, &repo.Options{OnFatalError: func(error) {}, DisableRepositoryLog: true})
+func openDirect(ctx context.Context, configFile, password string, now func() time.Time) (repo.DirectRepository, error) {
+	rep, err := repo.Open(ctx, configFile, password, &repo.Options{OnFatalError: func(error) {}, DisableRepositoryLog: true, TimeNowFunc: now})
 	switch {
 	case errors.Is(err, repo.ErrInvalidPassword), errors.Is(err, format.ErrInvalidPassword):
 		return nil, fmt.Errorf("open repository: %w", ErrWrongPassword)

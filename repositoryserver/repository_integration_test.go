@@ -6,22 +6,16 @@ package repositoryserver
 
 import (
 	"context"
-	"errors"
-	"io"
 	"log/slog"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/kopia/kopia/fs"
 	"github.com/kopia/kopia/repo"
 	"github.com/kopia/kopia/repo/blob/filesystem"
 	"github.com/kopia/kopia/repo/format"
 	"github.com/kopia/kopia/repo/logging"
-	"github.com/kopia/kopia/repo/manifest"
-	"github.com/kopia/kopia/repo/object"
-	"github.com/kopia/kopia/snapshot"
 
 	"github.com/kanister-kopia/kanister-kopia/internal/testenv"
 )
@@ -31,12 +25,14 @@ type folder struct {
 	*testing.T
 	Config
 	ctx context.Context
+	// now is the clock of Kopia and of the storage.
+	now func() time.Time
 }
 
 func newFolder(t *testing.T, f Format) *folder {
 	t.Helper()
 	return &folder{
-		T: t, ctx: logging.WithLogger(t.Context(), kopiaLogs(slog.New(slog.DiscardHandler), nil)),
+		T: t, now: time.Now, ctx: logging.WithLogger(t.Context(), kopiaLogs(slog.New(slog.DiscardHandler), nil)),
 		Config: Config{
 			RepositoryID: "folder", Password: "folder", AllowCreate: true, Format: f.withDefaults(),
 			Storage: StorageConfig{Type: "filesystem", Path: filepath.Join(t.TempDir(), "storage")},
@@ -54,7 +50,7 @@ func (f *folder) must(err error) {
 // open opens it at its storage, anew.
 func (f *folder) open() repo.DirectRepository {
 	f.Helper()
-	_, rep, err := openRepository(f.ctx, f.Config, serverUser, f.TempDir())
+	_, rep, err := openRepository(f.ctx, f.Config, serverUser, f.TempDir(), f.now)
 	f.must(err)
 	f.Cleanup(func() { _ = rep.Close(context.WithoutCancel(f.ctx)) })
 	return rep
@@ -102,85 +98,12 @@ func TestIntegrationFormatOfOthers(t *testing.T) {
 			MutableParameters: format.MutableParameters{Version: c.version}, Hash: c.hash, Encryption: c.encryption,
 		}}, f.Password))
 		f.must(st.Close(f.ctx))
-		_, rep, err := openRepository(f.ctx, f.Config, serverUser, t.TempDir())
+		_, rep, err := openRepository(f.ctx, f.Config, serverUser, t.TempDir(), f.now)
 		if (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: %v, want %q", name, err, c.want)
 		}
 		if err == nil {
 			f.must(rep.Close(f.ctx))
-		}
-	}
-}
-
-// A full maintenance collects what unfinished backups left for too long, keeps backups, and
-// keeps what somebody may be about to use: a content that no backup names yet.
-func TestIntegrationMaintainKeeps(t *testing.T) {
-	t.Parallel()
-	f := newFolder(t, Format{})
-	rep := f.open()
-	f.must(seed(f.ctx, rep, time.Now()))
-	write := func(fn func(context.Context, repo.RepositoryWriter) error) {
-		t.Helper()
-		f.must(repo.WriteSession(f.ctx, rep, repo.WriteSessionOptions{}, fn))
-	}
-	var complete, incomplete manifest.ID
-	write(func(ctx context.Context, w repo.RepositoryWriter) error {
-		save := func(text, why string) (manifest.ID, error) {
-			id, err := writeObject(ctx, w, text)
-			if err != nil {
-				return "", err
-			}
-			at := fs.UTCTimestampFromTime(time.Now())
-			return snapshot.SaveSnapshot(ctx, w, &snapshot.Manifest{
-				Source:    snapshot.SourceInfo{UserName: "pvc.data", Host: "ns", Path: "/" + text},
-				StartTime: at, EndTime: at, IncompleteReason: why,
-				RootEntry: &snapshot.DirEntry{Name: "f", Type: snapshot.EntryTypeFile, ObjectID: id, FileSize: int64(len(text))},
-			})
-		}
-		var err error
-		if complete, err = save("done", ""); err == nil {
-			incomplete, err = save("cut", "checkpoint")
-		}
-		return err
-	})
-	const text = "of a backup that still runs"
-	var unnamed object.ID
-	write(func(ctx context.Context, w repo.RepositoryWriter) (err error) {
-		unnamed, err = writeObject(ctx, w, text)
-		return err
-	})
-
-	result, err := Maintain(f.ctx, MaintainOptions{
-		Config: f.Config, StateDir: t.TempDir(), Full: true, Log: slog.New(slog.DiscardHandler),
-		Now: func() time.Time { return time.Now().AddDate(0, 0, 8) },
-	})
-	f.must(err)
-	if result.IncompleteCollected != 1 {
-		t.Errorf("%d incomplete snapshots were collected, want 1", result.IncompleteCollected)
-	}
-	after := f.open()
-	if _, err := snapshot.LoadSnapshot(f.ctx, after, incomplete); !errors.Is(err, snapshot.ErrSnapshotNotFound) {
-		t.Errorf("the incomplete snapshot: %v, want it gone", err)
-	}
-	kept, err := snapshot.LoadSnapshot(f.ctx, after, complete)
-	f.must(err)
-	for what, id := range map[string]object.ID{"done": kept.RootObjectID(), text: unnamed} {
-		r, err := after.OpenObject(f.ctx, id)
-		if err != nil {
-			t.Errorf("%q after maintenance: %v", what, err)
-			continue
-		}
-		if raw, err := io.ReadAll(r); string(raw) != what || err != nil {
-			t.Errorf("%q is %q, %v after maintenance", what, raw, err)
-		}
-		f.must(r.Close())
-		// What is marked is dropped by one of the next runs.
-		contents, err := after.VerifyObject(f.ctx, id)
-		f.must(err)
-		for _, id := range contents {
-			if info, err := after.ContentReader().ContentInfo(f.ctx, id); err != nil || info.Deleted {
-				t.Errorf("content of %q: %v, marked for deletion: %t", what, err, info.Deleted)
-			}
 		}
 	}
 }
@@ -207,7 +130,7 @@ func TestIntegrationInsecureTLS(t *testing.T) {
 				Type: "s3", Bucket: s3.Bucket, Endpoint: s3.Endpoint, Prefix: strings.ReplaceAll(name, " ", "-") + "/", Region: "us-east-1",
 				AccessKeyID: s3.AccessKey, SecretAccessKey: s3.SecretKey, CABundle: c.ca, InsecureTLS: c.insecure,
 			}
-			_, rep, err := openRepository(f.ctx, f.Config, serverUser, t.TempDir())
+			_, rep, err := openRepository(f.ctx, f.Config, serverUser, t.TempDir(), f.now)
 			if (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
 				t.Errorf("%v, want %q", err, c.want)
 			}

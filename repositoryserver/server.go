@@ -82,7 +82,7 @@ func serveRepository(ctx context.Context, o Options, seed func(context.Context, 
 	child.Prepare() // of the probe, meanwhile
 
 	// Seeds, and later reads for restores.
-	configFile, rep, err := openRepository(kctx, o.Config, serverUser, o.StateDir)
+	configFile, rep, err := openRepository(kctx, o.Config, serverUser, o.StateDir, o.Now)
 	if err != nil {
 		return o.scrubbed(err)
 	}

@@ -5,14 +5,21 @@
 package repositoryserver_test
 
 import (
+	"context"
+	"encoding/json"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/kopia/kopia/fs"
+	"github.com/kopia/kopia/repo"
+	"github.com/kopia/kopia/repo/object"
+	"github.com/kopia/kopia/snapshot"
 	"github.com/minio/minio-go/v7"
 
+	"github.com/kanister-kopia/kanister-kopia/agent/api"
 	"github.com/kanister-kopia/kanister-kopia/internal/testenv"
 )
 
@@ -79,8 +86,46 @@ func TestIntegrationObjectLock(t *testing.T) {
 			t.Errorf("the lock of %s was not made longer: %s, then %s", key, until, now)
 		}
 	}
+
+	// A damaged backup stops the collection, and the locks go on.
+	w.damagedBackup(s)
+	if _, message := w.maintain("--mode", "full"); !strings.Contains(message, "backup shop-damaged") {
+		t.Errorf("with a damaged backup: %q", message)
+	}
+	later := locks()
+	for key, until := range after {
+		if now, there := later[key]; there && !now.After(until) {
+			t.Errorf("the lock of %s was not made longer beside a damaged backup: %s, then %s", key, until, now)
+		}
+	}
 	folder, _ := w.restore(s, "op-2", record, "", "/")
 	w.same(testenv.Tree(w, source), testenv.Tree(w, folder))
+}
+
+// damagedBackup makes a backup of a directory that names a file which is not there.
+func (w *world) damagedBackup(s *server) {
+	w.Helper()
+	c := w.session(s, "damaged", "pvc.data")
+	missing, err := object.ParseID(strings.Repeat("0", 32))
+	w.must(err)
+	at := fs.UTCTimestampFromTime(time.Now())
+	man := &snapshot.Manifest{Source: snapshot.SourceInfo{UserName: c.Username, Host: c.Hostname, Path: "/damaged"}, StartTime: at, EndTime: at}
+	w.must(write(w.context(), w.kopia(c), func(ctx context.Context, rw repo.RepositoryWriter) error {
+		raw, err := json.Marshal(snapshot.DirManifest{StreamType: "kopia:directory", Entries: []*snapshot.DirEntry{{
+			Name: "f", Type: snapshot.EntryTypeFile, ObjectID: missing, FileSize: 4,
+		}}})
+		if err != nil {
+			return err
+		}
+		id, err := store(ctx, rw, "k", raw)
+		if err != nil {
+			return err
+		}
+		man.RootEntry = &snapshot.DirEntry{Name: "d", Type: snapshot.EntryTypeDirectory, ObjectID: id}
+		_, err = snapshot.SaveSnapshot(ctx, rw, man)
+		return err
+	}))
+	w.record(s, "damaged", prefix, "/damaged", api.SnapshotResult{ID: string(man.ID), RootObject: man.RootObjectID().String(), End: at.ToTime()})
 }
 
 // A bucket without object lock is told so, instead of a repository that looks locked.

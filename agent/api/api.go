@@ -211,6 +211,10 @@ type Record struct {
 	Created  time.Time      `json:"created"`
 }
 
+// RecordWithin is how old a snapshot may be that becomes a backup. Some time after that,
+// maintenance collects those that have not.
+const RecordWithin = 72 * time.Hour
+
 // RecordRequest writes a record after checking the snapshot's manifest: its
 // labels must name Username@Hostname and SourcePath, and its root must be the
 // record's. The same record again is the same record.

@@ -10,6 +10,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"path"
 	"slices"
 	"sort"
@@ -85,6 +86,16 @@ func writeRecord(ctx context.Context, conn *connection, r api.RecordRequest) (*a
 			Title: fmt.Sprintf("write record: snapshot %s is incomplete or has another root than reported", r.Record.Snapshot.ID),
 		}
 	}
+	if err := recordable(conn.rep.Time().Sub(meta.ModTime)); err != nil && !conn.foreign {
+		return nil, err
+	}
+	if err := checkRoot(ctx, conn.rep, man.RootEntry); err != nil {
+		err = fmt.Errorf("write record: the root of snapshot %s: %w", r.Record.Snapshot.ID, err)
+		if damage(ctx, err, conn.creds.URL) {
+			return nil, &api.Problem{Code: api.CodeConflict, Title: err.Error(), Hint: "back up again"}
+		}
+		return nil, err
+	}
 	err = conn.write(ctx, "record", nil, func(ctx context.Context, w repo.RepositoryWriter) error {
 		if conn.foreign {
 			return putForeign(ctx, w, man, r.Record)
@@ -96,6 +107,50 @@ func writeRecord(ctx context.Context, conn *connection, r api.RecordRequest) (*a
 		return nil, fmt.Errorf("write record: %w", err)
 	}
 	return &api.Result{Records: []api.Record{r.Record}}, nil
+}
+
+// recordable refuses a snapshot that maintenance may be about to collect.
+func recordable(age time.Duration) error {
+	if age <= api.RecordWithin {
+		return nil
+	}
+	return &api.Problem{
+		Code:  api.CodeConflict,
+		Title: fmt.Sprintf("write record: the snapshot was made %s ago, and can become a backup within %s", age.Round(time.Minute), api.RecordWithin),
+		Hint:  "back up again: only what has changed since is sent",
+	}
+}
+
+// checkRoot reads the beginning of a snapshot's root: a record vouches for nothing that is
+// not there. To read all would take as long as a restore.
+func checkRoot(ctx context.Context, rep objects, root *snapshot.DirEntry) error {
+	r, err := rep.OpenObject(ctx, root.ObjectID)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	switch root.Type {
+	case snapshot.EntryTypeDirectory:
+		d := json.NewDecoder(r)
+		for _, want := range []json.Token{json.Delim('{'), "stream", directoryStream} {
+			var got json.Token
+			if got, err = d.Token(); err != nil {
+				break
+			} else if got != want {
+				return fmt.Errorf("it is no directory: it has %v instead of %v", got, want)
+			}
+		}
+	case snapshot.EntryTypeFile, snapshot.EntryTypeSymlink:
+		if root.FileSize > 0 {
+			_, err = r.Read(make([]byte, 1))
+		}
+	default:
+		return fmt.Errorf("it is of unknown kind %q", root.Type)
+	}
+	if errors.Is(err, io.EOF) {
+		return io.ErrUnexpectedEOF
+	}
+	return err
 }
 
 func findRecords(ctx context.Context, conn *connection, r api.FindRequest) (*api.Result, error) {

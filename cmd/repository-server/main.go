@@ -94,7 +94,7 @@ func maintain(ctx context.Context, args []string) error {
 	config := flags.String("config", "/etc/repository/config.json", "configuration file, all of it secret")
 	stateDir := flags.String("state-dir", names.StateDir, "private folder, in memory")
 	mode := flags.String("mode", "", "quick or full")
-	percent := flags.Float64("verify-percent", 0, "share of the files of each source's latest snapshot that is read")
+	percent := flags.Float64("verify-percent", 0, "share of the files of each source's latest backup that is read")
 	result := flags.String("result", "/dev/termination-log", "file for the result, as JSON")
 	if err := flags.Parse(args); err != nil {
 		return err

@@ -161,6 +161,9 @@ func (s *apiServer) enforcesRules(t *testing.T) {
 			t.Errorf("instead of %q: %v", message, err)
 		}
 	}
+	if limit := server.Spec.DeletionLimit; limit == nil || *limit != 200 {
+		t.Errorf("a deletion limit of %v, want 200", limit)
+	}
 	server.Spec.Storage.S3.Region = "elsewhere"
 	must(t, s.client.Update(ctx, server))
 	s.refusesAtOnce(t)
@@ -182,16 +185,18 @@ func bucket() v1alpha1.Storage {
 	return v1alpha1.Storage{S3: &v1alpha1.S3Storage{Bucket: "b", Prefix: "p/"}}
 }
 
+var external = &v1alpha1.External{URL: "https://kopia.example.com:51515", CABundle: "CA", UserSecret: "user"}
+
 // refusesAtOnce tries each rule for what may be made.
 func (s *apiServer) refusesAtOnce(t *testing.T) {
 	t.Helper()
 	type spec = v1alpha1.RepositoryServerSpec
 	volume := v1alpha1.Storage{Filesystem: &v1alpha1.FilesystemStorage{Claim: "c"}}
-	external := &v1alpha1.External{URL: "https://kopia.example.com:51515", CABundle: "CA", UserSecret: "user"}
 	lock := func(period time.Duration) *v1alpha1.Format {
 		return &v1alpha1.Format{ObjectLock: &v1alpha1.ObjectLock{Mode: "Governance", Period: metav1.Duration{Duration: period}}}
 	}
 	long := func(d time.Duration) *metav1.Duration { return &metav1.Duration{Duration: d} }
+	number := func(n int32) *int32 { return &n }
 	const (
 		oneStorage = "exactly one of storage.s3, storage.gcs, storage.azure, storage.filesystem and external is needed"
 		owner      = "a repository belongs to one namespace (tenant), or is shared by those that it lists (namespaces)"
@@ -227,9 +232,51 @@ func (s *apiServer) refusesAtOnce(t *testing.T) {
 			e.URL = "http://kopia"
 			s.Storage, s.External = v1alpha1.Storage{}, &e
 		}},
-		"object lock":               {"", func(_ *v1alpha1.RepositoryServer, s *spec) { s.Format = lock(48 * time.Hour) }},
-		"object lock on a volume":   {"object lock needs an object store", func(_ *v1alpha1.RepositoryServer, s *spec) { s.Storage, s.Format = volume, lock(48*time.Hour) }},
-		"object lock for a day":     {"the period is at least 48h", func(_ *v1alpha1.RepositoryServer, s *spec) { s.Format = lock(47 * time.Hour) }},
+		"object lock":             {"", func(_ *v1alpha1.RepositoryServer, s *spec) { s.Format = lock(48 * time.Hour) }},
+		"object lock on a volume": {"object lock needs an S3 bucket", func(_ *v1alpha1.RepositoryServer, s *spec) { s.Storage, s.Format = volume, lock(48*time.Hour) }},
+		"object lock for a day":   {"the period is at least 48h", func(_ *v1alpha1.RepositoryServer, s *spec) { s.Format = lock(47 * time.Hour) }},
+		"object lock at Google's": {"object lock needs an S3 bucket", func(_ *v1alpha1.RepositoryServer, s *spec) {
+			s.Storage, s.Format = v1alpha1.Storage{GCS: &v1alpha1.GCSStorage{Bucket: "b", Prefix: "p/"}}, lock(48*time.Hour)
+		}},
+		"object lock at Microsoft's": {"object lock needs an S3 bucket", func(_ *v1alpha1.RepositoryServer, s *spec) {
+			s.Storage, s.Format = v1alpha1.Storage{Azure: &v1alpha1.AzureStorage{Container: "c", Prefix: "p/"}}, lock(48*time.Hour)
+		}},
+		"locks extended in time": {"", func(_ *v1alpha1.RepositoryServer, s *spec) {
+			s.Format, s.Maintenance = lock(72*time.Hour), &v1alpha1.Maintenance{FullInterval: long(48 * time.Hour)}
+		}},
+		"locks extended too late": {"maintenance.fullInterval is at least 24h shorter", func(_ *v1alpha1.RepositoryServer, s *spec) {
+			s.Format, s.Maintenance = lock(48*time.Hour), &v1alpha1.Maintenance{FullInterval: long(24*time.Hour + time.Minute)}
+		}},
+		"a long interval without locks": {"", func(_ *v1alpha1.RepositoryServer, s *spec) {
+			s.Maintenance = &v1alpha1.Maintenance{FullInterval: long(720 * time.Hour)}
+		}},
+		"a lock of one's own mode": {"spec.format.objectLock.mode", func(_ *v1alpha1.RepositoryServer, s *spec) {
+			s.Format = lock(48 * time.Hour)
+			s.Format.ObjectLock.Mode = "governance"
+		}},
+		"a compression of one's own": {"spec.format.compression", func(_ *v1alpha1.RepositoryServer, s *spec) {
+			s.Format = &v1alpha1.Format{Compression: "lz4"}
+		}},
+		"a key id of other letters": {"spec.keyID in body should match", func(_ *v1alpha1.RepositoryServer, s *spec) {
+			s.Namespaces, s.Tenant, s.KeyID = nil, &v1alpha1.Tenant{ClusterID: "c", Namespace: "n", NamespaceUID: "u"}, "Key"
+		}},
+		"a key id that is too long": {"spec.keyID in body should match", func(_ *v1alpha1.RepositoryServer, s *spec) {
+			s.Namespaces, s.Tenant, s.KeyID = nil, &v1alpha1.Tenant{ClusterID: "c", Namespace: "n", NamespaceUID: "u"}, strings.Repeat("k", 33)
+		}},
+		"no deletion limit":      {"", func(_ *v1alpha1.RepositoryServer, s *spec) { s.DeletionLimit = number(0) }},
+		"a deletion limit below": {"spec.deletionLimit", func(_ *v1alpha1.RepositoryServer, s *spec) { s.DeletionLimit = number(-1) }},
+		"nothing is verified": {"", func(_ *v1alpha1.RepositoryServer, s *spec) {
+			s.Maintenance = &v1alpha1.Maintenance{VerifyPercent: number(0)}
+		}},
+		"everything is verified": {"", func(_ *v1alpha1.RepositoryServer, s *spec) {
+			s.Maintenance = &v1alpha1.Maintenance{VerifyPercent: number(100)}
+		}},
+		"less than nothing is": {"spec.maintenance.verifyPercent", func(_ *v1alpha1.RepositoryServer, s *spec) {
+			s.Maintenance = &v1alpha1.Maintenance{VerifyPercent: number(-1)}
+		}},
+		"more than everything is": {"spec.maintenance.verifyPercent", func(_ *v1alpha1.RepositoryServer, s *spec) {
+			s.Maintenance = &v1alpha1.Maintenance{VerifyPercent: number(101)}
+		}},
 		"a splitter of one's own":   {"spec.format.splitter", func(_ *v1alpha1.RepositoryServer, s *spec) { s.Format = &v1alpha1.Format{Splitter: "FIXED-1K"} }},
 		"it never stops":            {"", func(_ *v1alpha1.RepositoryServer, s *spec) { s.IdleTimeout = long(0) }},
 		"it stops before it starts": {"idleTimeout is 0 (never stop) or positive", func(_ *v1alpha1.RepositoryServer, s *spec) { s.IdleTimeout = long(-time.Second) }},
@@ -284,6 +331,13 @@ func (s *apiServer) refusesChanges(t *testing.T) {
 		}, func(s *spec) { s.Storage.Azure.Prefix = "q/" }},
 		"another folder of a volume":  {"claim and path of a repository cannot change", func(s *spec) { s.Storage = v1alpha1.Storage{Filesystem: &v1alpha1.FilesystemStorage{Claim: "c"}} }, func(s *spec) { s.Storage.Filesystem.Path = "x" }},
 		"another kind of storage":     {kind, func(*spec) {}, func(s *spec) { s.Storage = v1alpha1.Storage{GCS: &v1alpha1.GCSStorage{Bucket: "b", Prefix: "p/"}} }},
+		"another bucket":              {"bucket and prefix of a repository cannot change", func(*spec) {}, func(s *spec) { s.Storage.S3.Bucket = "c" }},
+		"somebody else's server, now": {kind, func(*spec) {}, func(s *spec) { s.Storage, s.External = v1alpha1.Storage{}, external }},
+		"a storage of one's own, now": {kind, func(s *spec) { s.Storage, s.External = v1alpha1.Storage{}, external }, func(s *spec) { s.Storage, s.External = bucket(), nil }},
+		"another server":              {"", func(s *spec) { s.Storage, s.External = v1alpha1.Storage{}, external }, func(s *spec) { e := *external; e.URL = "https://other"; s.External = &e }},
+		"locks, extended too late": {"maintenance.fullInterval is at least 24h shorter", func(s *spec) { s.Format = format("", 48*time.Hour) }, func(s *spec) {
+			s.Maintenance = &v1alpha1.Maintenance{FullInterval: &metav1.Duration{Duration: 720 * time.Hour}}
+		}},
 		"another splitter":            {splitter, func(s *spec) { s.Format = format("FIXED-4M", 0) }, func(s *spec) { s.Format.Splitter = "FIXED-8M" }},
 		"a splitter, later":           {splitter, func(*spec) {}, func(s *spec) { s.Format = format("FIXED-8M", 0) }},
 		"no splitter any more":        {splitter, func(s *spec) { s.Format = format("FIXED-4M", 0) }, func(s *spec) { s.Format = nil }},

@@ -3,6 +3,7 @@
 package repository
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/json"
@@ -50,12 +51,18 @@ const (
 	takeDuration = 5 * time.Minute
 	// mostRuns is how many repositories are maintained at once.
 	mostRuns = 2
+	// nodePatience is how long a run's pod waits for a node.
+	nodePatience = 15 * time.Minute
 	// runPause is when a run that found no room, or met a Lease, is tried again.
 	runPause = time.Minute
 )
 
-// modeAnnotation on a maintenance pod says which maintenance it does.
-const modeAnnotation = names.Group + "/maintenance"
+// modeAnnotation on a maintenance pod says which maintenance it does, admittedAnnotation
+// when nodes were let take it.
+const (
+	modeAnnotation     = names.Group + "/maintenance"
+	admittedAnnotation = names.Group + "/admitted"
+)
 
 const (
 	modeQuick = "quick"
@@ -101,27 +108,34 @@ func due(rs *kopiav1alpha1.RepositoryServer, now time.Time) (mode string, pause 
 		}
 		return latest
 	}
-	fullAt := last(s.LastFull).Add(orDefault(m.FullInterval, defaultFull))
-	quickAt := last(s.LastQuick, s.LastFull).Add(orDefault(m.QuickInterval, defaultQuick))
+	fullAt := latest(last(s.LastFull).Add(orDefault(m.FullInterval, defaultFull)), retryAt(s.LastFullAttempt, s.FullFailures))
+	quickAt := latest(last(s.LastQuick, s.LastFull).Add(orDefault(m.QuickInterval, defaultQuick)), retryAt(s.LastQuickAttempt, s.QuickFailures))
 	// An unused repository has no new indexes.
 	if used := rs.Status.LastUsed; used == nil || used.Time.Before(last(s.LastQuick, s.LastFull)) {
 		quickAt = fullAt
 	}
-	next := fullAt
-	mode = modeFull
-	if now.Before(fullAt) && quickAt.Before(fullAt) {
-		mode, next = modeQuick, quickAt
+	switch {
+	case !now.Before(fullAt):
+		return modeFull, 0
+	case !now.Before(quickAt): // while a full one that failed waits, too
+		return modeQuick, 0
 	}
-	// A failed one is tried again soon, then less and less often.
-	if s.Failures > 0 && s.LastAttempt != nil {
-		if retry := s.LastAttempt.Add(min(5*time.Minute<<min(s.Failures, 10), 6*time.Hour)); retry.After(next) {
-			next = retry
-		}
+	return "", min(fullAt.Sub(now), quickAt.Sub(now))
+}
+
+// retryAt is when one that failed is tried again: soon, then less and less often.
+func retryAt(attempt *metav1.Time, failures int32) time.Time {
+	if failures == 0 || attempt == nil {
+		return time.Time{}
 	}
-	if now.Before(next) {
-		return "", next.Sub(now)
+	return attempt.Add(min(5*time.Minute<<min(failures, 10), 6*time.Hour))
+}
+
+func latest(a, b time.Time) time.Time {
+	if b.After(a) {
+		return b
 	}
-	return mode, 0
+	return a
 }
 
 func orDefault(d *metav1.Duration, otherwise time.Duration) time.Duration {
@@ -139,6 +153,7 @@ func (r *Reconciler) maintain(ctx context.Context, before, rs *kopiav1alpha1.Rep
 	err := r.Client.Get(ctx, client.ObjectKey{Namespace: rs.Namespace, Name: maintenanceName(rs)}, &pod)
 	switch {
 	case apierrors.IsNotFound(err):
+		r.suspended(rs)
 		mode, pause := due(rs, r.Clock.Now())
 		if mode == "" {
 			return pause, nil
@@ -150,7 +165,10 @@ func (r *Reconciler) maintain(ctx context.Context, before, rs *kopiav1alpha1.Rep
 		return r.buryMaintenance(ctx, rs, &pod)
 	case len(pod.Spec.SchedulingGates) > 0:
 		return r.admitMaintenance(ctx, rs, &pod)
+	case pod.Status.Phase != corev1.PodSucceeded && pod.Status.Phase != corev1.PodFailed && pod.Spec.NodeName == "":
+		return r.awaitNode(ctx, rs, &pod)
 	case pod.Status.Phase != corev1.PodSucceeded && pod.Status.Phase != corev1.PodFailed:
+		forgetCondition(rs, reasonUnschedulable)
 		if f := kube.Failure(&pod, Container); f == nil || f.Reason != "ImageUnavailable" && f.Reason != "ContainerRefused" {
 			return 0, nil
 		}
@@ -159,8 +177,67 @@ func (r *Reconciler) maintain(ctx context.Context, before, rs *kopiav1alpha1.Rep
 	return 0, r.endMaintenance(ctx, before, rs, &pod)
 }
 
-// reasonNoKeys of the Maintained condition.
-const reasonNoKeys = "NoStorageKeys"
+// awaitNode waits for a node that takes the pod, and ends it when that takes too long: it
+// keeps the Lease, and the next try may ask for less.
+func (r *Reconciler) awaitNode(ctx context.Context, rs *kopiav1alpha1.RepositoryServer, pod *corev1.Pod) (time.Duration, error) {
+	why := kube.Unschedulable(pod)
+	problem := fmt.Sprintf("no node takes its pod: %s: give the cluster room for what it requests, or let spec.maintenance.resources request less",
+		cmp.Or(why, "no scheduler has said why"))
+	if left := admittedAt(pod).Add(nodePatience).Sub(r.Clock.Now()); left > 0 {
+		if why != "" {
+			r.unmaintained(rs, pod, reasonUnschedulable, problem)
+		}
+		return left, nil
+	}
+	// Only as it was seen: a node may take it at this very moment. Then the run has its Lease
+	// as long as it may take.
+	err := r.Client.Delete(ctx, pod, client.Preconditions{UID: &pod.UID, ResourceVersion: &pod.ResourceVersion})
+	if apierrors.IsConflict(err) || apierrors.IsNotFound(err) {
+		return runPause, nil
+	}
+	if err != nil {
+		return 0, fmt.Errorf("remove the maintenance pod of repository %s, which no node takes: %w", rs.Name, err)
+	}
+	if err := r.giveLease(ctx, rs, pod.Annotations[runAnnotation]); err != nil {
+		return 0, err
+	}
+	r.failed(rs, pod, reasonUnschedulable, problem)
+	return runPause, nil
+}
+
+// admittedAt is when a pod's gate was opened.
+func admittedAt(pod *corev1.Pod) time.Time {
+	if at, err := time.Parse(time.RFC3339, pod.Annotations[admittedAnnotation]); err == nil {
+		return at
+	}
+	return pod.CreationTimestamp.Time
+}
+
+// Reasons of the Maintained condition.
+const (
+	reasonNoKeys    = "NoStorageKeys"
+	reasonSuspended = "Suspended"
+	reasonFailed    = "Failed"
+)
+
+// forgetCondition takes the Maintained condition away if it has a reason that has gone.
+func forgetCondition(rs *kopiav1alpha1.RepositoryServer, reason string) {
+	if c := meta.FindStatusCondition(rs.Status.Conditions, kopiav1alpha1.ConditionMaintained); c != nil && c.Reason == reason {
+		meta.RemoveStatusCondition(&rs.Status.Conditions, kopiav1alpha1.ConditionMaintained)
+	}
+}
+
+// suspended warns of locks that nobody extends.
+func (r *Reconciler) suspended(rs *kopiav1alpha1.RepositoryServer) {
+	m, f := rs.Spec.Maintenance, rs.Spec.Format
+	if m == nil || !m.Suspend || f == nil || f.ObjectLock == nil {
+		forgetCondition(rs, reasonSuspended)
+		return
+	}
+	r.condition(rs, kopiav1alpha1.ConditionMaintained, false, reasonSuspended, fmt.Sprintf(
+		"spec.maintenance.suspend is set: unless another cluster maintains the repository, its object locks end %s after they were last extended: "+
+			"remove the field when no other cluster does", f.ObjectLock.Period.Duration))
+}
 
 // startMaintenance takes the Lease and makes the pod.
 func (r *Reconciler) startMaintenance(ctx context.Context, rs *kopiav1alpha1.RepositoryServer, mode string) (time.Duration, error) {
@@ -182,8 +259,11 @@ func (r *Reconciler) startMaintenance(ctx context.Context, rs *kopiav1alpha1.Rep
 	if err := r.Client.List(ctx, &pods, client.InNamespace(rs.Namespace), client.MatchingLabels{names.ComponentLabel: maintenanceComponent}); err != nil {
 		return 0, fmt.Errorf("list maintenance pods: %w", err)
 	}
-	// One that is about to end, for hours if its node is gone, takes no other repository's place.
-	runs := slices.DeleteFunc(pods.Items, func(p corev1.Pod) bool { return p.DeletionTimestamp != nil })
+	// One that is about to end, for hours if its node is gone, takes no other repository's
+	// place, nor does one that no node takes.
+	runs := slices.DeleteFunc(pods.Items, func(p corev1.Pod) bool {
+		return p.DeletionTimestamp != nil || p.Spec.NodeName == "" && kube.Unschedulable(&p) != ""
+	})
 	if len(runs) >= mostRuns {
 		return runPause, nil
 	}
@@ -199,12 +279,18 @@ func (r *Reconciler) startMaintenance(ctx context.Context, rs *kopiav1alpha1.Rep
 	if err != nil {
 		return 0, fmt.Errorf("start maintenance of repository %s: %w", rs.Name, err)
 	}
-	now := metav1.NewTime(r.Clock.Now())
-	maintenanceStatus(rs).LastAttempt = &now
-	if c := meta.FindStatusCondition(rs.Status.Conditions, kopiav1alpha1.ConditionMaintained); c != nil && c.Reason == reasonNoKeys {
-		meta.RemoveStatusCondition(&rs.Status.Conditions, kopiav1alpha1.ConditionMaintained)
-	}
+	tried(rs, mode, metav1.NewTime(r.Clock.Now()))
+	forgetCondition(rs, reasonNoKeys)
 	return 0, nil
+}
+
+// tried keeps when a maintenance was last begun.
+func tried(rs *kopiav1alpha1.RepositoryServer, mode string, at metav1.Time) {
+	if s := maintenanceStatus(rs); mode == modeFull {
+		s.LastFullAttempt = &at
+	} else {
+		s.LastQuickAttempt = &at
+	}
 }
 
 func maintenanceStatus(rs *kopiav1alpha1.RepositoryServer) *kopiav1alpha1.MaintenanceStatus {
@@ -234,6 +320,7 @@ func (r *Reconciler) admitMaintenance(ctx context.Context, rs *kopiav1alpha1.Rep
 	}
 	open := pod.DeepCopy()
 	open.Spec.SchedulingGates = nil
+	open.Annotations[admittedAnnotation] = r.Clock.Now().UTC().Format(time.RFC3339)
 	// The lock: it may be another run's pod by now.
 	err = r.Client.Patch(ctx, open, client.MergeFromWithOptions(pod, client.MergeFromWithOptimisticLock{}))
 	if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) {
@@ -375,32 +462,61 @@ type maintenanceResult struct {
 	Sources             int64 `json:"sources"`
 	FreedBytes          int64 `json:"freedBytes"`
 	IncompleteCollected int64 `json:"incompleteCollected"`
+	UnrecordedCollected int64 `json:"unrecordedCollected"`
+	UnusableCollected   int64 `json:"unusableCollected"`
 	VerifiedSnapshots   int64 `json:"verifiedSnapshots"`
 	VerifiedFiles       int64 `json:"verifiedFiles"`
 }
 
 // outcome writes a run's outcome into the status.
 func (r *Reconciler) outcome(rs *kopiav1alpha1.RepositoryServer, pod *corev1.Pod) {
-	s := maintenanceStatus(rs)
-	began := pod.CreationTimestamp
-	s.LastAttempt = &began
 	result, err := resultOf(pod)
 	if err != nil {
-		s.Failures++
-		r.condition(rs, kopiav1alpha1.ConditionMaintained, false, "Failed", fmt.Sprintf("%s maintenance of %s: %v", pod.Annotations[modeAnnotation], began.UTC().Format(time.RFC3339), err))
+		r.failed(rs, pod, reasonFailed, err.Error())
 		return
 	}
-	s.Failures = 0
+	s, began := maintenanceStatus(rs), pod.CreationTimestamp
+	tried(rs, pod.Annotations[modeAnnotation], began)
+	s.QuickFailures = 0
 	s.LastSuccess, s.LastQuick = &began, &began
 	s.Duration = &metav1.Duration{Duration: time.Duration(result.Seconds) * time.Second}
 	s.IndexBlobs, s.Contents, s.StoredBytes, s.Sources = result.IndexBlobs, result.Contents, result.StoredBytes, result.Sources
 	r.crowded(rs)
 	if pod.Annotations[modeAnnotation] == modeFull {
-		s.LastFull = &began
+		s.LastFull, s.FullFailures = &began, 0
 		s.FreedBytes, s.IncompleteCollected = result.FreedBytes, result.IncompleteCollected
+		s.UnrecordedCollected, s.UnusableCollected = result.UnrecordedCollected, result.UnusableCollected
 		s.VerifiedSnapshots, s.VerifiedFiles = result.VerifiedSnapshots, result.VerifiedFiles
 	}
-	r.condition(rs, kopiav1alpha1.ConditionMaintained, true, "Succeeded", pod.Annotations[modeAnnotation]+" maintenance succeeded")
+	c := meta.FindStatusCondition(rs.Status.Conditions, kopiav1alpha1.ConditionMaintained)
+	switch {
+	case s.FullFailures == 0:
+		r.condition(rs, kopiav1alpha1.ConditionMaintained, true, "Succeeded", pod.Annotations[modeAnnotation]+" maintenance succeeded")
+	case c == nil || c.Reason != reasonFailed:
+		r.condition(rs, kopiav1alpha1.ConditionMaintained, false, reasonFailed, fmt.Sprintf(
+			"quick maintenance succeeds, but full maintenance has failed %d times: the next, until %s, says why",
+			s.FullFailures, retryAt(s.LastFullAttempt, s.FullFailures).UTC().Format(time.RFC3339)))
+	}
+}
+
+// failed counts a run that came to nothing. What keeps the full ones from succeeding stays
+// in the condition, whatever becomes of quick ones: a full one does all that they do.
+func (r *Reconciler) failed(rs *kopiav1alpha1.RepositoryServer, pod *corev1.Pod, reason, problem string) {
+	s, mode := maintenanceStatus(rs), pod.Annotations[modeAnnotation]
+	tried(rs, mode, pod.CreationTimestamp)
+	if mode == modeFull {
+		s.FullFailures++
+	} else {
+		s.QuickFailures++
+	}
+	if mode == modeFull || s.FullFailures == 0 {
+		r.unmaintained(rs, pod, reason, problem)
+	}
+}
+
+func (r *Reconciler) unmaintained(rs *kopiav1alpha1.RepositoryServer, pod *corev1.Pod, reason, problem string) {
+	r.condition(rs, kopiav1alpha1.ConditionMaintained, false, reason, fmt.Sprintf(
+		"%s maintenance of %s: %s", pod.Annotations[modeAnnotation], pod.CreationTimestamp.UTC().Format(time.RFC3339), problem))
 }
 
 // mostSources of a repository are known to be fine. A server's start looks through all

@@ -38,9 +38,15 @@ func TestMaintenanceIsDue(t *testing.T) {
 		"a full one counts":   {nil, at(-48 * time.Hour), at(0), kopiav1alpha1.MaintenanceStatus{LastFull: at(-time.Hour), LastQuick: at(-9 * time.Hour)}, "", 5 * time.Hour},
 		"suspended":           {&kopiav1alpha1.Maintenance{Suspend: true}, at(-48 * time.Hour), at(0), kopiav1alpha1.MaintenanceStatus{}, "", 0},
 		"its own intervals":   {&kopiav1alpha1.Maintenance{FullInterval: hours(2), QuickInterval: hours(1)}, at(-90 * time.Minute), at(0), kopiav1alpha1.MaintenanceStatus{}, modeQuick, 0},
-		"failed just now":     {nil, at(-48 * time.Hour), at(0), kopiav1alpha1.MaintenanceStatus{Failures: 1, LastAttempt: at(-time.Minute)}, "", 9 * time.Minute},
-		"failed for days":     {nil, at(-480 * time.Hour), at(0), kopiav1alpha1.MaintenanceStatus{Failures: 40, LastAttempt: at(-time.Hour)}, "", 5 * time.Hour},
-		"failed, tried again": {nil, at(-48 * time.Hour), at(0), kopiav1alpha1.MaintenanceStatus{Failures: 1, LastAttempt: at(-time.Hour)}, modeFull, 0},
+		"failed just now":     {nil, at(-48 * time.Hour), at(0), kopiav1alpha1.MaintenanceStatus{FullFailures: 1, LastFullAttempt: at(-time.Minute), LastQuick: at(-time.Hour)}, "", 9 * time.Minute},
+		"failed for days":     {nil, at(-480 * time.Hour), at(0), kopiav1alpha1.MaintenanceStatus{FullFailures: 40, LastFullAttempt: at(-time.Hour), LastQuick: at(0)}, "", 5 * time.Hour},
+		"failed, tried again": {nil, at(-48 * time.Hour), at(0), kopiav1alpha1.MaintenanceStatus{FullFailures: 1, LastFullAttempt: at(-time.Hour)}, modeFull, 0},
+		// A full one that fails for days, whatever of, does not stop the compaction.
+		"full failed, quick due":    {nil, at(-48 * time.Hour), at(0), kopiav1alpha1.MaintenanceStatus{FullFailures: 7, LastFullAttempt: at(-time.Minute), LastQuick: at(-6 * time.Hour)}, modeQuick, 0},
+		"both failed":               {nil, at(-48 * time.Hour), at(0), kopiav1alpha1.MaintenanceStatus{FullFailures: 7, LastFullAttempt: at(-time.Minute), QuickFailures: 1, LastQuickAttempt: at(-2 * time.Minute)}, "", 8 * time.Minute},
+		"both failed, quick again":  {nil, at(-48 * time.Hour), at(0), kopiav1alpha1.MaintenanceStatus{FullFailures: 7, LastFullAttempt: at(-time.Minute), QuickFailures: 1, LastQuickAttempt: at(-10 * time.Minute)}, modeQuick, 0},
+		"quick failed, full is due": {nil, at(-48 * time.Hour), at(0), kopiav1alpha1.MaintenanceStatus{QuickFailures: 7, LastQuickAttempt: at(-time.Minute)}, modeFull, 0},
+		"full failed, unused":       {nil, at(-48 * time.Hour), at(-30 * time.Hour), kopiav1alpha1.MaintenanceStatus{FullFailures: 1, LastFullAttempt: at(-time.Minute), LastQuick: at(-20 * time.Hour)}, "", 9 * time.Minute},
 	} {
 		rs := &kopiav1alpha1.RepositoryServer{Spec: kopiav1alpha1.RepositoryServerSpec{Maintenance: c.spec}}
 		rs.Status.Initialized, rs.Status.LastUsed, rs.Status.Maintenance = c.initialized, c.used, &c.status
@@ -137,15 +143,30 @@ func TestMaintenanceOutcome(t *testing.T) {
 	}
 
 	r.outcome(rs, pod(modeFull, corev1.PodFailed, "Error", `{"level":"ERROR","msg":"full maintenance: clock skew detected"}`))
-	if s := rs.Status.Maintenance; s.Failures != 1 || s.LastSuccess != nil || !strings.Contains(message(), "clock skew detected") {
+	if s := rs.Status.Maintenance; s.FullFailures != 1 || !s.LastFullAttempt.Equal(at(0)) || s.LastSuccess != nil || !strings.Contains(message(), "clock skew detected") {
 		t.Errorf("a failure: %+v, %q", s, message())
 	}
 	r.outcome(rs, pod(modeFull, corev1.PodFailed, "OOMKilled", ""))
-	if s := rs.Status.Maintenance; s.Failures != 2 || !strings.Contains(message(), "spec.maintenance.resources.limits.memory") {
+	if s := rs.Status.Maintenance; s.FullFailures != 2 || !strings.Contains(message(), "spec.maintenance.resources.limits.memory") {
 		t.Errorf("out of memory: %+v, %q", s, message())
 	}
-	r.outcome(rs, pod(modeFull, corev1.PodSucceeded, "Completed", `{"seconds":7,"indexBlobs":3,"contents":40,"storedBytes":500,"freedBytes":60,"incompleteCollected":2,"verifiedSnapshots":4,"verifiedFiles":9}`))
-	if s := rs.Status.Maintenance; s.Failures != 0 || !s.LastFull.Equal(at(0)) || s.IndexBlobs != 3 || s.FreedBytes != 60 || s.VerifiedFiles != 9 {
+	// Quick ones hide nothing of it.
+	r.outcome(rs, pod(modeQuick, corev1.PodFailed, "Error", "a quick failure"))
+	if s := rs.Status.Maintenance; s.QuickFailures != 1 || s.FullFailures != 2 || strings.Contains(message(), "a quick failure") {
+		t.Errorf("a quick failure, too: %+v, %q", s, message())
+	}
+	r.outcome(rs, pod(modeQuick, corev1.PodSucceeded, "Completed", `{}`))
+	if s := rs.Status.Maintenance; s.QuickFailures != 0 || s.FullFailures != 2 || !s.LastQuick.Equal(at(0)) || !strings.Contains(message(), "spec.maintenance.resources.limits.memory") {
+		t.Errorf("a quick success: %+v, %q", s, message())
+	}
+	meta.RemoveStatusCondition(&rs.Status.Conditions, kopiav1alpha1.ConditionMaintained)
+	r.outcome(rs, pod(modeQuick, corev1.PodSucceeded, "Completed", `{}`))
+	if !meta.IsStatusConditionFalse(rs.Status.Conditions, kopiav1alpha1.ConditionMaintained) || !strings.Contains(message(), "has failed 2 times") {
+		t.Errorf("a quick success says %q", message())
+	}
+	r.outcome(rs, pod(modeFull, corev1.PodSucceeded, "Completed", `{"seconds":7,"indexBlobs":3,"contents":40,"storedBytes":500,"freedBytes":60,"incompleteCollected":2,"unrecordedCollected":5,"unusableCollected":8,"verifiedSnapshots":4,"verifiedFiles":9}`))
+	if s := rs.Status.Maintenance; s.FullFailures != 0 || !s.LastFull.Equal(at(0)) || s.IndexBlobs != 3 || s.FreedBytes != 60 || s.VerifiedFiles != 9 ||
+		s.UnrecordedCollected != 5 || s.UnusableCollected != 8 || !meta.IsStatusConditionTrue(rs.Status.Conditions, kopiav1alpha1.ConditionMaintained) {
 		t.Errorf("a success: %+v", s)
 	}
 	r.outcome(rs, pod(modeQuick, corev1.PodSucceeded, "Completed", `{"indexBlobs":1,"contents":41}`))
@@ -165,7 +186,36 @@ func TestMaintenanceOutcome(t *testing.T) {
 		t.Errorf("501 sources: %+v", c)
 	}
 	r.outcome(rs, pod(modeQuick, corev1.PodSucceeded, "Completed", "what?"))
-	if s := rs.Status.Maintenance; s.Failures != 1 {
+	if s := rs.Status.Maintenance; s.QuickFailures != 1 {
 		t.Errorf("a pod that says nothing has succeeded: %+v", s)
+	}
+}
+
+// Locks that nobody extends are told, as long as they are not.
+func TestMaintenanceSuspended(t *testing.T) {
+	lock := &kopiav1alpha1.Format{ObjectLock: &kopiav1alpha1.ObjectLock{Period: metav1.Duration{Duration: 72 * time.Hour}}}
+	for name, c := range map[string]struct {
+		suspend bool
+		format  *kopiav1alpha1.Format
+		want    bool
+	}{
+		"with a lock":            {true, lock, true},
+		"without":                {true, &kopiav1alpha1.Format{}, false},
+		"a lock, not suspended":  {false, lock, false},
+		"neither, and no format": {false, nil, false},
+	} {
+		r, rs := &Reconciler{}, &kopiav1alpha1.RepositoryServer{Spec: kopiav1alpha1.RepositoryServerSpec{
+			Format: c.format, Maintenance: &kopiav1alpha1.Maintenance{Suspend: c.suspend},
+		}}
+		r.suspended(rs)
+		got := meta.FindStatusCondition(rs.Status.Conditions, kopiav1alpha1.ConditionMaintained)
+		if (got != nil) != c.want || got != nil && (got.Status != metav1.ConditionFalse || !strings.Contains(got.Message, "72h0m0s") || !strings.Contains(got.Message, "remove the field")) {
+			t.Errorf("%s: %+v, want a condition: %t", name, got, c.want)
+		}
+		rs.Spec.Maintenance = nil
+		r.suspended(rs)
+		if got := meta.FindStatusCondition(rs.Status.Conditions, kopiav1alpha1.ConditionMaintained); got != nil {
+			t.Errorf("%s, and then not any more: %+v", name, got)
+		}
 	}
 }

@@ -28,7 +28,7 @@ var (
 	lastUsedDesc    = desc("repository_last_used_timestamp_seconds", "About when an operation last used the repository.")
 	maintainedDesc  = desc("repository_maintenance_last_success_timestamp_seconds", "When the last maintenance that succeeded began.")
 	fullDesc        = desc("repository_full_maintenance_last_success_timestamp_seconds", "When the last full maintenance that succeeded began.")
-	failuresDesc    = desc("repository_maintenance_failures", "Failures of maintenance in a row.")
+	failuresDesc    = desc("repository_maintenance_failures", "Failures of maintenance in a row, of the quick or of the full ones.")
 	indexBlobsDesc  = desc("repository_index_blobs", "Index blobs after the last maintenance; some hundred make a repository slow to open.")
 	sourcesDesc     = desc("repository_sources", "Sources with backups after the last maintenance; more than 500 make the server slow to start.")
 	contentsDesc    = desc("repository_contents", "Contents after the last maintenance.")
@@ -85,7 +85,7 @@ func (c *Collector) Collect(ch chan<- prometheus.Metric) {
 		if m := s.Maintenance; m != nil {
 			when(maintainedDesc, m.LastSuccess)
 			when(fullDesc, m.LastFull)
-			gauge(failuresDesc, float64(m.Failures))
+			gauge(failuresDesc, float64(max(m.QuickFailures, m.FullFailures)))
 			if m.LastSuccess != nil {
 				gauge(indexBlobsDesc, float64(m.IndexBlobs))
 				gauge(sourcesDesc, float64(m.Sources))

@@ -33,7 +33,7 @@ func TestCollector(t *testing.T) {
 			},
 		}),
 		repo("control", "new", kopiav1alpha1.RepositoryServerStatus{
-			Phase: kopiav1alpha1.PhaseFailed, Maintenance: &kopiav1alpha1.MaintenanceStatus{Failures: 2},
+			Phase: kopiav1alpha1.PhaseFailed, Maintenance: &kopiav1alpha1.MaintenanceStatus{QuickFailures: 1, FullFailures: 2},
 			Conditions: []metav1.Condition{{Type: kopiav1alpha1.ConditionDegraded, Status: metav1.ConditionTrue}},
 		}),
 		repo("elsewhere", "another", kopiav1alpha1.RepositoryServerStatus{Phase: kopiav1alpha1.PhaseReady}),
@@ -46,7 +46,7 @@ func TestCollector(t *testing.T) {
 		{"full_maintenance_last_success_timestamp_seconds", "When the last full maintenance that succeeded began.", "1.7955144e+09", ""},
 		{"index_blobs", "Index blobs after the last maintenance; some hundred make a repository slow to open.", "3", ""},
 		{"last_used_timestamp_seconds", "About when an operation last used the repository.", "1.79552154e+09", ""},
-		{"maintenance_failures", "Failures of maintenance in a row.", "0", "2"},
+		{"maintenance_failures", "Failures of maintenance in a row, of the quick or of the full ones.", "0", "2"},
 		{"maintenance_last_success_timestamp_seconds", "When the last maintenance that succeeded began.", "1.795518e+09", ""},
 		{"server_up", "1 while the repository's server runs.", "1", "0"},
 		{"sources", "Sources with backups after the last maintenance; more than 500 make the server slow to start.", "7", ""},

@@ -47,7 +47,8 @@ type RepositoryServer struct {
 // +kubebuilder:validation:XValidation:rule="(has(self.format) && has(self.format.splitter) ? [self.format.splitter] : []) == (has(oldSelf.format) && has(oldSelf.format.splitter) ? [oldSelf.format.splitter] : [])",message="the splitter of a repository cannot change"
 // +kubebuilder:validation:XValidation:rule="(has(self.format) && has(self.format.objectLock) ? [self.format.objectLock] : []) == (has(oldSelf.format) && has(oldSelf.format.objectLock) ? [oldSelf.format.objectLock] : [])",message="the object lock of a repository cannot change"
 // +kubebuilder:validation:XValidation:rule="has(self.tenant) || self.keyID == 'default'",message="a shared repository has a password of its own: keyID is default"
-// +kubebuilder:validation:XValidation:rule="!has(self.format) || !has(self.format.objectLock) || !has(self.storage.filesystem)",message="object lock needs an object store"
+// +kubebuilder:validation:XValidation:rule="!has(self.format) || !has(self.format.objectLock) || has(self.storage) && has(self.storage.s3)",message="object lock needs an S3 bucket"
+// +kubebuilder:validation:XValidation:rule="!has(self.format) || !has(self.format.objectLock) || !has(self.maintenance) || !has(self.maintenance.fullInterval) || duration(self.maintenance.fullInterval) + duration('24h') <= duration(self.format.objectLock.period)",message="maintenance.fullInterval is at least 24h shorter than format.objectLock.period: full maintenance is what extends the locks"
 // +kubebuilder:validation:XValidation:rule="!has(self.external) || !(has(self.format) || has(self.maintenance) || has(self.tls))",message="format, maintenance and tls of an external server are not ours to set"
 // +kubebuilder:validation:XValidation:rule="!has(self.idleTimeout) || duration(self.idleTimeout) >= duration('0s')",message="idleTimeout is 0 (never stop) or positive"
 type RepositoryServerSpec struct {
@@ -262,7 +263,8 @@ type Maintenance struct {
 	// +optional
 	QuickInterval *metav1.Duration `json:"quickInterval,omitempty"`
 	// FullInterval is how often also the space of deleted backups is given back;
-	// default 24h. Space comes back after two of them at the earliest.
+	// default 24h. Space comes back after two of them at the earliest. With an object
+	// lock it is at least 24h shorter than the lock's period.
 	//
 	// +optional
 	FullInterval *metav1.Duration `json:"fullInterval,omitempty"`
@@ -391,21 +393,26 @@ type Deletions struct {
 
 // MaintenanceStatus is what the last maintenance found.
 type MaintenanceStatus struct {
-	// LastAttempt is when a pod was last started for it, LastQuick and LastFull
-	// when it last succeeded, LastSuccess the later of the two.
+	// LastQuickAttempt and LastFullAttempt are when a pod was last started for it,
+	// LastQuick and LastFull when it last succeeded, LastSuccess the later of the two.
 	//
 	// +optional
-	LastAttempt *metav1.Time `json:"lastAttempt,omitempty"`
+	LastQuickAttempt *metav1.Time `json:"lastQuickAttempt,omitempty"`
+	// +optional
+	LastFullAttempt *metav1.Time `json:"lastFullAttempt,omitempty"`
 	// +optional
 	LastSuccess *metav1.Time `json:"lastSuccess,omitempty"`
 	// +optional
 	LastQuick *metav1.Time `json:"lastQuick,omitempty"`
 	// +optional
 	LastFull *metav1.Time `json:"lastFull,omitempty"`
-	// Failures in a row.
+	// QuickFailures and FullFailures are failures in a row. A full one that fails keeps
+	// no quick one from its turn.
 	//
 	// +optional
-	Failures int32 `json:"failures,omitempty"`
+	QuickFailures int32 `json:"quickFailures,omitempty"`
+	// +optional
+	FullFailures int32 `json:"fullFailures,omitempty"`
 	// Duration of the last success.
 	//
 	// +optional
@@ -428,10 +435,16 @@ type MaintenanceStatus struct {
 	//
 	// +optional
 	FreedBytes int64 `json:"freedBytes,omitempty"`
-	// IncompleteCollected are unfinished snapshots that it removed.
+	// IncompleteCollected are unfinished snapshots that it removed, UnrecordedCollected
+	// complete ones that have not become backups for days, and UnusableCollected those
+	// that are no backups and that nobody could restore.
 	//
 	// +optional
 	IncompleteCollected int64 `json:"incompleteCollected,omitempty"`
+	// +optional
+	UnrecordedCollected int64 `json:"unrecordedCollected,omitempty"`
+	// +optional
+	UnusableCollected int64 `json:"unusableCollected,omitempty"`
 	// VerifiedFiles of VerifiedSnapshots were read by the last full one.
 	//
 	// +optional

@@ -1,0 +1,349 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build integration
+
+package repositoryserver
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/kopia/kopia/fs"
+	"github.com/kopia/kopia/repo"
+	"github.com/kopia/kopia/repo/blob"
+	"github.com/kopia/kopia/repo/blob/filesystem"
+	"github.com/kopia/kopia/repo/content"
+	"github.com/kopia/kopia/repo/manifest"
+	"github.com/kopia/kopia/repo/object"
+	"github.com/kopia/kopia/snapshot"
+	clocktesting "k8s.io/utils/clock/testing"
+
+	"github.com/kanister-kopia/kanister-kopia/agent/api"
+)
+
+// Kopia compares its clock with the times of the storage's blobs. So a folder whose days
+// go by at a test's word dates what is written to it by the same clock.
+var clocks sync.Map // func() time.Time by the folder's path
+
+func init() {
+	blob.AddSupportedStorage("filesystem", filesystem.Options{}, func(ctx context.Context, o *filesystem.Options, isCreate bool) (blob.Storage, error) {
+		st, err := filesystem.New(ctx, o, isCreate)
+		if now, ok := clocks.Load(o.Path); ok && err == nil {
+			return dated{st, now.(func() time.Time)}, nil
+		}
+		return st, err
+	})
+}
+
+type dated struct {
+	blob.Storage
+	now func() time.Time
+}
+
+func (d dated) PutBlob(ctx context.Context, id blob.ID, data blob.Bytes, opts blob.PutOptions) error {
+	opts.SetModTime = d.now()
+	return d.Storage.PutBlob(ctx, id, data, opts)
+}
+
+// datedFolder is a folder whose clock is a test's, and the repository in it, open as a
+// server has it.
+type datedFolder struct {
+	*folder
+	clock *clocktesting.FakeClock
+	rep   repo.DirectRepository
+}
+
+func newDatedFolder(t *testing.T) *datedFolder {
+	t.Helper()
+	f := &datedFolder{folder: newFolder(t, Format{}), clock: clocktesting.NewFakeClock(time.Date(2026, 11, 1, 12, 0, 0, 0, time.UTC))}
+	f.now = f.clock.Now
+	clocks.Store(f.Storage.Path, f.now)
+	f.rep = f.open()
+	f.must(seed(f.ctx, f.rep, f.now()))
+	return f
+}
+
+// later lets time go by.
+func (f *datedFolder) later(by time.Duration) {
+	f.Helper()
+	f.clock.Step(by)
+	f.must(f.rep.Refresh(f.ctx))
+}
+
+// write writes in a session of its own; a second later: what is of the same time replaces nothing.
+func (f *datedFolder) write(fn func(context.Context, repo.RepositoryWriter) error) {
+	f.Helper()
+	f.clock.Step(time.Second)
+	f.must(repo.WriteSession(f.ctx, f.rep, repo.WriteSessionOptions{}, fn))
+}
+
+// put stores an object.
+func put(ctx context.Context, w repo.RepositoryWriter, prefix content.IDPrefix, data []byte) (object.ID, error) {
+	ow := w.NewObjectWriter(ctx, object.WriterOptions{Prefix: prefix})
+	defer ow.Close()
+	if _, err := ow.Write(data); err != nil {
+		return object.EmptyID, err
+	}
+	return ow.Result()
+}
+
+// save saves a snapshot of one file of a source.
+func (f *datedFolder) save(host, path string, data []byte, why string) *snapshot.Manifest {
+	f.Helper()
+	var man *snapshot.Manifest
+	f.write(func(ctx context.Context, w repo.RepositoryWriter) error {
+		id, err := put(ctx, w, "", data)
+		if err != nil {
+			return err
+		}
+		man = f.manifest(host, path, &snapshot.DirEntry{Name: "f", Type: snapshot.EntryTypeFile, ObjectID: id, FileSize: int64(len(data))})
+		man.IncompleteReason = why
+		_, err = snapshot.SaveSnapshot(ctx, w, man)
+		return err
+	})
+	return man
+}
+
+func (f *datedFolder) manifest(host, path string, root *snapshot.DirEntry) *snapshot.Manifest {
+	at := fs.UTCTimestampFromTime(f.now())
+	return &snapshot.Manifest{
+		Source: snapshot.SourceInfo{UserName: "pvc.data", Host: host, Path: path}, StartTime: at, EndTime: at, RootEntry: root,
+	}
+}
+
+// record makes a snapshot a backup, and returns the record's id.
+func (f *datedFolder) record(id string, man *snapshot.Manifest) (record manifest.ID) {
+	f.Helper()
+	f.write(func(ctx context.Context, w repo.RepositoryWriter) (err error) {
+		record, err = w.PutManifest(ctx, map[string]string{"type": recordType, "id": id}, api.Record{
+			BackupID: id, Namespace: "shop", Pod: "db-0",
+			Snapshot: api.SnapshotResult{ID: string(man.ID), RootObject: man.RootObjectID().String()},
+		})
+		return err
+	})
+	return record
+}
+
+// maintain runs one as its pod does, an hour later.
+func (f *datedFolder) maintain(full bool) (MaintenanceResult, error) {
+	f.Helper()
+	f.later(time.Hour)
+	defer f.later(time.Hour)
+	percent := 0.0
+	if full {
+		percent = 100
+	}
+	return Maintain(f.ctx, MaintainOptions{
+		Config: f.Config, StateDir: f.TempDir(), Full: full, VerifyPercent: percent, Log: slog.New(slog.DiscardHandler), Now: f.now,
+	})
+}
+
+// there says whether a snapshot is there, and what it was made of too.
+func (f *datedFolder) there(man *snapshot.Manifest, data []byte) bool {
+	f.Helper()
+	if _, err := snapshot.LoadSnapshot(f.ctx, f.rep, man.ID); errors.Is(err, snapshot.ErrSnapshotNotFound) {
+		return false
+	} else if err != nil {
+		f.Fatal(err)
+	}
+	r, err := f.rep.OpenObject(f.ctx, man.RootObjectID())
+	f.must(err)
+	defer r.Close()
+	if raw, err := io.ReadAll(r); err != nil || !bytes.Equal(raw, data) {
+		f.Errorf("%d bytes of %q came back, want %d: %v", len(raw), man.Source.Path, len(data), err)
+	}
+	return true
+}
+
+func noise(seed byte, size int) []byte {
+	data := make([]byte, size)
+	_, _ = rand.NewChaCha8([32]byte{seed}).Read(data)
+	return data
+}
+
+// The space of a deleted backup, and of one that never became one, is given back some days
+// later, and all others are as they were.
+func TestIntegrationMaintainFreesSpace(t *testing.T) {
+	t.Parallel()
+	f := newDatedFolder(t)
+	// Kopia fills packs of 20 MiB. What is in one that it takes for full comes back when nobody
+	// needs any of it; smaller ones are put together first, with what is deleted.
+	const pack = 20 << 20
+	kept, deleted, forgotten := noise(1, 1<<20), noise(2, pack+1<<20), noise(3, pack+1<<20)
+	backup, gone := f.save(namespace, "/kept", kept, ""), f.save(namespace, "/deleted", deleted, "")
+	f.record("kept", backup)
+	record := f.record("deleted", gone)
+	unrecorded := f.save(namespace, "/forgotten", forgotten, "")
+	f.later(2 * day)
+	f.write(func(ctx context.Context, w repo.RepositoryWriter) error {
+		return errors.Join(w.DeleteManifest(ctx, gone.ID), w.DeleteManifest(ctx, record))
+	})
+	began, err := storedBytes(f.ctx, f.rep)
+	f.must(err)
+	left, freed, runs := began, int64(0), 0
+	for ; began-left < 2*pack && runs < 8; runs++ {
+		result, err := f.maintain(true)
+		f.must(err)
+		t.Logf("%s: %d bytes were given back, %d are left of %d", f.now(), result.FreedBytes, result.StoredBytes, began)
+		left, freed = result.StoredBytes, max(freed, result.FreedBytes)
+		if result.VerifiedSnapshots != 1 || result.VerifiedFiles != 1 {
+			t.Errorf("run %d: verified %+v", runs, result)
+		}
+		if !f.there(backup, kept) {
+			t.Fatal("the backup is gone")
+		}
+		f.later(23 * time.Hour)
+	}
+	if stored, err := storedBytes(f.ctx, f.rep); err != nil || stored != left || began-left < 2*pack || left < int64(len(kept)) || freed < pack {
+		t.Errorf("after %d runs %d bytes are left of %d (%v), and at most %d were given back; want two packs gone", runs, stored, began, err, freed)
+	}
+	for _, man := range []*snapshot.Manifest{gone, unrecorded} {
+		if _, err := f.rep.VerifyObject(f.ctx, man.RootObjectID()); err == nil {
+			t.Errorf("%q is there still", man.Source.Path)
+		}
+	}
+}
+
+// A full maintenance collects what nobody can have a use for, keeps what anybody may, and
+// keeps what somebody may be about to use: a content that no backup names yet.
+func TestIntegrationMaintainKeeps(t *testing.T) {
+	t.Parallel()
+	f := newDatedFolder(t)
+	backup := f.save(namespace, "/backup", []byte("backup"), "")
+	f.record("backup", backup)
+	nobodys := f.save(namespace, "/nobodys", []byte("nobody's"), "")
+	theirs := f.save("laptop", "/theirs", []byte("theirs"), "")
+	cut := f.save(namespace, "/cut", []byte("cut"), "checkpoint")
+	f.later(8 * day)
+	young := f.save(namespace, "/young", []byte("young"), "")
+	goesOn := f.save(namespace, "/on", []byte("goes on"), "checkpoint")
+	const text = "of a backup that still runs"
+	var unnamed object.ID
+	f.write(func(ctx context.Context, w repo.RepositoryWriter) (err error) {
+		unnamed, err = put(ctx, w, "", []byte(text))
+		return err
+	})
+
+	result, err := f.maintain(true)
+	f.must(err)
+	if result.IncompleteCollected != 1 || result.UnrecordedCollected != 1 || result.UnusableCollected != 0 || result.VerifiedSnapshots != 1 {
+		t.Errorf("%+v, want one incomplete and one unrecorded snapshot collected, and one backup verified", result)
+	}
+	for _, c := range []struct {
+		man  *snapshot.Manifest
+		data string
+		want bool
+	}{
+		{backup, "backup", true}, {young, "young", true}, {goesOn, "goes on", true}, {theirs, "theirs", true}, {nobodys, "", false}, {cut, "", false},
+	} {
+		if f.there(c.man, []byte(c.data)) != c.want {
+			t.Errorf("%s: want it there: %t", c.man.Source.Path, c.want)
+		}
+	}
+	// It becomes a backup at the last moment.
+	all, err := listSnapshots(f.ctx, f.rep)
+	f.must(err)
+	f.record("young", young)
+	if err := remove(f.ctx, f.rep, all, doomed{unusable: []manifest.ID{young.ID}}, &result); err != nil || result.UnusableCollected != 0 || !f.there(young, []byte("young")) {
+		t.Errorf("what has just become a backup: %v, %+v", err, result)
+	}
+	for what, id := range map[string]object.ID{"backup": backup.RootObjectID(), text: unnamed} {
+		// What is marked is dropped by one of the next runs.
+		contents, err := f.rep.VerifyObject(f.ctx, id)
+		f.must(err)
+		for _, id := range contents {
+			if info, err := f.rep.ContentReader().ContentInfo(f.ctx, id); err != nil || info.Deleted {
+				t.Errorf("content of %q: %v, marked for deletion: %t", what, err, info.Deleted)
+			}
+		}
+	}
+}
+
+// A snapshot that cannot be walked, whatever is wrong with it, is in nobody's way if it is no
+// backup. A backup stops the collection, by its name, and not the compaction of indexes.
+func TestIntegrationMaintainDamage(t *testing.T) {
+	t.Parallel()
+	f := newDatedFolder(t)
+	good := f.save(namespace, "/good", []byte("good"), "")
+	f.record("good", good)
+	missing, err := object.ParseID("k" + strings.Repeat("0", 32))
+	f.must(err)
+	as := func(kind string, man *snapshot.Manifest) object.ID {
+		id, err := object.ParseID(kind + man.RootObjectID().String())
+		f.must(err)
+		return id
+	}
+	directory := func(w repo.RepositoryWriter, ctx context.Context, raw string) *snapshot.DirEntry {
+		id, err := put(ctx, w, "k", []byte(raw))
+		f.must(err)
+		return &snapshot.DirEntry{Name: "d", Type: snapshot.EntryTypeDirectory, ObjectID: id}
+	}
+	entry := func(e any) string {
+		raw, err := json.Marshal(map[string]any{"stream": "kopia:directory", "entries": []any{e}})
+		f.must(err)
+		return string(raw)
+	}
+	var broken *snapshot.Manifest
+	planted := 0
+	f.write(func(ctx context.Context, w repo.RepositoryWriter) error {
+		whole := directory(w, ctx, entry(snapshot.DirEntry{Name: "f", Type: snapshot.EntryTypeFile, ObjectID: good.RootObjectID()}))
+		for path, root := range map[string]*snapshot.DirEntry{
+			"/no-root":      nil,
+			"/no-object":    {Name: "f", Type: snapshot.EntryTypeFile},
+			"/missing":      {Name: "d", Type: snapshot.EntryTypeDirectory, ObjectID: missing},
+			"/no-directory": directory(w, ctx, `{"stream":"other"}`),
+			"/noise":        directory(w, ctx, "noise"),
+			"/null":         directory(w, ctx, entry(nil)),
+			"/no-file":      directory(w, ctx, entry(snapshot.DirEntry{Name: "f", Type: snapshot.EntryTypeFile, ObjectID: missing})),
+			"/deeper":       directory(w, ctx, entry(directory(w, ctx, entry(nil)))),
+			"/by-itself":    {Name: "f", Type: snapshot.EntryTypeFile, ObjectID: as("Z", good)},
+			"/no-index":     {Name: "f", Type: snapshot.EntryTypeFile, ObjectID: as("I", good)},
+			"/whole":        whole,
+		} {
+			man := f.manifest(namespace, path, root)
+			if _, err := snapshot.SaveSnapshot(ctx, w, man); err != nil {
+				return err
+			}
+			if path != "/whole" {
+				planted++
+			}
+		}
+		for _, payload := range []any{nil, "text", []int{1}, map[string]int{"startTime": 1}} {
+			if _, err := w.PutManifest(ctx, map[string]string{"type": "snapshot", "username": "pvc.data", "hostname": namespace, "path": "/payload"}, payload); err != nil {
+				return err
+			}
+			planted++
+		}
+		broken = f.manifest(namespace, "/broken", directory(w, ctx, entry(snapshot.DirEntry{Name: "lost", Type: snapshot.EntryTypeFile, ObjectID: missing})))
+		_, err := snapshot.SaveSnapshot(ctx, w, broken)
+		return err
+	})
+	record := f.record("broken", broken)
+
+	if _, err := f.maintain(true); err == nil || !strings.Contains(err.Error(), "backup broken (of db-0 in namespace shop)") || !strings.Contains(err.Error(), "delete") || strings.Contains(err.Error(), "backup good") {
+		t.Errorf("with a damaged backup: %v, want its name and what to do", err)
+	}
+	if _, err := f.maintain(false); err != nil {
+		t.Errorf("the indexes of a repository with a damaged backup: %v", err)
+	}
+	f.write(func(ctx context.Context, w repo.RepositoryWriter) error {
+		return errors.Join(w.DeleteManifest(ctx, broken.ID), w.DeleteManifest(ctx, record))
+	})
+	if result, err := f.maintain(true); err != nil || result.UnusableCollected != 0 || result.VerifiedSnapshots != 1 {
+		t.Errorf("without it: %+v, %v", result, err)
+	}
+	left, err := listSnapshots(f.ctx, f.rep)
+	f.must(err)
+	if len(left) != 3 { // the canary, the good one and the whole one
+		t.Errorf("%d snapshots are left of %d planted and 3: %+v", len(left), planted, left)
+	}
+}
