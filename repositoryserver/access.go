@@ -60,13 +60,17 @@ func rules() []rule {
 }
 
 // seedManifests writes rules, retention, maintenance owner and canary, and removes
-// every rule and account that is not ours.
+// every rule and account that is not ours, and all notification profiles.
 func seedManifests(ctx context.Context, w repo.RepositoryWriter, now time.Time) error {
 	if err := seedRules(ctx, w); err != nil {
 		return err
 	}
 	// Accounts would be another way in than our front's.
 	if err := deleteAll(ctx, w, "user"); err != nil {
+		return err
+	}
+	// Whom the owner told his news to is nobody for applications to speak to.
+	if err := deleteAll(ctx, w, "notificationProfile"); err != nil {
 		return err
 	}
 	if err := seedRetention(ctx, w); err != nil {

@@ -362,6 +362,50 @@ type fault struct {
 	op     api.Operation // how it ended
 }
 
+// The storage goes away in the middle of a backup or of a restore, and stays away: the
+// operation fails and says why, and saves nothing. Once it is back, the next ones are exact.
+func TestIntegrationStorageOutage(t *testing.T) {
+	t.Parallel()
+	for _, kind := range []api.Kind{api.KindSnapshot, api.KindRestore} {
+		t.Run(string(kind), func(t *testing.T) {
+			t.Parallel() // Kopia tries for long
+			w := newWorld(t)
+			link := testenv.StartProxy(t, w.s3.Endpoint)
+			w.config.Storage.Endpoint = link.Address
+			tr := newTrial(w)
+			want := tr.change(1)
+			record := tr.next()
+			saved := tr.saved()
+			var req api.StartRequest
+			if kind == api.KindSnapshot {
+				want, req = tr.change(2), tr.snapshot("struck")
+			} else {
+				req = tr.restoreTo("struck", record, "/there")
+			}
+			tr.held(tr.agent, link, noise/2, req)
+			w.s3.Gateway.Kill()
+			link.Heal()
+			if op := tr.ended(tr.agent, req.ID); !failedWith(op, api.CodeStorage) || !strings.Contains(op.Failure.Title, link.Address) || op.Failure.Hint == "" {
+				t.Errorf("without storage it ended as %s, want %s, the address that does not answer, and what to do", told(op), api.CodeStorage)
+			} else {
+				tr.noSecrets("the failure", []byte(op.Failure.Error()))
+			}
+			w.s3.Gateway = w.s3.Gateway.Again(w)
+			testenv.Eventually(w, 3*time.Minute, "the storage is back", func() bool {
+				conn, err := net.Dial("tcp", w.s3.Endpoint)
+				if err == nil {
+					conn.Close()
+				}
+				return err == nil
+			})
+			if now := tr.saved(); now != saved {
+				t.Errorf("%d snapshots are saved, there were %d", now, saved)
+			}
+			tr.exact(want, "after", tr.next(), "/there")
+		})
+	}
+}
+
 // A cut of half a minute is waited out. One that is longer than an operation may
 // stand still is told as such, and so is one that was there before it began.
 func TestIntegrationNetworkCut(t *testing.T) {

@@ -9,20 +9,30 @@ import (
 	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
+	"io"
 	"maps"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/kopia/kopia/fs"
+	"github.com/kopia/kopia/notification"
+	"github.com/kopia/kopia/notification/notifydata"
+	"github.com/kopia/kopia/notification/notifyprofile"
+	"github.com/kopia/kopia/notification/notifytemplate"
+	"github.com/kopia/kopia/notification/sender"
+	"github.com/kopia/kopia/notification/sender/webhook"
 	"github.com/kopia/kopia/repo"
 	"github.com/kopia/kopia/repo/blob/s3"
 	"github.com/kopia/kopia/repo/content"
@@ -194,14 +204,39 @@ func TestIntegrationUsersAreConfined(t *testing.T) {
 	if _, err := snapshot.LoadSnapshot(ctx, rep, theirs); err == nil {
 		t.Error("it reads another user's snapshot")
 	}
-	readable := map[string]bool{"snapshot": true}
-	for id, kind := range before {
-		var any map[string]any
-		if _, err := rep.GetManifest(ctx, id, &any); err == nil && !readable[kind] {
-			t.Errorf("it reads a manifest of type %s", kind)
+	victim := map[string]string{"username": "pvc.data", "hostname": host, "path": "/"}
+	// Each of these is there, and its own snapshots are all that it sees.
+	own := map[manifest.ID]bool{}
+	for name, labels := range map[string]map[string]string{
+		"all": nil, "snapshots": {"type": snapshot.ManifestType},
+		"another user's snapshots": {"type": snapshot.ManifestType, "username": victim["username"], "hostname": victim["hostname"]},
+		"the canary":               {"type": snapshot.ManifestType, "username": "canary", "hostname": "system"},
+		"records":                  {"type": "kanister-backup"}, "rules": {"type": "acl"}, "policies": {"type": "policy"},
+		"maintenance": {"type": "maintenance"}, "accounts": {"type": "user"}, "notifications": {"type": "notificationProfile"},
+	} {
+		if kind := labels["type"]; kind != "" && kind != "user" && kind != "notificationProfile" && !slices.Contains(slices.Collect(maps.Values(before)), kind) {
+			t.Errorf("%s: there are none, nothing was tested", name)
+		}
+		listed, err := rep.FindManifests(ctx, labels)
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		for _, m := range listed {
+			if m.Labels["type"] != snapshot.ManifestType || m.Labels["username"] != self.UserName || m.Labels["hostname"] != self.Host {
+				t.Errorf("%s: it is shown a manifest of %v", name, m.Labels)
+			}
+			own[m.ID] = true
 		}
 	}
-	victim := map[string]string{"username": "pvc.data", "hostname": host, "path": "/"}
+	if len(own) != many+2 || !own[mine] || own[theirs] {
+		t.Errorf("it is shown %d manifests, want its own %d", len(own), many+2)
+	}
+	for id, kind := range before {
+		var any map[string]any
+		if _, err := rep.GetManifest(ctx, id, &any); (err == nil) != own[id] {
+			t.Errorf("it reads a manifest of type %s (its own: %t): %v", kind, own[id], err)
+		}
+	}
 	for name, labels := range map[string]map[string]string{
 		"rule": {"type": "acl"}, "policy": {"type": "policy", "policyType": "global"}, "account": {"type": "user", "username": "pvc.data@" + host},
 		"maintenance": {"type": "maintenance"}, "record": {"type": "kanister-backup", "id": "x"}, "unknown": {"type": "other"},
@@ -210,6 +245,8 @@ func TestIntegrationUsersAreConfined(t *testing.T) {
 		"own rule":                 {"type": "acl", "username": self.UserName, "hostname": self.Host},
 		"own policy":               {"type": "policy", "policyType": "global", "username": self.UserName, "hostname": self.Host},
 		"own account":              {"type": "user", "username": self.UserName + "@" + self.Host, "hostname": self.Host},
+		"own maintenance":          {"type": "maintenance", "username": self.UserName, "hostname": self.Host},
+		"own notification":         {"type": "notificationProfile", "profile": "x", "username": self.UserName, "hostname": self.Host},
 		"own record": {
 			"type": "kanister-backup", "username": self.UserName, "hostname": self.Host, "path": "/",
 			"id": record.BackupID, "tag": record.BackupTag, "key": record.KeyID,
@@ -311,6 +348,138 @@ func (w *world) plantedIsInNobodysWay(s *server, c *api.Credentials, rep repo.Re
 		if after[id] != "" {
 			w.Errorf("%s is there still", name)
 		}
+	}
+}
+
+// Whatever a program of its own says in Kopia's protocol, a session writes contents of
+// files and folders, and none that could pass for a manifest.
+func TestIntegrationUsersWriteNoManifestContents(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	s := w.serve()
+	const (
+		initialize = 10 // the requests' numbers, and those of the answers
+		content    = 13
+		denied     = 5 // a code of an error
+	)
+	session := w.protocol(w.session(s, "hostile", "pvc.data"))
+	if kind, _ := session(initialize); kind != initialize {
+		t.Fatalf("the session began with %d", kind)
+	}
+	for prefix, allowed := range map[string]bool{"": true, "k": true, "m": false, "mm": false} {
+		kind, code := session(content, protoText(1, prefix)+protoText(2, "content of "+prefix))
+		if kind == content && allowed || kind == protoError && code == denied && !allowed {
+			continue
+		}
+		t.Errorf("a content with the prefix %q is answered with %d (%d), want it written: %t", prefix, kind, code, allowed)
+	}
+}
+
+// protoError is the number of an answer that is an error.
+const protoError = 2
+
+// protocol speaks Kopia's own protocol, byte by byte: its library is too polite. Each call
+// is a request of a kind, and returns the kind of the answer, and an error's code.
+func (w *world) protocol(c *api.Credentials) func(kind int, body ...string) (int, int) {
+	w.Helper()
+	transport := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, ForceAttemptHTTP2: true}
+	body, requests := io.Pipe()
+	req, err := http.NewRequestWithContext(w.context(), http.MethodPost, c.URL+"/kopia_repository.KopiaRepository/Session", body)
+	w.must(err)
+	for name, value := range map[string]string{
+		"Content-Type": "application/grpc", "Te": "trailers",
+		"Kopia-Username": c.Username, "Kopia-Hostname": c.Hostname, "Kopia-Password": c.Password,
+	} {
+		req.Header.Set(name, value)
+	}
+	answers := make(chan *http.Response, 1)
+	go func() {
+		resp, err := transport.RoundTrip(req)
+		if err != nil {
+			w.Error(err)
+			_ = body.CloseWithError(err)
+		}
+		answers <- resp
+	}()
+	var resp *http.Response
+	w.Cleanup(func() {
+		requests.Close()
+		if resp != nil {
+			resp.Body.Close()
+		}
+		transport.CloseIdleConnections()
+	})
+	return func(kind int, parts ...string) (int, int) {
+		w.Helper()
+		message := protoText(kind, strings.Join(parts, ""))
+		_, err := requests.Write(append(binary.BigEndian.AppendUint32([]byte{0}, uint32(len(message))), message...))
+		w.must(err)
+		if resp == nil {
+			if resp = <-answers; resp == nil {
+				w.FailNow()
+			}
+		}
+		header := make([]byte, 5)
+		_, err = io.ReadFull(resp.Body, header)
+		w.must(err)
+		answer := make([]byte, binary.BigEndian.Uint32(header[1:]))
+		_, err = io.ReadFull(resp.Body, answer)
+		w.must(err)
+		number, inner := protoLast(answer)
+		code := 0
+		if number == protoError && len(inner) > 1 && inner[0] == 1<<3 {
+			code = int(inner[1])
+		}
+		return number, code
+	}
+}
+
+// protoText is a field of Protocol Buffers: a text, or a message.
+func protoText(number int, value string) string {
+	b := binary.AppendUvarint(nil, uint64(number)<<3|2)
+	return string(binary.AppendUvarint(b, uint64(len(value)))) + value
+}
+
+// protoLast is the last field of a message that is a text or a message.
+func protoLast(b []byte) (number int, value []byte) {
+	for len(b) > 0 {
+		tag, n := binary.Uvarint(b)
+		length, m := binary.Uvarint(b[n:])
+		b = b[n+m:]
+		if tag&7 == 2 {
+			number, value, b = int(tag>>3), b[:length], b[length:]
+		}
+	}
+	return number, value
+}
+
+// Whom a repository's owner once told his news to hears nothing that an application says.
+func TestIntegrationUsersNotifyNobody(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	var heard atomic.Int64
+	people := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { heard.Add(1) }))
+	defer people.Close()
+	w.serve().Kill()
+	stored := w.atStorage()
+	w.must(write(w.context(), stored, func(ctx context.Context, rw repo.RepositoryWriter) error {
+		return notifyprofile.SaveProfile(ctx, rw, notifyprofile.Config{
+			ProfileName: "people", MinSeverity: notification.SeverityVerbose,
+			MethodConfig: sender.MethodConfig{Type: webhook.ProviderType, Config: &webhook.Options{
+				Endpoint: people.URL, Method: http.MethodPost, Format: sender.FormatPlainText,
+			}},
+		})
+	}))
+	w.must(stored.Close(w.context()))
+	s := w.serve()
+	rep, ok := w.kopia(w.session(s, "hostile", "pvc.data")).(repo.RemoteNotifications)
+	if !ok {
+		t.Fatal("the connection knows no notices: nothing was tested")
+	}
+	// It returns when whoever should hear has heard.
+	err := rep.SendNotification(w.context(), notifytemplate.TestNotification, []byte("{}"), notifydata.EmptyEventData{}.EventArgsType(), int32(notification.SeverityError))
+	if n := heard.Load(); n > 0 {
+		t.Errorf("%d notices were sent (%v)", n, err)
 	}
 }
 

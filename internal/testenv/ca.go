@@ -81,13 +81,39 @@ func (ca *CA) Issue(t testing.TB, l Leaf) (certPEM, keyPEM []byte) {
 		pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER})
 }
 
-// IssueTo writes tls.crt and tls.key into a folder.
+// IssueTo writes tls.crt and tls.key into a folder, as a kubelet does.
 func (ca *CA) IssueTo(t testing.TB, dir string, l Leaf) {
 	t.Helper()
 	cert, key := ca.Issue(t, l)
+	Project(t, dir, map[string][]byte{"tls.crt": cert, "tls.key": key})
+}
+
+// Project shows files in a folder as a kubelet does those of a Secret or a ConfigMap: each
+// is a link into ..data, a link to a folder that is another one with each change, so that
+// all of them change at once, and no file is ever written to again.
+func Project(t testing.TB, dir string, files map[string][]byte) {
+	t.Helper()
 	must(t, os.MkdirAll(dir, 0o755))
-	must(t, os.WriteFile(filepath.Join(dir, "tls.crt"), cert, 0o600))
-	must(t, os.WriteFile(filepath.Join(dir, "tls.key"), key, 0o600))
+	data, next := filepath.Join(dir, "..data"), filepath.Join(dir, "..data_tmp")
+	old, _ := os.Readlink(data)
+	now, err := os.MkdirTemp(dir, "..")
+	must(t, err)
+	must(t, os.Chmod(now, 0o755))
+	for name, content := range files {
+		must(t, os.WriteFile(filepath.Join(now, name), content, 0o600))
+	}
+	must(t, os.Symlink(filepath.Base(now), next))
+	must(t, os.Rename(next, data))
+	for name := range files {
+		link, file := filepath.Join("..data", name), filepath.Join(dir, name)
+		if to, _ := os.Readlink(file); to != link {
+			must(t, os.RemoveAll(file)) // a test's own
+			must(t, os.Symlink(link, file))
+		}
+	}
+	if old != "" {
+		must(t, os.RemoveAll(filepath.Join(dir, old)))
+	}
 }
 
 // Certificate makes a client certificate for a Go client.

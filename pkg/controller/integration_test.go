@@ -5,9 +5,12 @@
 package controller_test
 
 import (
+	"bytes"
 	"crypto/x509"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
@@ -18,7 +21,9 @@ import (
 	"time"
 
 	admissionregistrationv1 "k8s.io/api/admissionregistration/v1"
+	authorizationv1 "k8s.io/api/authorization/v1"
 	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -56,6 +61,69 @@ func objects(t testing.TB, name string) []*unstructured.Unstructured {
 		}
 		if u.Object != nil {
 			out = append(out, u)
+		}
+	}
+}
+
+// kustomized are the objects of a folder of manifests/, as kubectl renders it.
+func kustomized(t testing.TB, folder string) (out []*unstructured.Unstructured) {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), testenv.Tool(t, "kubectl"), "kustomize", filepath.Join(testenv.Root(t), "manifests", folder))
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	raw, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("render %q: %v: %s", folder, err, &stderr)
+	}
+	for decoder := yaml.NewYAMLOrJSONDecoder(bytes.NewReader(raw), 4096); ; {
+		u := &unstructured.Unstructured{}
+		if err := decoder.Decode(&u.Object); errors.Is(err, io.EOF) {
+			return out
+		} else if err != nil {
+			t.Fatalf("render %q: %v", folder, err)
+		}
+		out = append(out, u)
+	}
+}
+
+// TestIntegrationClusterWide: the overlay goes on top of manifests/ and gives the controller
+// the rights of the data functions in all namespaces, those of no other role.
+func TestIntegrationClusterWide(t *testing.T) {
+	c, err := client.New(testenv.StartAPIServer(t), client.Options{})
+	must(t, err)
+	ctx := t.Context()
+	must(t, c.Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: names.ControlPlaneNamespace}}))
+	for _, o := range kustomized(t, "") {
+		if o.GroupVersionKind().Group == rbacv1.GroupName || o.GetKind() == "ServiceAccount" {
+			must(t, c.Create(ctx, o))
+		}
+	}
+	may := func(verb, group, resource, subresource string) bool {
+		t.Helper()
+		review := &authorizationv1.SubjectAccessReview{Spec: authorizationv1.SubjectAccessReviewSpec{
+			User: "system:serviceaccount:" + names.ControlPlaneNamespace + ":kanister-kopia-controller",
+			ResourceAttributes: &authorizationv1.ResourceAttributes{
+				Namespace: "anywhere", Verb: verb, Group: group, Resource: resource, Subresource: subresource,
+			},
+		}}
+		must(t, c.Create(ctx, review))
+		return review.Status.Allowed
+	}
+	for _, bound := range []bool{false, true} {
+		if bound {
+			for _, o := range kustomized(t, "overlays/cluster-wide") {
+				must(t, c.Create(ctx, o))
+			}
+		}
+		for _, r := range [][4]string{{"create", "", "pods"}, {"create", "", "pods", "portforward"}, {"get", "apps", "statefulsets"}} {
+			testenv.Eventually(t, time.Minute, fmt.Sprintf("with the overlay (%t), the right to %s is %t", bound, r, bound), func() bool {
+				return may(r[0], r[1], r[2], r[3]) == bound
+			})
+		}
+		for _, r := range [][4]string{{"get", "", "secrets"}, {"create", "", "pods", "exec"}, {"update", "apps", "statefulsets", "scale"}} {
+			if may(r[0], r[1], r[2], r[3]) {
+				t.Errorf("with the overlay (%t), it may %s", bound, r)
+			}
 		}
 	}
 }

@@ -8,8 +8,10 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"regexp"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -56,9 +58,29 @@ type kept struct {
 	tree string
 }
 
+// causes are what a failure may say while servers, controllers and the storage are killed:
+// what was gone, or what to do.
+var causes = regexp.MustCompile(strings.Join([]string{
+	`the storage has not answered since \S+: .+`,
+	`look at the storage of the repository`,
+	`the storage refuses us: .+`,
+	`look at its NetworkPolicies and at the repository server`,
+	`look at the repository server's log`,
+	`the operation's password is not, or no longer, valid for this server`,
+	`no operation is going on with this user and password`,
+	`start repository server \S+: .+`,
+	`reach repository server \S+: .+`,
+	`at repository server \S+: .+`,
+	`its pod is being replaced: run the action again`,
+	`reach the agent in container \S+ of pod \S+: .+`,
+}, "|"))
+
+// bare are ends of a text that tell nobody anything, whatever is before them.
+var bare = regexp.MustCompile(`(?i)(^|[: ])(EOF|context (canceled|deadline exceeded)|internal( error)?|unknown( error)?)\W*$`)
+
 // Servers start and stop on demand for namespaces that all work at once, while what
-// they depend on is killed at random. A backup may fail; one that was reported as done
-// comes back entry by entry, and in the end nothing runs and nothing is held.
+// they depend on is killed at random. A backup may fail, and says why; one that was reported
+// as done comes back entry by entry, and in the end nothing runs and nothing is held.
 var _ = Describe("repositories of many namespaces under load", Ordered, Label("soak"), func() {
 	var apps []*application
 	var random *rand.Rand
@@ -133,6 +155,12 @@ var _ = Describe("repositories of many namespaces under load", Ordered, Label("s
 		for _, v := range victims {
 			Expect(killed).To(HaveKey(v.name), "no %s was killed", v.name)
 		}
+		Expect(done).To(BeNumerically(">=", ownRepositories), "backups done although something was killed all the time")
+		for _, a := range apps {
+			for _, reason := range a.failed {
+				Expect(reason).To(And(MatchRegexp(causes.String()), Not(MatchRegexp(bare.String()))), "a backup of %s", a.namespace)
+			}
+		}
 	}, SpecTimeout(killingTime+long))
 
 	It("works again as soon as nothing is killed any more", func(ctx SpecContext) {
@@ -180,6 +208,9 @@ var _ = Describe("repositories of many namespaces under load", Ordered, Label("s
 				var pods corev1.PodList
 				g.Expect(cluster.List(ctx, &pods, client.InNamespace(a.namespace))).To(Succeed())
 				g.Expect(pods.Items).To(HaveLen(1), "besides the application in %s", a.namespace)
+				for _, op := range operationsIn(ctx, a.namespace, "app") {
+					g.Expect(op.State.Done()).To(BeTrue(), "operation %s of %s is %s", op.ID, a.namespace, op.State)
+				}
 			}).WithContext(ctx).WithTimeout(short).WithPolling(time.Second).Should(Succeed())
 		})
 		for _, name := range []string{ownNamespace(0), sharer(0)} {
@@ -194,29 +225,60 @@ var _ = Describe("repositories of many namespaces under load", Ordered, Label("s
 type victim struct {
 	name, namespace string
 	labels          client.MatchingLabels
+	// lease is held by the one that works, if the others only wait for their turn.
+	lease string
 }
 
 // victims, servers more often than the rest: there are more of them.
 var victims = func() []victim {
-	server := victim{"server", names.ControlPlaneNamespace, client.MatchingLabels{names.ComponentLabel: "repository-server"}}
+	server := victim{name: "server", namespace: names.ControlPlaneNamespace, labels: client.MatchingLabels{names.ComponentLabel: "repository-server"}}
 	return []victim{
 		server, server, server,
-		{"controller", names.ControlPlaneNamespace, client.MatchingLabels{"app.kubernetes.io/name": "kanister-kopia-controller"}},
-		{"storage", scenario.S3Namespace, client.MatchingLabels{"app": "s3"}},
+		{
+			"controller", names.ControlPlaneNamespace, client.MatchingLabels{"app.kubernetes.io/name": "kanister-kopia-controller"},
+			"kanister-kopia-controller",
+		},
+		{name: "storage", namespace: scenario.S3Namespace, labels: client.MatchingLabels{"app": "s3"}},
 	}
 }()
 
-// killOne removes one of them by force; false if there is none now.
+// killOne removes one of them by force, and waits for one that works. It returns false if
+// there is none now, or none before ctx is over.
 func killOne(ctx context.Context, random *rand.Rand, v victim) bool {
 	GinkgoHelper()
-	var pods corev1.PodList
-	Expect(cluster.List(ctx, &pods, client.InNamespace(v.namespace), v.labels)).To(Succeed())
-	if len(pods.Items) == 0 {
-		return false
+	for {
+		pods, err := v.candidates(ctx)
+		if ctx.Err() != nil {
+			return false
+		}
+		Expect(err).NotTo(HaveOccurred())
+		switch {
+		case len(pods) > 0:
+			pod := &pods[random.IntN(len(pods))]
+			Expect(client.IgnoreNotFound(cluster.Delete(context.WithoutCancel(ctx), pod, client.GracePeriodSeconds(0)))).To(Succeed())
+			return true
+		case v.lease == "" || pause.For(ctx, 200*time.Millisecond) != nil:
+			return false
+		}
 	}
-	pod := &pods.Items[random.IntN(len(pods.Items))]
-	Expect(client.IgnoreNotFound(cluster.Delete(ctx, pod, client.GracePeriodSeconds(0)))).To(Succeed())
-	return true
+}
+
+// candidates are the pods whose end is felt.
+func (v victim) candidates(ctx context.Context) ([]corev1.Pod, error) {
+	var pods corev1.PodList
+	if err := cluster.List(ctx, &pods, client.InNamespace(v.namespace), v.labels); err != nil || v.lease == "" {
+		return pods.Items, err
+	}
+	var lease coordinationv1.Lease
+	if err := cluster.Get(ctx, client.ObjectKey{Namespace: v.namespace, Name: v.lease}, &lease); err != nil {
+		return nil, err
+	}
+	if lease.Spec.HolderIdentity == nil {
+		return nil, nil
+	}
+	// A pod's name and a number of the process.
+	holder, _, _ := strings.Cut(*lease.Spec.HolderIdentity, "_")
+	return slices.DeleteFunc(pods.Items, func(p corev1.Pod) bool { return p.Name != holder }), nil
 }
 
 // start makes the namespace anew, with a pod that has an agent.

@@ -6,6 +6,7 @@ package e2e
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"strings"
 	"time"
@@ -228,18 +229,32 @@ func secretsOf(ctx context.Context) map[string]string {
 		if err := cluster.Get(ctx, client.ObjectKey{Namespace: r.Namespace, Name: r.Name + "-password"}, &s); err == nil {
 			planted["the password of repository "+r.Name] = string(s.Data["password"])
 		}
+		// One that was derived from an encryptionKey, or is an external server's user's.
+		if err := cluster.Get(ctx, client.ObjectKey{Namespace: r.Namespace, Name: r.Name + "-config"}, &s); err == nil {
+			var config struct {
+				Password string
+				External struct{ Password string }
+			}
+			Expect(json.Unmarshal(s.Data["config.json"], &config)).To(Succeed())
+			for _, password := range []string{config.Password, config.External.Password} {
+				if password != "" {
+					planted["a password in the configuration of "+r.Name] = password
+				}
+			}
+		}
 	}
 	return planted
 }
 
 // visible is what people and neighbours see of an application and of the control
-// plane: objects, logs and process lists.
+// plane: objects, with their conditions and Events, logs and process lists.
 func visible(ctx context.Context, application string) map[string]string {
 	GinkgoHelper()
 	out := map[string]string{}
 	for _, args := range []string{
 		"get pods,statefulsets,configmaps,events,persistentvolumeclaims -o yaml -n " + application,
-		"get actionsets,blueprints,profiles,repositoryservers,events,pods,deployments,configmaps -n kanister-kopia -o yaml",
+		"get actionsets,blueprints,profiles,repositoryservers,pods,deployments,configmaps,leases,certificates -n kanister-kopia -o yaml",
+		"get events.v1.,events.v1.events.k8s.io -A -o yaml",
 	} {
 		text, err := cluster.Kubectl(ctx, strings.Fields(args)...)
 		Expect(err).NotTo(HaveOccurred())
@@ -254,10 +269,24 @@ func visible(ctx context.Context, application string) map[string]string {
 			out[fmt.Sprintf("the log of %s/%s", namespace, pod.Name)] = text
 		}
 	}
-	arguments, err := cluster.OnNode(ctx, `cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\0' ' ' || true`)
+	processes := processes(ctx)
+	Expect(processes).To(ContainSubstring("repository-server"), "the list of processes has ours")
+	Expect(processes).To(ContainSubstring("GOMEMLIMIT="), "the list of processes has their environments")
+	out["an argument list or an environment on the node"] = processes
+	return out
+}
+
+// processes are the arguments and the environments of all on the node, but for the S3
+// gateway's, which has its own keys from there.
+func processes(ctx context.Context) string {
+	GinkgoHelper()
+	out, err := cluster.OnNode(ctx, `exec 2> /dev/null; bash -c '
+		for p in /proc/[0-9]*; do
+			mapfile -d "" -n 1 args < $p/cmdline
+			[[ "${args[0]}" == *versitygw ]] || files+=($p/cmdline $p/environ)
+		done
+		cat "${files[@]}"' | tr '\0' '\n' || true`)
 	Expect(err).NotTo(HaveOccurred())
-	Expect(arguments).To(ContainSubstring("repository-server"), "the list of processes has ours")
-	out["an argument list on the node"] = arguments
 	return out
 }
 
