@@ -74,7 +74,8 @@ func classify(ctx context.Context, err error, server string) (api.Code, string) 
 		return api.CodeAccessDenied, "the operation's password is not, or no longer, valid for this server"
 	case errors.Is(err, io.EOF) || has("connection refused", "no such host", "i/o timeout", "no route to host", "deadlineexceeded",
 		"deadline exceeded", "unavailable", "connection reset", "rst_stream", "eof", "no answer within", "despite"):
-		return api.CodeServerUnreachable, "the namespace needs egress to " + hostOf(server) + " and to DNS; look at its NetworkPolicies and at the repository server"
+		return api.CodeServerUnreachable, "the namespace needs egress to " + hostOf(server) +
+			" and to DNS: if its NetworkPolicies deny that, add manifests/samples/network/egress.yaml; else look at the repository server"
 	case errors.As(err, &connect):
 		return api.CodeServerUnreachable, "look at the repository server's log"
 	default:

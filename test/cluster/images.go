@@ -131,6 +131,21 @@ func (e *env) kubernetesImages(ctx context.Context) ([]string, error) {
 	return names, nil
 }
 
+// policiesImage enforces NetworkPolicies on a node that we built.
+func (e *env) policiesImage(ctx context.Context) (string, error) {
+	dir, err := e.bin(ctx, policies)
+	if err != nil {
+		return "", err
+	}
+	// It starts with iptables and nft, as kube-proxy does.
+	name := registry + "network-policies:dev"
+	return name, e.image(ctx, imageSpec{
+		name:       name,
+		dockerfile: "FROM " + registry + "node-base:dev\nENTRYPOINT []\nSTOPSIGNAL SIGTERM\nCOPY kube-network-policies /usr/local/bin/\n",
+		files:      map[string]string{"kube-network-policies": filepath.Join(dir, "cmd")},
+	})
+}
+
 // extraImages are what the cluster offers beside Kubernetes; they are loaded into
 // any node, ours or kind's.
 func (e *env) extraImages(ctx context.Context) ([]string, error) {

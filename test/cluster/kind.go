@@ -29,8 +29,7 @@ func (e *env) up(ctx context.Context) error {
 		return err
 	}
 	image := e.pulledNode(ctx)
-	pulled := image != ""
-	if !pulled {
+	if image == "" {
 		var err error
 		if image, err = e.builtNode(ctx); err != nil {
 			return err
@@ -40,7 +39,7 @@ func (e *env) up(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	config := kindConfig(pulled, cgroupV1())
+	config := kindConfig(cgroupV1())
 	imageID, err := e.docker(ctx, cmd{}, "image", "inspect", "--format", "{{.Id}}", image)
 	if err != nil {
 		return err
@@ -63,13 +62,9 @@ func (e *env) up(ctx context.Context) error {
 }
 
 // kindConfig is the cluster's configuration for kind.
-func kindConfig(pulled, cgroupV1 bool) string {
+func kindConfig(cgroupV1 bool) string {
 	var b strings.Builder
 	b.WriteString("kind: Cluster\napiVersion: kind.x-k8s.io/v1alpha4\nname: " + clusterName + "\n")
-	if !pulled {
-		// Our node image has a bridge instead of kindnet; NetworkPolicy is not enforced.
-		b.WriteString("networking:\n  disableDefaultCNI: true\n  podSubnet: 10.244.0.0/24\n")
-	}
 	b.WriteString("nodes:\n- role: control-plane\n")
 	if cgroupV1 {
 		b.WriteString("kubeadmConfigPatches:\n- |\n  kind: KubeletConfiguration\n  failCgroupV1: false\n")
@@ -114,6 +109,10 @@ func (e *env) ensureCluster(ctx context.Context, image, config, key string) erro
 	}
 	// kind's own --wait only warns.
 	if _, err := e.kubectl(ctx, "wait", "--for=condition=Ready", "node", "--all", "--timeout=3m"); err != nil {
+		return err
+	}
+	// Who enforces NetworkPolicies is one of them: kindnet, or what our node has instead.
+	if _, err := e.kubectl(ctx, "rollout", "status", "daemonset", "-n", "kube-system", "--timeout=3m"); err != nil {
 		return err
 	}
 	_, err = e.docker(ctx, cmd{stdin: strings.NewReader(key)}, "exec", "-i", nodeName, "sh", "-c", "cat > "+completeFile)

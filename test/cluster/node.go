@@ -88,6 +88,11 @@ func (e *env) builtNode(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	policies, err := e.policiesImage(ctx)
+	if err != nil {
+		return "", err
+	}
+	images = append(images, policies)
 	key, err := e.nodeKey(ctx, images, k8s, runtime)
 	if err != nil {
 		return "", err
@@ -104,7 +109,7 @@ func (e *env) builtNode(ctx context.Context) (string, error) {
 }
 
 // assembly is the version of what assembleNode does.
-const assembly = "1"
+const assembly = "2"
 
 func (e *env) nodeKey(ctx context.Context, images []string, folders ...string) (string, error) {
 	texts := []string{assembly}
@@ -150,8 +155,8 @@ func (e *env) assembleNode(ctx context.Context, key string, images []string, k8s
 		}
 	}
 	for path, file := range map[string]string{
-		"/etc/cni/net.d/10-bridge.conflist":    "bridge.conflist",
-		"/kind/manifests/default-cni.yaml":     "none.yaml",
+		"/etc/cni/net.d/10-ptp.conflist":       "ptp.conflist",
+		"/kind/manifests/default-cni.yaml":     "network-policies.yaml",
 		"/kind/manifests/default-storage.yaml": "none.yaml",
 	} {
 		content, err := os.ReadFile(filepath.Join(e.here, "manifests", "node", file))

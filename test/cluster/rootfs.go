@@ -92,7 +92,7 @@ echo ReadKMsg=no >> /etc/systemd/journald.conf
 systemctl enable kubelet.service containerd.service undo-mount-hacks.service
 systemctl mask systemd-binfmt.service
 mkdir -p /etc/kubernetes/manifests /kind/manifests /etc/cni/net.d /opt/cni/bin
-cp /usr/lib/cni/bridge /usr/lib/cni/host-local /usr/lib/cni/loopback /usr/lib/cni/portmap /opt/cni/bin/
+cp /usr/lib/cni/ptp /usr/lib/cni/host-local /usr/lib/cni/loopback /usr/lib/cni/portmap /opt/cni/bin/
 : > /etc/machine-id
 `
 

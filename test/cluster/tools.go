@@ -62,6 +62,7 @@ var (
 	versitygw   = goBuild{name: "versitygw", folder: "versitygw", packages: []string{"github.com/versity/versitygw/cmd/versitygw"}}
 	localpath   = goBuild{name: "localpath", folder: "localpath", packages: []string{"github.com/rancher/local-path-provisioner"}}
 	certmanager = goBuild{name: "certmanager", folder: "certmanager", packages: []string{"."}}
+	policies    = goBuild{name: "policies", folder: "policies", packages: []string{"sigs.k8s.io/kube-network-policies/cmd"}}
 	pause       = goBuild{name: "pause", folder: ".", packages: []string{"./pause"}}
 	runtimeShim = goBuild{name: "runtime", folder: ".", packages: []string{"./runtime"}}
 )
