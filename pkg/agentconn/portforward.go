@@ -12,6 +12,7 @@ import (
 	"net/url"
 	"strconv"
 	"sync"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/client-go/rest"
@@ -90,6 +91,10 @@ func dialStreams(ctx context.Context, dialer httpstream.Dialer) (httpstream.Conn
 	}
 }
 
+// endPatience is how long a far side may take to end one stream after the other: to say why
+// it has ended, or to end after it has said why.
+const endPatience = time.Second
+
 // conn is one forwarded connection. The streams know no deadlines, so a pipe
 // stands in front of them: what is written to and read from it obeys deadlines
 // and Close, and two goroutines carry bytes between pipe and streams until either
@@ -134,14 +139,17 @@ func newConn(ctx context.Context, upstream httpstream.Connection, port int) (*co
 			c.mu.Lock()
 			c.reason = errors.New(string(message))
 			c.mu.Unlock()
-			upstream.Close()
+			time.AfterFunc(endPatience, func() { upstream.Close() }) // with what came before
 		}
 	}()
 	go func() {
 		_, _ = io.Copy(far, data)
-		// The reason, if there is one, comes on the other stream: have it first.
-		upstream.Close()
+		// The reason, if there is one, comes on the other stream, which ends with this one: a
+		// close would lose what of it was not read yet.
+		late := time.AfterFunc(endPatience, func() { upstream.Close() })
 		<-reported
+		late.Stop()
+		upstream.Close()
 		far.Close()
 	}()
 	go func() {

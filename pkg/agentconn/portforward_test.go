@@ -29,10 +29,11 @@ func TestPortForwardBySPDY(t *testing.T) {
 		want string                                 // what is read, after "hello" is written
 		err  string                                 // the end of reading
 	}{
-		"answers and ends": {func(data, _ httpstream.Stream) {
+		"answers and ends": {func(data, failures httpstream.Stream) {
 			hello := make([]byte, len("hello"))
 			_, err := io.ReadFull(data, hello)
 			fmt.Fprint(data, "heard ", string(hello), " ", err)
+			failures.Close()
 			data.Close()
 		}, "heard hello <nil>", "EOF"},
 		"ends at once": {func(data, _ httpstream.Stream) { data.Close() }, "", "EOF"},
