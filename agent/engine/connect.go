@@ -25,11 +25,14 @@ import (
 // openTimeout bounds Kopia's own retries, which know no end.
 const openTimeout = 45 * time.Second
 
-// settleTimeout is how long a server may refuse connections: it is ready, but a new
-// Service takes a moment to reach every node and the cluster's DNS.
+// settleTimeout is how long a server may not be reached: it is ready, but a new Service
+// takes a moment to reach every node and the cluster's DNS, and until then its address may
+// lead to nobody, or to where the last server was. So no try takes longer than
+// attemptTimeout.
 const (
-	settleTimeout = 20 * time.Second
-	settlePause   = 100 * time.Millisecond
+	settleTimeout  = 20 * time.Second
+	settlePause    = 100 * time.Millisecond
+	attemptTimeout = 3 * time.Second
 )
 
 // awaitServer waits until somebody listens at the server's address, and shows a
@@ -40,40 +43,70 @@ func awaitServer(ctx context.Context, server string, protocols ...string) (*tls.
 	if err != nil {
 		return nil, fmt.Errorf("server address %q: %w", server, err)
 	}
-	settled, cancel := context.WithTimeout(ctx, settleTimeout)
+	return settle(ctx, func(ctx context.Context) (*tls.Conn, error) { return dial(ctx, u.Host, protocols) })
+}
+
+// settle dials until somebody is there.
+func settle(ctx context.Context, dial func(context.Context) (*tls.Conn, error)) (*tls.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, settleTimeout)
 	defer cancel()
 	ticker := time.NewTicker(settlePause)
 	defer ticker.Stop()
 	var last error
 	for {
-		conn, err := dial(settled, u.Host, protocols)
+		conn, err := dial(ctx)
 		if err == nil {
 			return conn, nil
 		}
-		var timeout net.Error
-		if last != nil && errors.As(err, &timeout) && timeout.Timeout() {
-			return nil, last // the dial's deadline is the wait's, and may come an instant before it
-		}
-		var dns *net.DNSError
-		if !errors.Is(err, syscall.ECONNREFUSED) && !(errors.As(err, &dns) && dns.IsNotFound) {
+		timedOut, later := unreached(err)
+		if !later {
 			return nil, err
 		}
-		last = err
+		if last == nil || !timedOut { // what it said before tells more than that it said nothing
+			last = err
+		}
 		select {
-		case <-settled.Done():
-			return nil, last
+		case <-ctx.Done():
 		case <-ticker.C:
+		}
+		if ctx.Err() != nil {
+			return nil, last
 		}
 	}
 }
 
+// unreached says of a dial's error whether another try may end otherwise.
+func unreached(err error) (timedOut, later bool) {
+	var timeout net.Error
+	var dns *net.DNSError
+	switch {
+	case errors.As(err, &dns) && dns.IsNotFound:
+		return false, true
+	case errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, syscall.EHOSTUNREACH), errors.Is(err, syscall.ENETUNREACH):
+		return false, true
+	case errors.As(err, &timeout) && timeout.Timeout():
+		return true, true
+	}
+	return false, false
+}
+
+// dial may take attemptTimeout to reach somebody, and as long as ctx to hear who that is: a
+// server that has much to do is slow to answer.
 func dial(ctx context.Context, address string, protocols []string) (*tls.Conn, error) {
-	d := tls.Dialer{Config: &tls.Config{MinVersion: tls.VersionTLS12, NextProtos: protocols}}
-	conn, err := d.DialContext(ctx, "tcp", address)
+	host, _, err := net.SplitHostPort(address)
 	if err != nil {
 		return nil, err
 	}
-	return conn.(*tls.Conn), nil
+	raw, err := (&net.Dialer{Timeout: attemptTimeout}).DialContext(ctx, "tcp", address)
+	if err != nil {
+		return nil, err
+	}
+	conn := tls.Client(raw, &tls.Config{MinVersion: tls.VersionTLS12, NextProtos: protocols, ServerName: host})
+	if err := conn.HandshakeContext(ctx); err != nil {
+		_ = raw.Close()
+		return nil, err
+	}
+	return conn, nil
 }
 
 // connection is one open repository, through its server.

@@ -6,10 +6,14 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"net"
 	"net/http/httptest"
+	"os"
+	"slices"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -44,4 +48,48 @@ func TestAwaitServer(t *testing.T) {
 	}
 	must(t, <-listening)
 	server.Close()
+}
+
+// A Service that has just got another server may lead to nobody, in whatever way, before it
+// leads there. Who answered otherwise is not asked again.
+func TestSettle(t *testing.T) {
+	wrong := errors.New("this is not the server")
+	refused, lost := fmt.Errorf("dial: %w", syscall.ECONNREFUSED), fmt.Errorf("dial: %w", os.ErrDeadlineExceeded)
+	for name, c := range map[string]struct {
+		errs  []error // of one dial after the other; then the server answers
+		want  error
+		calls int
+	}{
+		"at once":           {nil, nil, 1},
+		"refused":           {[]error{refused, refused}, nil, 3},
+		"no answer":         {[]error{lost, lost}, nil, 3},
+		"no route":          {[]error{fmt.Errorf("dial: %w", syscall.EHOSTUNREACH), fmt.Errorf("dial: %w", syscall.ENETUNREACH)}, nil, 3},
+		"no name":           {[]error{&net.DNSError{IsNotFound: true}}, nil, 2},
+		"somebody else":     {[]error{refused, wrong, refused}, wrong, 2},
+		"never":             {slices.Repeat([]error{lost}, 100), lost, 7},
+		"refused, then not": {append([]error{refused}, slices.Repeat([]error{lost}, 100)...), refused, 8},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				calls := 0
+				conn, err := settle(t.Context(), func(ctx context.Context) (*tls.Conn, error) {
+					calls++
+					if calls > len(c.errs) {
+						return &tls.Conn{}, nil
+					}
+					err := c.errs[calls-1]
+					if err == lost {
+						select {
+						case <-time.After(attemptTimeout):
+						case <-ctx.Done():
+						}
+					}
+					return nil, err
+				})
+				if err != c.want || (conn == nil) != (c.want != nil) || calls != c.calls {
+					t.Errorf("%d tries, error %v, want %d and %v", calls, err, c.calls, c.want)
+				}
+			})
+		})
+	}
 }
