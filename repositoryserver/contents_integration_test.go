@@ -49,7 +49,7 @@ func TestIntegrationContents(t *testing.T) {
 		RepositoryID: "reader", Password: "reader", AllowCreate: true, Format: Format{}.withDefaults(),
 		Storage: StorageConfig{Type: "filesystem", Path: filepath.Join(dir, "storage")},
 	}
-	connection, err := prepare(ctx, config, serverUser, state)
+	connection, err := prepare(ctx, config, serverUser, state, time.Now)
 	must(err)
 	rep, err := openDirect(ctx, connection, config.Password, time.Now)
 	must(err)

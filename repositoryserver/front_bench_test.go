@@ -39,7 +39,7 @@ func BenchmarkBackup(b *testing.B) {
 	logs := kopiaLogs(quiet, nil)
 	ctx := logging.WithLogger(b.Context(), logs)
 	must(StateFolders(filepath.Join(dir, "state"), filepath.Join(dir, "scratch"), filepath.Join(dir, "volumes", "data")))
-	connection, err := prepare(ctx, config, serverUser, filepath.Join(dir, "state"))
+	connection, err := prepare(ctx, config, serverUser, filepath.Join(dir, "state"), time.Now)
 	must(err)
 	rep, err := openDirect(ctx, connection, config.Password, time.Now)
 	must(err)

@@ -97,7 +97,7 @@ const awsEndpoint = "s3.amazonaws.com"
 // openRepository makes the repository if it may be made, and opens it at its storage. It
 // returns the path of Kopia's connection file, too.
 func openRepository(ctx context.Context, c Config, username, dir string, now func() time.Time) (configFile string, rep repo.DirectRepository, err error) {
-	configFile, err = prepare(ctx, c, username, dir)
+	configFile, err = prepare(ctx, c, username, dir, now)
 	if err == nil {
 		rep, err = openDirect(ctx, configFile, c.Password, now)
 	}
@@ -116,7 +116,7 @@ func openRepository(ctx context.Context, c Config, username, dir string, now fun
 // connection file, which holds the storage keys: dir is memory. Kopia's own Connect writes
 // the same file, and opens the repository once to try it: to derive the key of a password
 // takes a good part of a second, and who calls opens it anyway.
-func prepare(ctx context.Context, c Config, username, dir string) (configFile string, err error) {
+func prepare(ctx context.Context, c Config, username, dir string, now func() time.Time) (configFile string, err error) {
 	st, err := openStorage(ctx, c.Storage)
 	if err != nil {
 		return "", fmt.Errorf("open storage: %w: %w", ErrStorage, err)
@@ -130,7 +130,7 @@ func prepare(ctx context.Context, c Config, username, dir string) (configFile st
 	if _, err := os.Stat(configFile); err == nil {
 		c.AllowCreate = false
 	}
-	if err := initialize(ctx, c, st); err != nil {
+	if err := initialize(ctx, c, st, now); err != nil {
 		return "", err
 	}
 	storage := st.ConnectionInfo()
@@ -149,7 +149,7 @@ func prepare(ctx context.Context, c Config, username, dir string) (configFile st
 	return configFile, nil
 }
 
-func initialize(ctx context.Context, c Config, st blob.Storage) error {
+func initialize(ctx context.Context, c Config, st blob.Storage, now func() time.Time) error {
 	var there bool
 	err := st.GetBlob(ctx, format.KopiaRepositoryBlobID, 0, -1, &discard{})
 	switch {
@@ -167,6 +167,9 @@ func initialize(ctx context.Context, c Config, st blob.Storage) error {
 	}
 	if !c.AllowCreate {
 		return fmt.Errorf("open repository: %w", ErrMissing)
+	}
+	if err := clearHalfMade(ctx, st, now()); err != nil {
+		return fmt.Errorf("make repository: %w", err)
 	}
 	mode, period, err := c.Format.retention()
 	if err != nil {
@@ -191,6 +194,34 @@ func initialize(ctx context.Context, c Config, st blob.Storage) error {
 		return fmt.Errorf("make repository with object lock, which the bucket must have been made with: %w", err)
 	case err != nil:
 		return fmt.Errorf("make repository: %w", err)
+	}
+	return nil
+}
+
+// halfMadeAge is when whoever was making a repository is no longer there. It takes a second.
+const halfMadeAge = time.Minute
+
+// clearHalfMade removes what is left of a repository whose server was killed while it made
+// it: Kopia writes two blobs, and refuses for ever to go on after the first. Where there is
+// anything else there was a repository, and nothing is touched.
+func clearHalfMade(ctx context.Context, st blob.Storage, now time.Time) error {
+	var found []blob.Metadata
+	err := st.ListBlobs(ctx, "", func(m blob.Metadata) error {
+		if found = append(found, m); len(found) > 1 {
+			return errEnough
+		}
+		return nil
+	})
+	switch {
+	case err != nil && !errors.Is(err, errEnough):
+		return fmt.Errorf("%w: %w", ErrStorage, err)
+	case len(found) != 1 || found[0].BlobID != format.KopiaBlobCfgBlobID:
+		return nil
+	case now.Sub(found[0].Timestamp) < halfMadeAge:
+		return errors.New("somebody else is making it, or was killed meanwhile: it is tried again after a minute")
+	}
+	if err := st.DeleteBlob(ctx, format.KopiaBlobCfgBlobID); err != nil {
+		return fmt.Errorf("remove what was left half made: %w", err)
 	}
 	return nil
 }

@@ -7,7 +7,9 @@ package repositoryserver
 import (
 	"context"
 	"log/slog"
+	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -54,6 +56,47 @@ func (f *folder) open() repo.DirectRepository {
 	f.must(err)
 	f.Cleanup(func() { _ = rep.Close(context.WithoutCancel(f.ctx)) })
 	return rep
+}
+
+// A server that is killed while it makes a repository leaves one blob of two. The next one
+// makes it again, unless somebody may be about to, or there was a repository.
+func TestIntegrationHalfMade(t *testing.T) {
+	t.Parallel()
+	f := newFolder(t, Format{})
+	f.must(f.open().Close(f.ctx))
+	blobs := func() (all []string) {
+		entries, err := os.ReadDir(f.Storage.Path)
+		f.must(err)
+		for _, e := range entries {
+			all = append(all, strings.TrimSuffix(e.Name(), ".f"))
+		}
+		return all
+	}
+	if got := blobs(); !slices.Equal(got, []string{".shards", "kopia.blobcfg", "kopia.repository"}) && !slices.Equal(got, []string{"kopia.blobcfg", "kopia.repository"}) {
+		t.Fatalf("Kopia makes %v: look at clearHalfMade", got)
+	}
+	f.must(os.Remove(filepath.Join(f.Storage.Path, "kopia.repository.f")))
+	refused := func(why, want string) {
+		t.Helper()
+		before := blobs()
+		if _, _, err := openRepository(f.ctx, f.Config, serverUser, t.TempDir(), f.now); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %q", why, err, want)
+		}
+		if got := blobs(); !slices.Equal(got, before) {
+			t.Errorf("%s: there is %v, there was %v", why, got, before)
+		}
+	}
+	refused("a moment ago", "tried again after a minute")
+	f.now = func() time.Time { return time.Now().Add(2 * halfMadeAge) }
+	pack := filepath.Join(f.Storage.Path, "q0123456789.f")
+	f.must(os.WriteFile(pack, []byte("data"), 0o600))
+	refused("data is there", "possible corruption")
+	f.must(os.Remove(pack))
+	f.AllowCreate = false
+	refused("it was known before", ErrMissing.Error())
+	f.AllowCreate = true
+	f.must(seed(f.ctx, f.open(), f.now()))
+	f.must(checkFormat(f.ctx, f.open()))
 }
 
 // What a repository is made with is what the configuration says, and can be read from it.
