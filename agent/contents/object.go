@@ -27,7 +27,6 @@ type objectWriter struct {
 	piece  object.Writer
 	length int64                        // of the piece
 	parts  []object.IndirectObjectEntry // complete but for the last one while it is being sent
-	end    int64                        // of the last part
 	sent   chan sentPiece               // the last one, while it is being sent
 	err    error
 }
@@ -87,8 +86,11 @@ func (w *objectWriter) send() error {
 
 // add makes the piece a part, whose id comes later.
 func (w *objectWriter) add() {
-	w.parts = append(w.parts, object.IndirectObjectEntry{Start: w.end, Length: w.length})
-	w.end += w.length
+	part := object.IndirectObjectEntry{Length: w.length}
+	if n := len(w.parts); n > 0 {
+		part.Start = w.parts[n-1].Start + w.parts[n-1].Length
+	}
+	w.parts = append(w.parts, part)
 	w.length = 0
 }
 
