@@ -6,10 +6,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"k8s.io/apimachinery/pkg/fields"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"github.com/kanister-kopia/kanister-kopia/internal/pause"
 	crv1alpha1 "github.com/kanister-kopia/kanister-kopia/pkg/apis/cr/v1alpha1"
 	"github.com/kanister-kopia/kanister-kopia/pkg/names"
 )
@@ -27,22 +29,15 @@ func (c *Cluster) Run(ctx context.Context, as *crv1alpha1.ActionSet, watch func(
 
 // Follow follows an ActionSet to its end, as Run does.
 func (c *Cluster) Follow(ctx context.Context, as *crv1alpha1.ActionSet, watch func(*crv1alpha1.ActionSet)) (*crv1alpha1.ActionSet, error) {
-	w, err := c.Watch(ctx, &crv1alpha1.ActionSetList{}, &client.ListOptions{
-		Namespace:     as.Namespace,
-		FieldSelector: fields.OneTermEqualSelector("metadata.name", as.Name),
-	})
-	if err != nil {
-		return nil, fmt.Errorf("watch ActionSet %s: %w", as.Name, err)
-	}
-	defer w.Stop()
 	for {
-		select {
-		case <-ctx.Done():
-			return as, fmt.Errorf("wait for ActionSet %s (state %q): %w", as.Name, state(as), ctx.Err())
-		case event, ok := <-w.ResultChan():
-			if !ok {
-				return as, fmt.Errorf("watch ActionSet %s: closed", as.Name)
-			}
+		w, err := c.Watch(ctx, &crv1alpha1.ActionSetList{}, &client.ListOptions{
+			Namespace:     as.Namespace,
+			FieldSelector: fields.OneTermEqualSelector("metadata.name", as.Name),
+		})
+		if err != nil {
+			return nil, fmt.Errorf("watch ActionSet %s: %w", as.Name, err)
+		}
+		for event := range w.ResultChan() {
 			now, ok := event.Object.(*crv1alpha1.ActionSet)
 			if !ok {
 				continue
@@ -51,12 +46,20 @@ func (c *Cluster) Follow(ctx context.Context, as *crv1alpha1.ActionSet, watch fu
 			if watch != nil {
 				watch(as)
 			}
-			switch state(as) {
-			case crv1alpha1.StateComplete:
-				return as, nil
-			case crv1alpha1.StateFailed:
-				return as, errors.New(as.Status.Error.Message)
+			if s := state(as); s == crv1alpha1.StateComplete || s == crv1alpha1.StateFailed {
+				break
 			}
+		}
+		w.Stop()
+		switch state(as) {
+		case crv1alpha1.StateComplete:
+			return as, nil
+		case crv1alpha1.StateFailed:
+			return as, errors.New(as.Status.Error.Message)
+		}
+		// The API server ends a watch when it likes; a new one begins with what is now.
+		if err := pause.For(ctx, time.Second); err != nil {
+			return as, fmt.Errorf("wait for ActionSet %s (state %q): %w", as.Name, state(as), err)
 		}
 	}
 }
