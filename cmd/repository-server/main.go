@@ -13,6 +13,7 @@ import (
 	"flag"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -28,6 +29,10 @@ import (
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
+	// Kopia's S3 client copies this one. Go keeps two idle connections of a host; Kopia has more
+	// requests on their way than that, and each of the others would begin with a lookup and a
+	// TLS handshake of its own.
+	http.DefaultTransport.(*http.Transport).MaxIdleConnsPerHost = 32
 	command := ""
 	if len(os.Args) > 1 {
 		command = os.Args[1]
