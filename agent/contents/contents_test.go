@@ -272,18 +272,12 @@ func TestContentsBrokenStream(t *testing.T) {
 // An object of many contents is read in order, also while its stream breaks; the buffers
 // that are used again hold nothing of an earlier piece.
 func TestContentsPieces(t *testing.T) {
-	index := []byte(`{"stream":"kopia:indirect","entries":[`)
-	var want []byte
+	var parts []content.ID
 	for i := range 40 {
-		id := idOf(1000 + i*5) // some are large
-		index = fmt.Appendf(index, `{"s":%d,"l":%d,"o":"%s"},`, len(want), len(contentOf(id)), id)
-		want = append(want, contentOf(id)...)
+		parts = append(parts, idOf(1000+i*5)) // some are large
 	}
-	index = append(bytes.TrimSuffix(index, []byte(",")), "]}"...)
-	const list = "xaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
-	listed, err := content.ParseID(list)
-	must(t, err)
-	v := serve(t, &store{known: map[content.ID][]byte{listed: index}})
+	known, list, want := objectOf(t, parts)
+	v := serve(t, &store{known: known})
 	r := v.reader(t)
 	read := func(of string) (got []byte, err error) {
 		id, err := object.ParseID(of)
@@ -301,7 +295,7 @@ func TestContentsPieces(t *testing.T) {
 		return got, nil
 	}
 	for range 2 {
-		if got, err := read("I" + list); err != nil || !bytes.Equal(got, want) {
+		if got, err := read("I" + list.String()); err != nil || !bytes.Equal(got, want) {
 			t.Errorf("an object of many: %d bytes of %d, %v", len(got), len(want), err)
 		}
 	}
@@ -313,6 +307,44 @@ func TestContentsPieces(t *testing.T) {
 	}
 	if _, err := read("I" + idOf(1).String()); err == nil {
 		t.Error("an object whose list is none was read")
+	}
+}
+
+// objectOf is an object of many contents: the list of them, its id, and what is read of it.
+func objectOf(t *testing.T, parts []content.ID) (known map[content.ID][]byte, list content.ID, want []byte) {
+	t.Helper()
+	index := []byte(`{"stream":"kopia:indirect","entries":[`)
+	for _, id := range parts {
+		index = fmt.Appendf(index, `{"s":%d,"l":%d,"o":"%s"},`, len(want), len(contentOf(id)), id)
+		want = append(want, contentOf(id)...)
+	}
+	list, err := content.ParseID("xaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa")
+	must(t, err)
+	return map[content.ID][]byte{list: append(bytes.TrimSuffix(index, []byte(",")), "]}"...)}, list, want
+}
+
+// The pieces of a hole are one content: it is asked for once for all that follow each other.
+func TestContentsPiecesOfHole(t *testing.T) {
+	data, hole := idOf(1000), idOf(0xf) // which is large
+	parts := []content.ID{hole, hole, hole, data}
+	for range 100 {
+		parts = append(parts, hole)
+	}
+	parts = append(parts, data, data)
+	known, list, want := objectOf(t, parts)
+	asked := make(chan struct{}, len(parts)+1)
+	id, err := object.ParseID("I" + list.String())
+	must(t, err)
+	var got []byte
+	for piece, err := range serve(t, &store{known: known, asked: asked}).reader(t).Pieces(t.Context(), id) {
+		must(t, err)
+		got = append(got, piece...)
+	}
+	if !bytes.Equal(got, want) {
+		t.Errorf("%d bytes of %d, or others", len(got), len(want))
+	}
+	if n := len(asked); n != 5 {
+		t.Errorf("asked %d times, want for the list and for each change of content", n)
 	}
 }
 

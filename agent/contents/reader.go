@@ -94,8 +94,9 @@ const (
 	mostPiecesAhead = 8
 )
 
-// Pieces reads an object in order, and asks for what comes next meanwhile. A piece is valid
-// until the next one.
+// Pieces reads an object in order, and asks for what comes next meanwhile. A part that is
+// there many times one after the other, as in a hole, is read once. A piece is valid until
+// the next one, and is not to be changed.
 func (r *Reader) Pieces(ctx context.Context, id object.ID) iter.Seq2[[]byte, error] {
 	return func(yield func([]byte, error) bool) {
 		parts := []object.IndirectObjectEntry{{Object: id}}
@@ -106,11 +107,16 @@ func (r *Reader) Pieces(ctx context.Context, id object.ID) iter.Seq2[[]byte, err
 				return
 			}
 		}
-		var asked []func(context.Context) ([]byte, error) // of parts i and later
+		var asked []func(context.Context) ([]byte, error) // of parts i and later; nil: the same as before
 		var ahead int64                                   // bytes of those after i
+		var data []byte                                   // of part i
 		for i, next := 0, 0; i < len(parts); i++ {
 			for ; next < len(parts) && (next <= i+1 || next <= i+mostPiecesAhead && ahead+parts[next].Length <= mostAhead); next++ {
-				asked = append(asked, r.askPart(ctx, parts[next].Object))
+				var await func(context.Context) ([]byte, error)
+				if next == 0 || parts[next].Object != parts[next-1].Object {
+					await = r.askPart(ctx, parts[next].Object)
+				}
+				asked = append(asked, await)
 				if next > i {
 					ahead += parts[next].Length
 				}
@@ -120,12 +126,16 @@ func (r *Reader) Pieces(ctx context.Context, id object.ID) iter.Seq2[[]byte, err
 			if i+1 < next {
 				ahead -= parts[i+1].Length
 			}
-			data, err := await(ctx)
+			var err error
+			if await != nil {
+				Reuse(data)
+				data, err = await(ctx)
+			}
 			if !yield(data, err) || err != nil {
 				return
 			}
-			Reuse(data)
 		}
+		Reuse(data)
 	}
 }
 

@@ -3,6 +3,7 @@
 package engine
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -219,13 +220,9 @@ func (w *restorer) put(ctx context.Context, out *os.File, data []byte, at int64,
 	return nil
 }
 
+// allZero compares the bytes with themselves, one further: many at once.
 func allZero(b []byte) bool {
-	for _, x := range b {
-		if x != 0 {
-			return false
-		}
-	}
-	return true
+	return len(b) == 0 || b[0] == 0 && bytes.Equal(b[1:], b[:len(b)-1])
 }
 
 // linkTarget reads where a link of the backup leads.
