@@ -292,13 +292,14 @@ func TestIntegrationKilled(t *testing.T) {
 				before := want
 				want = tr.change(uint64(i + 1))
 				part := int64(i) // in halves
-				backup := &fault{req: tr.snapshot("backup-" + phase), want: want, link: links[0], after: max(1, part*noise/2)}
-				restore := &fault{req: tr.restoreTo("restore-"+phase, record, "/"+phase), want: before, link: links[1], after: max(1, part*record.Snapshot.Bytes/2)}
+				after := max(1, part*noise/2)
+				backup := &fault{req: tr.snapshot("backup-" + phase), want: want, link: links[0], after: after}
+				restore := &fault{req: tr.restoreTo("restore-"+phase, record, "/"+phase), want: before, link: links[1], after: after}
 				if victim == "the storage" {
 					hit(backup)
 					// The server fetches from there what it has not fetched yet.
 					record = tr.next()
-					restore.req.Restore.RootObject, restore.want, restore.after = record.Snapshot.RootObject, want, backup.after
+					restore.req.Restore.RootObject, restore.want = record.Snapshot.RootObject, want
 					hit(restore)
 				} else {
 					hit(backup, restore)
