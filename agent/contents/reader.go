@@ -107,29 +107,27 @@ func (r *Reader) Pieces(ctx context.Context, id object.ID) iter.Seq2[[]byte, err
 				return
 			}
 		}
-		var asked []func(context.Context) ([]byte, error) // of parts i and later; nil: the same as before
+		again := func(i int) bool { return i > 0 && parts[i].Object == parts[i-1].Object }
+		var asked []func(context.Context) ([]byte, error) // of parts i and later that are not there again
 		var ahead int64                                   // bytes of those after i
 		var data []byte                                   // of part i
 		for i, next := 0, 0; i < len(parts); i++ {
 			for ; next < len(parts) && (next <= i+1 || next <= i+mostPiecesAhead && ahead+parts[next].Length <= mostAhead); next++ {
-				var await func(context.Context) ([]byte, error)
-				if next == 0 || parts[next].Object != parts[next-1].Object {
-					await = r.askPart(ctx, parts[next].Object)
+				if !again(next) {
+					asked = append(asked, r.askPart(ctx, parts[next].Object))
 				}
-				asked = append(asked, await)
 				if next > i {
 					ahead += parts[next].Length
 				}
 			}
-			await := asked[0]
-			asked = asked[1:]
 			if i+1 < next {
 				ahead -= parts[i+1].Length
 			}
 			var err error
-			if await != nil {
+			if !again(i) {
 				Reuse(data)
-				data, err = await(ctx)
+				data, err = asked[0](ctx)
+				asked = asked[1:]
 			}
 			if !yield(data, err) || err != nil {
 				return
