@@ -57,6 +57,8 @@ type world struct {
 	environment []string
 	// clocks of the programs that have one of their own.
 	clocks map[string]*testenv.Clock
+	// plain programs have no race detector, as a trial of memory wants them.
+	plain bool
 }
 
 // program is the path of one of ours.
@@ -64,6 +66,9 @@ func (w *world) program(name string) string {
 	w.Helper()
 	if clock := w.clocks[name]; clock != nil {
 		return clock.Program(name)
+	}
+	if w.plain {
+		return testenv.Plain(w, name)
 	}
 	return testenv.Program(w, name)
 }

@@ -123,15 +123,20 @@ func TestReadAheadOnlyWhatIsNear(t *testing.T) {
 func TestReadAheadFailure(t *testing.T) {
 	st, content := aPack(t, "p1", packSize)
 	r := newReadAhead(st)
-	for i := range nearReads {
+	const before = nearReads - 1 // the next one is of an order, and nothing is read ahead yet
+	for i := range before {
 		readPart(t, r, "p1", content, i*piece, piece)
 	}
 	st.fail.Store(true)
 	var got buffer
-	if err := r.GetBlob(t.Context(), "p1", segmentBytes+5, piece, &got); !errors.Is(err, errGone) {
+	if err := r.GetBlob(t.Context(), "p1", before*piece, piece, &got); !errors.Is(err, errGone) {
 		t.Errorf("error %v, want the storage's", err)
 	}
+	if n := st.reads.Load(); n != before+2 {
+		t.Errorf("%d reads of the storage, want %d, one of the segment and one of the piece", n, before+2)
+	}
 	st.fail.Store(false)
+	readPart(t, r, "p1", content, before*piece, piece)
 	readPart(t, r, "p1", content, segmentBytes+5, piece)
 	for _, outside := range [][2]int64{{packSize - 5, 10}, {packSize + 5, 10}} {
 		if err := r.GetBlob(t.Context(), "p1", outside[0], outside[1], &got); err == nil {

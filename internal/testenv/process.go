@@ -15,6 +15,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -74,19 +75,30 @@ func Main(m *testing.M) {
 // Program builds a program of ours, once a test binary, with the race detector.
 func Program(t testing.TB, name string) string {
 	t.Helper()
+	return program(t, "race", name, "-race")
+}
+
+// Plain is Program without the race detector, whose shadow of the memory only grows.
+func Plain(t testing.TB, name string) string {
+	t.Helper()
+	return program(t, "plain", name)
+}
+
+func program(t testing.TB, folder, name string, flags ...string) string {
+	t.Helper()
 	if name == "repository-server" || name == "agent" {
-		build(t, "operation", "./cmd/operation") // beside it
+		build(t, filepath.Join(folder, "operation"), "./cmd/operation", flags...) // beside it
 	}
-	return build(t, name, "./cmd/"+name)
+	return build(t, filepath.Join(folder, name), "./cmd/"+name, flags...)
 }
 
 // Kopia builds Kopia's own program, of the version that we link.
 func Kopia(t testing.TB) string {
 	t.Helper()
-	return build(t, "kopia", "github.com/kopia/kopia")
+	return build(t, "kopia", "github.com/kopia/kopia", "-race")
 }
 
-func build(t testing.TB, name, pkg string) string {
+func build(t testing.TB, name, pkg string, flags ...string) string {
 	t.Helper()
 	built.Lock()
 	defer built.Unlock()
@@ -94,7 +106,9 @@ func build(t testing.TB, name, pkg string) string {
 	if _, err := os.Stat(path); err == nil {
 		return path
 	}
-	cmd := exec.CommandContext(t.Context(), "go", "build", "-race", "-o", path, pkg)
+	must(t, os.MkdirAll(filepath.Dir(path), 0o755))
+	must(t, os.Chmod(filepath.Dir(path), 0o755)) // an agent of a test may run as somebody else
+	cmd := exec.CommandContext(t.Context(), "go", slices.Concat([]string{"build"}, flags, []string{"-o", path, pkg})...)
 	cmd.Dir = Root(t)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("build %s: %v\n%s", name, err, out)
@@ -108,7 +122,7 @@ func programs(t testing.TB) string {
 	if built.dir == "" {
 		dir, err := os.MkdirTemp("", "kanister-kopia-programs-")
 		must(t, err)
-		must(t, os.Chmod(dir, 0o755)) // an agent of a test may run as somebody else
+		must(t, os.Chmod(dir, 0o755)) // as below
 		built.dir = dir
 	}
 	return built.dir

@@ -30,27 +30,11 @@ func (c *Cluster) Run(ctx context.Context, as *crv1alpha1.ActionSet, watch func(
 // Follow follows an ActionSet to its end, as Run does.
 func (c *Cluster) Follow(ctx context.Context, as *crv1alpha1.ActionSet, watch func(*crv1alpha1.ActionSet)) (*crv1alpha1.ActionSet, error) {
 	for {
-		w, err := c.Watch(ctx, &crv1alpha1.ActionSetList{}, &client.ListOptions{
-			Namespace:     as.Namespace,
-			FieldSelector: fields.OneTermEqualSelector("metadata.name", as.Name),
-		})
+		now, err := c.followOnce(ctx, as, watch)
 		if err != nil {
 			return nil, fmt.Errorf("watch ActionSet %s: %w", as.Name, err)
 		}
-		for event := range w.ResultChan() {
-			now, ok := event.Object.(*crv1alpha1.ActionSet)
-			if !ok {
-				continue
-			}
-			as = now
-			if watch != nil {
-				watch(as)
-			}
-			if s := state(as); s == crv1alpha1.StateComplete || s == crv1alpha1.StateFailed {
-				break
-			}
-		}
-		w.Stop()
+		as = now
 		switch state(as) {
 		case crv1alpha1.StateComplete:
 			return as, nil
@@ -62,6 +46,32 @@ func (c *Cluster) Follow(ctx context.Context, as *crv1alpha1.ActionSet, watch fu
 			return as, fmt.Errorf("wait for ActionSet %s (state %q): %w", as.Name, state(as), err)
 		}
 	}
+}
+
+// followOnce follows an ActionSet until it or the watch ends, and returns what it saw last.
+func (c *Cluster) followOnce(ctx context.Context, as *crv1alpha1.ActionSet, watch func(*crv1alpha1.ActionSet)) (*crv1alpha1.ActionSet, error) {
+	w, err := c.Watch(ctx, &crv1alpha1.ActionSetList{}, &client.ListOptions{
+		Namespace:     as.Namespace,
+		FieldSelector: fields.OneTermEqualSelector("metadata.name", as.Name),
+	})
+	if err != nil {
+		return nil, err
+	}
+	defer w.Stop()
+	for event := range w.ResultChan() {
+		now, ok := event.Object.(*crv1alpha1.ActionSet)
+		if !ok {
+			continue
+		}
+		as = now
+		if watch != nil {
+			watch(as)
+		}
+		if s := state(as); s == crv1alpha1.StateComplete || s == crv1alpha1.StateFailed {
+			break
+		}
+	}
+	return as, nil
 }
 
 func state(as *crv1alpha1.ActionSet) crv1alpha1.State {
