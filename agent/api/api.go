@@ -95,9 +95,9 @@ type StartRequest struct {
 	Stats    *StatsRequest    `json:"stats,omitempty"`
 	Verify   *VerifyRequest   `json:"verify,omitempty"`
 
-	// RateLimit in bytes of content a second, read or written: 0, for none, or at
-	// least LeastRateLimit. It is not
-	// part of the comparison either: a patch may have changed it.
+	// RateLimit in bytes of content a second, read or written (holes are neither): 0, for
+	// none, or at least LeastRateLimit. It is not part of the comparison either: a patch
+	// may have changed it.
 	RateLimit int64 `json:"rateLimit,omitempty"`
 
 	// Credentials for the repository server. A repository server's own agent
@@ -319,7 +319,8 @@ type Progress struct {
 	// Files and Bytes done: read for a snapshot (unchanged ones included), written for a restore.
 	Files int64 `json:"files"`
 	Bytes int64 `json:"bytes"`
-	// UploadedBytes went to (or DownloadedBytes came from) the server.
+	// UploadedBytes went to (or DownloadedBytes came from) the server; zeros of a restore
+	// are not counted.
 	UploadedBytes   int64 `json:"uploadedBytes,omitempty"`
 	DownloadedBytes int64 `json:"downloadedBytes,omitempty"`
 	// EstimatedFiles and EstimatedBytes of the whole, 0 while unknown.

@@ -21,7 +21,9 @@ func TestObjectIsKopias(t *testing.T) {
 		w := v.writer(t, func(int64) {})
 		o := object.WriterOptions{Compressor: "zstd-fastest", MetadataCompressor: "zstd-fastest", AsyncWrites: 1}
 		data := noise(4, 6<<20)
-		copy(data[2<<20:], make([]byte, 1<<20)) // longer than the longest piece
+		for _, hole := range [][2]int{{0, 300 << 10}, {2 << 20, 3 << 20}, {4<<20 + 1, 4<<20 + 130<<10}, {5 << 20, 6 << 20}} {
+			clear(data[hole[0]:hole[1]])
+		}
 		random := rand.New(rand.NewPCG(3, 4))
 		lists := 0
 		for _, size := range []int{0, 1, 100, 64 << 10, 128<<10 - 1, 256 << 10, 256<<10 + 1, 1 << 20, 6 << 20} {
@@ -66,6 +68,32 @@ func TestObjectIsKopias(t *testing.T) {
 		if lists < 3 {
 			t.Errorf("%d objects of several pieces, want 3 at least", lists)
 		}
+	}
+}
+
+// A hole takes one content, and no question for each of its pieces.
+func TestObjectHole(t *testing.T) {
+	st := &store{none: true}
+	v := serve(t, st)
+	v.parameters.Splitter = "DYNAMIC-128K-BUZHASH"
+	uploaded := 0
+	w := v.writer(t, func(n int64) { uploaded += int(n) })
+	o := w.NewObjectWriter(t.Context(), object.WriterOptions{})
+	defer o.Close()
+	chunk := make([]byte, 64<<10)
+	for range 1024 {
+		_, err := o.Write(chunk)
+		must(t, err)
+	}
+	_, err := o.Result()
+	must(t, err)
+	must(t, w.Flush(t.Context()))
+	// The zeros are one piece, which is at most 256 KiB, and the list of the parts.
+	if uploaded > 256<<10+100<<10 {
+		t.Errorf("%d bytes were sent for a hole of 64 MiB", uploaded)
+	}
+	if st.questions > 4 {
+		t.Errorf("%d questions were asked for a hole", st.questions)
 	}
 }
 

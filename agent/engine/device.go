@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kanister-kopia/kanister-kopia/agent/api"
+	"github.com/kanister-kopia/kanister-kopia/agent/contents"
 	"github.com/kanister-kopia/kanister-kopia/agent/device"
 )
 
@@ -166,21 +167,18 @@ func writeDevice(ctx context.Context, target *os.File, in io.Reader, at, size in
 		if _, err := io.ReadFull(in, chunk); err != nil {
 			return fmt.Errorf("read the backup at %d of %d bytes: %w", at, end, err)
 		}
-		if err := limit.wait(len(chunk)); err != nil {
-			return err
-		}
 		var err error
-		if allZero(chunk) {
+		if contents.AllZero(chunk) {
 			err = zeroDevice(target, at, chunk, scratch)
-		} else {
+		} else if err = limit.wait(len(chunk)); err == nil {
 			_, err = target.WriteAt(chunk, at)
+			p.downloaded.Add(int64(len(chunk)))
 		}
 		if err != nil {
 			return err
 		}
 		at += int64(len(chunk))
 		p.bytes.Add(int64(len(chunk)))
-		p.downloaded.Add(int64(len(chunk)))
 	}
 	return nil
 }
@@ -191,7 +189,7 @@ func writeDevice(ctx context.Context, target *os.File, in io.Reader, at, size in
 // or not at all.
 func zeroDevice(target *os.File, at int64, zeros, scratch []byte) error {
 	there := scratch[:len(zeros)]
-	if _, err := target.ReadAt(there, at); err == nil && allZero(there) {
+	if _, err := target.ReadAt(there, at); err == nil && contents.AllZero(there) {
 		return nil
 	}
 	for _, mode := range []uint32{unix.FALLOC_FL_PUNCH_HOLE | unix.FALLOC_FL_KEEP_SIZE, unix.FALLOC_FL_ZERO_RANGE | unix.FALLOC_FL_KEEP_SIZE} {

@@ -3,7 +3,6 @@
 package engine
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -16,6 +15,8 @@ import (
 	kopiafs "github.com/kopia/kopia/fs"
 	"github.com/kopia/kopia/snapshot"
 	"golang.org/x/sys/unix"
+
+	"github.com/kanister-kopia/kanister-kopia/agent/contents"
 )
 
 // tempPrefix begins the names of files under way, and of a restore's own mark.
@@ -206,23 +207,18 @@ func (w *restorer) put(ctx context.Context, out *os.File, data []byte, at int64,
 	if err := context.Cause(ctx); err != nil {
 		return err
 	}
-	if err := w.limit.wait(len(data)); err != nil {
-		return err
-	}
-	if !allZero(data) {
+	if !contents.AllZero(data) { // zeros are next to nothing on the way, and nothing is written
+		if err := w.limit.wait(len(data)); err != nil {
+			return err
+		}
 		if _, err := out.WriteAt(data, at); err != nil {
 			return err
 		}
 		*end = at + int64(len(data))
+		w.progress.downloaded.Add(int64(len(data)))
 	}
 	w.progress.bytes.Add(int64(len(data)))
-	w.progress.downloaded.Add(int64(len(data)))
 	return nil
-}
-
-// allZero compares the bytes with themselves, one further: many at once.
-func allZero(b []byte) bool {
-	return len(b) == 0 || b[0] == 0 && bytes.Equal(b[1:], b[:len(b)-1])
 }
 
 // linkTarget reads where a link of the backup leads.
