@@ -78,7 +78,8 @@ func newFront(s *sessions, k *kopiaServer, rep repo.DirectRepository, certificat
 			contents.Protocol: newStreams(f, k, rep, log).serve,
 		},
 		ReadHeaderTimeout: 10 * time.Second,
-		IdleTimeout:       5 * time.Minute,
+		// net/http also keeps what it has of a connection that was cut for as long.
+		IdleTimeout: time.Minute,
 		HTTP2: &http.HTTP2Config{
 			MaxConcurrentStreams: 64, // of one connection
 			// A client that is gone without a word is found out.
