@@ -103,6 +103,16 @@ func inodeOf(info fs.FileInfo, volumeDevice uint64) string {
 	}
 }
 
+// file names the file that an entry is a name of; "" if it has no other one. The names
+// were not listed in one moment: an inode may have become another file's meanwhile, and
+// its file may have been written to. Names are of one file if they are alike, too.
+func (x extra) file(e *snapshot.DirEntry) string {
+	if x.Inode == "" {
+		return ""
+	}
+	return fmt.Sprintf("%s %s %d", x.Inode, e.ObjectID, e.ModTime)
+}
+
 func (x *extras) empty() bool { return len(x.Self) == 0 && len(x.Entries) == 0 }
 
 // encode renders extras; the same extras always in the same bytes.

@@ -255,7 +255,7 @@ type restorer struct {
 	notKept                        notKept
 
 	mu    sync.Mutex
-	links map[string]*link // by inode, of files with more than one name
+	links map[string]*link // by extra.file, of files with more than one name
 
 	writers
 }

@@ -140,6 +140,7 @@ type notKept struct {
 	first map[string][]string
 	count map[string]int
 	all   *set // of kinds and paths, if somebody asks for them afterwards
+	more  bool // than all can hold
 }
 
 func (n *notKept) add(kind, path string) {
@@ -149,9 +150,7 @@ func (n *notKept) add(kind, path string) {
 		n.count, n.first = map[string]int{}, map[string][]string{}
 	}
 	n.count[kind]++
-	if n.all != nil {
-		n.all.add(kind + " " + path)
-	}
+	n.remember(kind, path)
 	if first := n.first[kind]; len(first) < 3 && !slices.Contains(first, "/"+path) {
 		n.first[kind] = append(first, "/"+path)
 	}
@@ -160,17 +159,32 @@ func (n *notKept) add(kind, path string) {
 // alike says that another name of a file lacks what its first one lacks. It is counted
 // once: it is one file.
 func (n *notKept) alike(first, other string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
 	for _, kind := range kinds {
-		if n.has(kind, first) {
-			n.all.add(kind + " " + other)
+		if n.all != nil && n.all.has(kind+" "+first) {
+			n.remember(kind, other)
 		}
+	}
+}
+
+// remember keeps a path for those who ask afterwards. The lock is held.
+func (n *notKept) remember(kind, path string) {
+	if n.all != nil {
+		_, full := n.all.add(kind + " " + path)
+		n.more = n.more || full
 	}
 }
 
 // kinds of what may not be kept.
 var kinds = []string{"owner", "mode", "time", "extended attribute", "hard link", "special file", "content"}
 
-func (n *notKept) has(kind, path string) bool { return n.all != nil && n.all.has(kind+" "+path) }
+// has says whether something could not be set, or whether that is not known any more.
+func (n *notKept) has(kind, path string) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.all != nil && (n.all.has(kind+" "+path) || n.more && n.count[kind] > 0)
+}
 
 func (n *notKept) lines() []string { return n.told("set") }
 

@@ -28,7 +28,7 @@ import (
 // follows no link.
 type comparer struct {
 	*restorer
-	links    map[string]linked // by inode in the backup
+	links    map[string]linked // by extra.file, of files with more than one name
 	verified atomic.Int64
 	unread   notKept
 
@@ -206,7 +206,7 @@ func (c *comparer) found(ctx context.Context, group *errgroup.Group, f *folder, 
 	}
 	c.attributes(where, info, e, true)
 	c.xattrsOf(where, unopened(f.self.Fd(), name), x.Xattrs)
-	if c.link(where, info, x) {
+	if c.link(where, info, x.file(e)) {
 		c.same()
 		return nil // its content is that of its first name
 	}
@@ -246,17 +246,17 @@ func (c *comparer) xattrsOf(where string, at xattrHolder, want []xattr) {
 
 // link compares which names are of one file, and says whether this is one of a file
 // that was met before.
-func (c *comparer) link(where string, info fs.FileInfo, x extra) bool {
-	if x.Inode == "" {
+func (c *comparer) link(where string, info fs.FileInfo, file string) bool {
+	if file == "" {
 		if stat, ok := info.Sys().(*syscall.Stat_t); ok && stat.Nlink > 1 {
 			c.differs("hard link", where, "has %d names, not one", stat.Nlink)
 		}
 		return false
 	}
-	first, known := c.links[x.Inode]
+	first, known := c.links[file]
 	switch {
 	case !known:
-		c.links[x.Inode] = linked{where, info}
+		c.links[file] = linked{where, info}
 		return false
 	case os.SameFile(first.info, info):
 		return true

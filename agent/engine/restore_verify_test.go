@@ -125,6 +125,65 @@ func TestRestoreVerify(t *testing.T) {
 	}
 }
 
+// Names of one inode that differ were listed before and after it became another file:
+// each comes back as it was listed, and those that are alike are one file again.
+func TestRestoreOfAnInodeUsedAgain(t *testing.T) {
+	at := time.Date(2024, 2, 29, 12, 34, 56, 0, time.UTC)
+	entry := func(name string, n int, size int64, at time.Time) *snapshot.DirEntry {
+		e := entryOf(name, snapshot.EntryTypeFile, n, size)
+		e.UserID, e.GroupID, e.ModTime = uint32(os.Getuid()), uint32(os.Getgid()), kopiafs.UTCTimestampFromTime(at)
+		return e
+	}
+	kept, names := extras{}, []string{"a", "b", "c", "d", "e"}
+	for _, name := range names {
+		kept.Entries = append(kept.Entries, extra{Name: name, Inode: "7"})
+	}
+	raw, err := kept.encode()
+	must(t, err)
+	s := &stored{objects: map[string][]byte{
+		storedID(1): manifestOf(
+			entry("a", 9, 4, at), entry("b", 9, 4, at), entry("c", 8, 4, at), entry("d", 8, 4, at), entry("e", 8, 4, at.Add(1)),
+			entry(extrasName, 3, 0, at),
+		),
+		storedID(3): raw, storedID(8): []byte("FOUR"), storedID(9): []byte("four"),
+	}}
+	a := newArena(t)
+	root := api.RootEntry{Mode: 0o755, UID: uint32(os.Getuid()), GID: uint32(os.Getgid()), ModTime: at}
+	must(t, a.restore(t, s, api.RestoreRequest{Root: root, DeleteExtra: true, Verify: api.VerifyAfter}))
+	want := map[string]string{"a": "four", "b": "four", "c": "FOUR", "d": "FOUR", "e": "FOUR"}
+	of := map[string]os.FileInfo{}
+	for _, name := range names {
+		file := filepath.Join(a.base, "volumes", "data", "target", name)
+		content, err := os.ReadFile(file)
+		must(t, err)
+		if string(content) != want[name] {
+			t.Errorf("%s holds %q, want %q", name, content, want[name])
+		}
+		of[name], err = os.Stat(file)
+		must(t, err)
+	}
+	for pair, want := range map[[2]string]bool{{"a", "b"}: true, {"c", "d"}: true, {"a", "c"}: false, {"c", "e"}: false} {
+		if got := os.SameFile(of[pair[0]], of[pair[1]]); got != want {
+			t.Errorf("%s and %s are one file: %v, want %v", pair[0], pair[1], got, want)
+		}
+	}
+}
+
+// More paths than are remembered may each lack what some do.
+func TestNotKeptOfMany(t *testing.T) {
+	n := notKept{all: &set{most: 2}}
+	for _, path := range []string{"one", "two"} {
+		n.add("owner", path)
+	}
+	if !n.has("owner", "two") || n.has("owner", "three") {
+		t.Error("it does not know which two")
+	}
+	n.add("owner", "three")
+	if !n.has("owner", "three") || n.has("mode", "three") {
+		t.Error("the third one is taken for one that was kept, or was told of another kind")
+	}
+}
+
 // keepTime changes a file and leaves its time as it was.
 func keepTime(file string, at time.Time, change func(string) error) error {
 	return errors.Join(change(file), os.Chtimes(file, at, at))

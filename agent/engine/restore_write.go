@@ -36,15 +36,15 @@ type link struct {
 
 // file restores a file, or a further name of one that was restored already.
 func (w *restorer) file(ctx context.Context, j fileJob) error {
-	f, name, x := j.folder, j.name, j.extra
-	if x.Inode == "" {
+	f, name, file := j.folder, j.name, j.extra.file(j.entry)
+	if file == "" {
 		return w.writeFile(ctx, j)
 	}
 	w.mu.Lock()
-	l := w.links[x.Inode]
+	l := w.links[file]
 	if l == nil {
 		l = &link{}
-		w.links[x.Inode] = l
+		w.links[file] = l
 	}
 	w.mu.Unlock()
 	l.mu.Lock()

@@ -101,8 +101,8 @@ func (m *measure) restored(isFile bool, e *snapshot.DirEntry, x extra) {
 		return
 	}
 	m.files.Add(1)
-	if x.Inode != "" {
-		if isNew, _ := m.objects.add(x.Inode); !isNew {
+	if file := x.file(e); file != "" {
+		if isNew, _ := m.objects.add(file); !isNew {
 			return
 		}
 	}

@@ -3,6 +3,7 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"path"
@@ -52,7 +53,9 @@ const maxDistinct = 4 << 20
 
 // set remembers which strings were seen, by a digest of each.
 type set struct {
-	mu   sync.Mutex
+	most int // members, if it is not maxDistinct
+
+	mu   sync.Mutex // protects the following
 	seen map[[16]byte]struct{}
 }
 
@@ -65,7 +68,7 @@ func (s *set) add(text string) (isNew, full bool) {
 	if _, known := s.seen[key]; known {
 		return false, false
 	}
-	if len(s.seen) >= maxDistinct {
+	if len(s.seen) >= cmp.Or(s.most, maxDistinct) {
 		return true, true
 	}
 	if s.seen == nil {
