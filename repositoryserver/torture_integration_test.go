@@ -25,17 +25,8 @@ import (
 // ext4 mounts a new file system of its own, with its lost+found, as a volume.
 func (w *world) ext4() string {
 	w.Helper()
-	image := filepath.Join(w.TempDir(), "image")
-	w.must(os.WriteFile(image, nil, 0o600))
-	w.must(os.Truncate(image, 64<<20))
-	if out, err := exec.Command("mkfs.ext4", "-q", "-b", "4096", image).CombinedOutput(); err != nil {
-		testenv.Skip(w, "no ext4 file system can be made here: %v: %s", err, out)
-	}
 	volume := w.volume()
-	if out, err := exec.Command("mount", "-o", "loop", image, volume).CombinedOutput(); err != nil {
-		testenv.Skip(w, "no file system can be mounted here: %v: %s", err, out)
-	}
-	w.Cleanup(func() { _ = unix.Unmount(volume, unix.MNT_DETACH) })
+	testenv.MountExt4(w, volume)
 	return volume
 }
 

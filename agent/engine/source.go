@@ -24,7 +24,7 @@ import (
 )
 
 const (
-	// readdirBatch is how many names are read and ordered at once; some 5 MB.
+	// readdirBatch names take some 5 MB.
 	readdirBatch = 1 << 16
 	// namedPaths is how many paths an error or a result lists.
 	namedPaths = 10
@@ -60,6 +60,7 @@ type source struct {
 
 	limit  *throttle
 	device uint64 // of the volume's root
+	batch  int    // names that are read and ordered at once
 
 	rules ignore.Rules
 	root  string // what the rules' paths begin at, in the volume
@@ -82,7 +83,7 @@ type recorded struct {
 
 // newSource returns a source that reads a volume, all of it.
 func newSource(volume *os.Root, limit *throttle) *source {
-	s := &source{volume: volume, limit: limit, root: "."}
+	s := &source{volume: volume, limit: limit, batch: readdirBatch, root: "."}
 	if info, err := volume.Lstat("."); err == nil {
 		if stat, ok := info.Sys().(*syscall.Stat_t); ok {
 			s.device = stat.Dev
@@ -418,7 +419,7 @@ func (d *sourceDirectory) Iterate(context.Context) (kopiafs.DirectoryIterator, e
 	if err != nil {
 		return nil, d.s.gone(d.path, errors.Join(err, root.Close()))
 	}
-	i := &sourceIterator{d: d, root: root, list: list}
+	i := &sourceIterator{d: d, root: root, list: list, seen: map[string]bool{}}
 	if i.extras.Self, err = readXattrs(openFile(list.Fd())); err != nil {
 		i.Close()
 		return nil, err
@@ -432,6 +433,7 @@ type sourceIterator struct {
 	list   *os.File
 	names  []string
 	extras extras
+	seen   map[string]bool // names returned: what is made anew during a listing may be in it twice
 	ended  bool
 }
 
@@ -446,7 +448,7 @@ func (i *sourceIterator) Next(context.Context) (kopiafs.Entry, error) {
 	for !i.ended {
 		if len(i.names) == 0 {
 			var err error
-			if i.names, err = i.list.Readdirnames(readdirBatch); errors.Is(err, io.EOF) {
+			if i.names, err = i.list.Readdirnames(i.d.s.batch); errors.Is(err, io.EOF) {
 				i.ended = true
 				return i.last()
 			} else if err != nil {
@@ -457,11 +459,15 @@ func (i *sourceIterator) Next(context.Context) (kopiafs.Entry, error) {
 		}
 		name := i.names[0]
 		i.names = i.names[1:]
+		if i.seen[name] {
+			continue
+		}
 		entry, err := i.entry(name)
 		if errors.Is(err, fs.ErrNotExist) {
 			i.d.s.note(func() { i.d.s.vanished++ })
 			continue
 		}
+		i.seen[name] = true
 		if err != nil {
 			return &sourceError{sourceEntry{s: i.d.s, path: path.Join(i.d.path, name), name: encodeName(name)}, err}, nil
 		}

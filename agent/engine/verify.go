@@ -184,8 +184,13 @@ func (c *check) directory(ctx context.Context, group *errgroup.Group, b *branch,
 	if err != nil {
 		return c.problem(ctx, b, where, err)
 	}
+	names := map[string]bool{}
 	for _, child := range entries {
 		name, err := decodeName(child.Name)
+		if err == nil && names[name] {
+			err = untrusted("the snapshot holds the name %q twice in %s", name, where)
+		}
+		names[name] = true
 		if err != nil {
 			err = c.problem(ctx, b, where, err)
 		} else {

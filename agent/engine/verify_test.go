@@ -91,14 +91,14 @@ func TestVerifyGoesOn(t *testing.T) {
 	r := &recordedBackup{record: recordOf(), stored: &stored{objects: map[string][]byte{
 		storedID(1): manifestOf(f("good", 9, 4), f("lost", 7, 4), f("short", 9, 5), f("..", 9, 4), d("empty", 2), d("torn", 3), d("gone", 6), d("d", 4), entryOf("odd", "z", 9, 4)),
 		storedID(2): nil, storedID(3): []byte(`{"stream":"kopia:directory","entries":[{`),
-		storedID(4): manifestOf(f("good", 9, 4), f("lost", 7, 4)), storedID(9): []byte("four"),
+		storedID(4): manifestOf(f("good", 9, 4), f("good", 9, 4), f("lost", 7, 4)), storedID(9): []byte("four"),
 	}}}
 	got, err := r.look(t)
 	must(t, err)
-	if got.Files != 1 || got.ProblemCount != 8 {
-		t.Errorf("%+v, want one good file and 8 problems", got)
+	if got.Files != 1 || got.ProblemCount != 9 {
+		t.Errorf("%+v, want one good file and 9 problems", got)
 	}
-	for _, path := range []string{"/data/lost", "/data/short", "/data", "/data/empty", "/data/torn", "/data/gone", "/data/d/lost", "/data/odd"} {
+	for _, path := range []string{"/data/lost", "/data/short", "/data", "/data/empty", "/data/torn", "/data/gone", "/data/d", "/data/d/lost", "/data/odd"} {
 		if !slices.ContainsFunc(got.Problems, func(p string) bool { return strings.HasPrefix(p, "backup b: "+path+": ") }) {
 			t.Errorf("%s is not among the problems: %q", path, got.Problems)
 		}
