@@ -82,8 +82,9 @@ func newFront(s *sessions, k *kopiaServer, rep repo.DirectRepository, certificat
 		IdleTimeout: time.Minute,
 		HTTP2: &http.HTTP2Config{
 			MaxConcurrentStreams: 64, // of one connection
-			// A client that is gone without a word is found out.
-			SendPingTimeout: 30 * time.Second, PingTimeout: 15 * time.Second,
+			// A client that is gone without a word is found out; one that stands still for a
+			// while, on a starved node or a paused one, is not.
+			SendPingTimeout: 30 * time.Second, PingTimeout: time.Minute,
 			MaxReceiveBufferPerConnection: 4 << 20, MaxReceiveBufferPerStream: 2 << 20,
 		},
 		ErrorLog: quiet,
