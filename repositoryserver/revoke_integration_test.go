@@ -21,7 +21,7 @@ import (
 // for: its streams are cut and its password is refused. The others' stay.
 func TestIntegrationRevokedWhileStorageIsDown(t *testing.T) {
 	t.Parallel()
-	const atOnce = 5 * time.Second // no storage is waited for; Kopia would, for minutes
+	const atOnce = 15 * time.Second // no storage is waited for; Kopia would, for minutes
 	for name, outage := range map[string]struct{ begin, end func(*world) }{
 		"killed": {
 			func(w *world) { w.s3.Gateway.Kill() },

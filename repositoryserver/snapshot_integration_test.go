@@ -5,6 +5,7 @@
 package repositoryserver_test
 
 import (
+	"context"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -111,6 +112,14 @@ func TestIntegrationCheckpoint(t *testing.T) {
 			}
 			tr.s = tr.serve()
 			tr.agent, tr.process = tr.sidecar(tr.source(), nil, "-checkpoint-interval", "500ms")
+			rep := tr.atStorage() // open once: what is saved is asked for again and again
+			defer rep.Close(context.Background())
+			saves := func() int {
+				tr.must(rep.Refresh(tr.context()))
+				found, err := manifestsOf(tr.context(), rep)
+				tr.must(err)
+				return snapshots(found)
+			}
 			req := tr.snapshot("killed")
 			req.RateLimit = 4 * size
 			_, err := tr.agent.Start(tr.context(), req)
@@ -129,8 +138,8 @@ func TestIntegrationCheckpoint(t *testing.T) {
 			}
 			awaitProgress("some of it is read", func() bool { return read >= count*size/8 })
 			// The next checkpoint may have begun before, the one behind it has not.
-			safe, saved := read, tr.saved()
-			awaitProgress("two more checkpoints", func() bool { return tr.saved() >= saved+2 })
+			safe, saved := read, saves()
+			awaitProgress("two more checkpoints", func() bool { return saves() >= saved+2 })
 			strike(tr)
 			if victim == "the repository server" {
 				tr.ended(tr.agent, req.ID)

@@ -15,15 +15,14 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/kanister-kopia/kanister-kopia/internal/testenv"
 )
 
 // A server that begins to listen a little later is waited for; one that is not
 // trusted is not.
 func TestAwaitServer(t *testing.T) {
-	probe, err := net.Listen("tcp", "127.0.0.1:0")
-	must(t, err)
-	address := probe.Addr().String()
-	must(t, probe.Close())
+	address := fmt.Sprintf("127.0.0.1:%d", testenv.Port(t))
 	ctx, cancel := context.WithTimeout(t.Context(), 10*settlePause)
 	defer cancel()
 	if _, err := awaitServer(ctx, "https://"+address); !errors.Is(err, syscall.ECONNREFUSED) {

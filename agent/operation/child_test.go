@@ -20,7 +20,7 @@ func TestChild(t *testing.T) {
 		script string
 		want   api.Code
 		text   string
-		stall  time.Duration // default a second
+		stall  time.Duration // default: longer than a start takes
 	}{
 		"succeeds":            {script: `echo '{"progress":{"files":3}}'; echo '{"result":{"snapshot":{"id":"x"}}}'`},
 		"noise":               {script: `echo noise; echo '{"result":{"snapshot":{"id":"x"}}}'; echo more >&2`},
@@ -29,17 +29,18 @@ func TestChild(t *testing.T) {
 		"dies after a result": {script: `echo '{"result":{"snapshot":{"id":"x"}}}'; exit 3`, want: api.CodeInternal, text: "exit status 3"},
 		"says nothing":        {script: `true`, want: api.CodeInternal, text: "child ended"},
 		"is killed":           {script: `kill -9 $$`, want: api.CodeOutOfMemory, text: "most likely"},
-		"stalls":              {script: `echo '{"progress":{"files":3}}'; exec sleep 60`, want: api.CodeStalled, text: "no data moved"},
-		"stalls and is deaf":  {script: `trap '' TERM; while :; do sleep 0.05; done`, want: api.CodeStalled, text: "no data moved"},
+		"stalls":              {script: `echo '{"progress":{"files":3}}'; exec sleep 60`, want: api.CodeStalled, text: "no data moved", stall: 3 * time.Second},
+		"stalls and is deaf":  {script: `trap '' TERM; while :; do sleep 0.05; done`, want: api.CodeStalled, text: "no data moved", stall: 3 * time.Second},
 		// Not each step of a restore moves data, and the end of one waits for the volume's storage.
 		"works without data": {script: `for i in 1 2 3 4 5 6 7 8; do echo '{"progress":{"files":3,"entries":'$i'}}'; sleep 0.5; done; echo '{"result":{"snapshot":{"id":"x"}}}'`, stall: 3 * time.Second},
-		"syncs for long":     {script: `echo '{"progress":{"files":3,"syncing":true}}'; sleep 2; echo '{"result":{"snapshot":{"id":"x"}}}'`},
-		"syncs for ever":     {script: `echo '{"progress":{"files":3,"syncing":true}}'; exec sleep 60`, want: api.CodeStalled, text: "the volume's storage has not taken it within 5s"},
-		"stalls after it":    {script: `echo '{"progress":{"files":3,"syncing":true}}'; echo '{"progress":{"files":3}}'; exec sleep 60`, want: api.CodeStalled, text: "no data moved for 1s"},
+		"syncs for long":     {script: `echo '{"progress":{"files":3,"syncing":true}}'; sleep 4; echo '{"result":{"snapshot":{"id":"x"}}}'`, stall: 3 * time.Second},
+		"syncs for ever":     {script: `echo '{"progress":{"files":3,"syncing":true}}'; exec sleep 60`, want: api.CodeStalled, text: "the volume's storage has not taken it within 8s", stall: 3 * time.Second},
+		"stalls after it":    {script: `echo '{"progress":{"files":3,"syncing":true}}'; echo '{"progress":{"files":3}}'; exec sleep 60`, want: api.CodeStalled, text: "no data moved for 3s", stall: 3 * time.Second},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			dir := t.TempDir()
-			child := Child{Command: []string{"/bin/sh", "-c", c.script}, StateDir: dir, Env: []string{"PATH=" + os.Getenv("PATH")}, Grace: 200 * time.Millisecond, Stall: cmp.Or(c.stall, time.Second), Sync: 5 * time.Second, ProcFS: "/nonexistent"}
+			child := Child{Command: []string{"/bin/sh", "-c", c.script}, StateDir: dir, Env: []string{"PATH=" + os.Getenv("PATH")}, Grace: 200 * time.Millisecond, Stall: cmp.Or(c.stall, 20*time.Second), Sync: 8 * time.Second, ProcFS: "/nonexistent"}
 			var files int64
 			result, problem := child.Run(t.Context(), backup("a", "/", "p"), nil, func(p api.Progress) { files = p.Files })
 			switch {
@@ -126,7 +127,10 @@ func TestChildIsCancelled(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			ctx, cancel := context.WithCancel(t.Context())
-			child := Child{Command: []string{"/bin/sh", "-c", script}, StateDir: t.TempDir(), Env: []string{"PATH=" + os.Getenv("PATH")}, Grace: 200 * time.Millisecond}
+			child := Child{Command: []string{"/bin/sh", "-c", script}, StateDir: t.TempDir(), Env: []string{"PATH=" + os.Getenv("PATH")}, Grace: 20 * time.Second}
+			if name == "does not" {
+				child.Grace = 200 * time.Millisecond
+			}
 			begun := time.Now()
 			_, problem := child.Run(ctx, backup("a", "/", "p"), nil, func(api.Progress) { cancel() })
 			if problem == nil || problem.Code != api.CodeCancelled {

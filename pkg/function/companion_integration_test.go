@@ -133,9 +133,9 @@ func testWait(w *world) {
 		w.run(name, func(w *world) {
 			m.Data["phase"] = "new"
 			w.Must(w.Update(w.Context(), m))
-			w.refused(name, "w-1", params, args{"timeout": "10ms", "conditions": args{"allOf": []any{condition(text, ref)}}},
+			w.refused(name, "w-1", params, args{"timeout": "500ms", "conditions": args{"allOf": []any{condition(text, ref)}}},
 				"Failed to wait for the condition to be met")
-			w.refused(name, "w-2", params, args{"timeout": "10ms", "conditions": args{"anyOf": []any{condition(text, lost)}}},
+			w.refused(name, "w-2", params, args{"timeout": "500ms", "conditions": args{"anyOf": []any{condition(text, lost)}}},
 				"Failed to wait for the condition to be met", `"lost" not found`)
 			ended := make(chan error, 1)
 			start := time.Now()
@@ -153,7 +153,7 @@ func testWait(w *world) {
 			}
 			_, err := w.exec(name, "w-4", params, args{"timeout": "30s", "conditions": args{"allOf": []any{condition(text, ref), condition("true", ref)}}})
 			w.Must(err)
-			w.refused(name, "w-5", params, args{"timeout": "10ms", "conditions": args{"allOf": []any{condition(text, ref), condition("no", ref)}}},
+			w.refused(name, "w-5", params, args{"timeout": "500ms", "conditions": args{"allOf": []any{condition(text, ref), condition("no", ref)}}},
 				`condition "no" printed "no"`)
 		})
 	}

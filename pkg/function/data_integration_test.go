@@ -1211,7 +1211,7 @@ func testResumeEach(w *world) {
 			if n := count() - before; n != c.backups {
 				w.Errorf("%d backups more, want %d", n, c.backups)
 			}
-			testenv.Eventually(w, 10*time.Second, "no mover is left", func() bool { return len(w.movers()) == 0 })
+			testenv.Eventually(w, time.Minute, "no mover is left", func() bool { return len(w.movers()) == 0 })
 		})
 	}
 }

@@ -235,9 +235,9 @@ func testNoStart(w *world) {
 		limit           time.Duration
 	}{
 		{"yes", "not running after 300ms", 300 * time.Millisecond},
-		{stuckVolume, "not running after 1s: FailedMount: no such disk", time.Second},
+		{stuckVolume, "not running after 5s: FailedMount: no such disk", 5 * time.Second},
 		{stuckImage, "ImageUnavailable: ImagePullBackOff: no such image", time.Hour},
-		{stuckNode, "0/3 nodes are available", 2 * time.Second},
+		{stuckNode, "0/3 nodes are available", 10 * time.Second},
 	} {
 		w.run(c.hindrance, func(w *world) {
 			movers := &mover.Movers{Client: w, Agents: w, CA: w, Image: "agent", PullPolicy: corev1.PullNever, StartTimeout: c.limit, Log: w.data.Log}

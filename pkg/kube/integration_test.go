@@ -59,12 +59,12 @@ func TestIntegrationAwait(t *testing.T) {
 	if err := await(stopped, has("never")); !errors.Is(err, why) {
 		t.Errorf("error %v, want the context's cause", err)
 	}
-	go func() {
-		ended <- await(ctx, func(*corev1.ConfigMap) (bool, error) { seen <- struct{}{}; return false, nil })
-	}()
 	for len(seen) > 0 {
 		<-seen
 	}
+	go func() {
+		ended <- await(ctx, func(*corev1.ConfigMap) (bool, error) { seen <- struct{}{}; return false, nil })
+	}()
 	<-seen
 	if err := c.Delete(ctx, m); err != nil {
 		t.Fatal(err)

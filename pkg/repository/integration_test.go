@@ -614,7 +614,7 @@ func TestIntegrationNodeLost(t *testing.T) {
 	}
 	// What is asked of it now fails with the reason, in the caller's time.
 	fresh := &repository.Manager{Client: w, Namespace: w.namespace, Agents: w, Clock: clock.RealClock{}, CA: w.manager.CA}
-	short, cancel := context.WithTimeout(ctx, 2*time.Second)
+	short, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	if _, err := fresh.Open(short, w.ref("shop")); err == nil || !strings.Contains(err.Error(), "node-1 does not answer") {
 		t.Errorf("opened while its node is gone: %v", err)

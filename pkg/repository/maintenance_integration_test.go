@@ -16,6 +16,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/utils/clock"
 	clocktesting "k8s.io/utils/clock/testing"
 	"k8s.io/utils/ptr"
@@ -23,6 +24,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 
+	"github.com/kanister-kopia/kanister-kopia/internal/testenv"
 	kopiav1alpha1 "github.com/kanister-kopia/kanister-kopia/pkg/apis/kopia/v1alpha1"
 	"github.com/kanister-kopia/kanister-kopia/pkg/names"
 	"github.com/kanister-kopia/kanister-kopia/pkg/repository"
@@ -42,14 +44,20 @@ func TestIntegrationMaintenanceRace(t *testing.T) {
 	pods, err := w.Watch(ctx, &corev1.PodList{}, client.InNamespace(w.namespace))
 	w.must(err)
 	var mu sync.Mutex
-	let := map[types.UID]bool{} // pods that a node may start
+	let, gone := map[types.UID]bool{}, map[types.UID]bool{} // pods that a node may start, and those deleted
 	go func() {
 		for event := range pods.ResultChan() {
-			if pod, ok := event.Object.(*corev1.Pod); ok && len(pod.Spec.SchedulingGates) == 0 {
-				mu.Lock()
-				let[pod.UID] = true
-				mu.Unlock()
+			pod, ok := event.Object.(*corev1.Pod)
+			if !ok {
+				continue
 			}
+			mu.Lock()
+			if event.Type == watch.Deleted {
+				gone[pod.UID] = true
+			} else if len(pod.Spec.SchedulingGates) == 0 {
+				let[pod.UID] = true
+			}
+			mu.Unlock()
 		}
 	}()
 	t.Cleanup(pods.Stop)
@@ -90,6 +98,11 @@ func TestIntegrationMaintenanceRace(t *testing.T) {
 		}
 		w.must(w.Delete(ctx, &pod, client.GracePeriodSeconds(0)))
 		w.must(w.Delete(ctx, &lease))
+		testenv.Eventually(t, time.Minute, "all of the round was seen", func() bool {
+			mu.Lock()
+			defer mu.Unlock()
+			return gone[pod.UID]
+		})
 		mu.Lock()
 		if len(let) > 1 {
 			t.Errorf("round %d: %d maintenances were started", round, len(let))

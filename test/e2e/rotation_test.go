@@ -155,7 +155,7 @@ var _ = Describe("the control plane's CA exchanged under running pods", Ordered,
 		next := certificate(ctx, "e2e-rotation")
 		for pod, container := range agents(ctx) {
 			Eventually(func() error { return asks(ctx, next, pod, container) }).WithContext(ctx).WithTimeout(short).Should(Succeed(), "the next CA, in %s", pod)
-			Expect(asks(ctx, old, pod, container)).To(Succeed(), "the old CA, in %s", pod)
+			Eventually(func() error { return asks(ctx, old, pod, container) }).WithContext(ctx).WithTimeout(short).Should(Succeed(), "the old CA, in %s", pod)
 		}
 		Expect(app.backup(ctx)).To(Succeed())
 	}, SpecTimeout(long))
@@ -185,7 +185,7 @@ var _ = Describe("the control plane's CA exchanged under running pods", Ordered,
 		for pod, container := range agents(ctx) {
 			Eventually(func() error { return asks(ctx, old, pod, container) }).WithContext(ctx).WithTimeout(short).
 				Should(MatchError(ContainSubstring("unknown certificate authority")), "the old CA, in %s", pod)
-			Expect(asks(ctx, next, pod, container)).To(Succeed(), "the new CA, in %s", pod)
+			Eventually(func() error { return asks(ctx, next, pod, container) }).WithContext(ctx).WithTimeout(short).Should(Succeed(), "the new CA, in %s", pod)
 		}
 		Expect(app.backup(ctx)).To(Succeed())
 		backup := app.kept[len(app.kept)-1]

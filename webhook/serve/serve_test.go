@@ -18,7 +18,6 @@ import (
 	"io"
 	"log/slog"
 	"math/big"
-	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -36,6 +35,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/utils/clock"
 
+	"github.com/kanister-kopia/kanister-kopia/internal/testenv"
 	"github.com/kanister-kopia/kanister-kopia/webhook/decide"
 	"github.com/kanister-kopia/kanister-kopia/webhook/render"
 	"github.com/kanister-kopia/kanister-kopia/webhook/serve"
@@ -74,7 +74,7 @@ func start(t testing.TB) *server {
 	}
 	roots := writeCertificate(t, s.certDir, time.Now().Add(time.Hour))
 
-	port := freePort(t)
+	port := testenv.Port(t)
 	srv := serve.NewServer("127.0.0.1", port, s.cert)
 	serve.Register(srv, serve.Injector{
 		Namespaces: fakeNamespaces{"shop": {Name: "shop"}},
@@ -130,16 +130,6 @@ func eventually(t testing.TB, check func() error) {
 		case <-tick.C:
 		}
 	}
-}
-
-func freePort(t testing.TB) int {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
 }
 
 func writeCertificate(t testing.TB, dir string, notAfter time.Time) *x509.CertPool {
