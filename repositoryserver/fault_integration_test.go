@@ -538,6 +538,7 @@ func TestIntegrationAccessInFlight(t *testing.T) {
 	record = tr.next()
 	tr.exact(want, "after-session", record, "/session-ended")
 
+	before := want
 	want = tr.change(2)
 	next := testenv.NewCA(t)
 	backup, restore = during("certificate-changed", func(...string) { shown(next, time.Time{}) })
@@ -546,12 +547,32 @@ func TestIntegrationAccessInFlight(t *testing.T) {
 			t.Errorf("under way while the certificate changed: %s", told(op))
 		}
 	}
+	tr.same(before, testenv.Tree(t, filepath.Join(tr.volumes, "target", "certificate-changed")))
 	refused("another-ca", api.CodeServerUntrusted, "certificate", func(*api.Credentials) {})
 	tr.s.ca = string(next.PEM)
 	shown(next, time.Now().Add(-time.Minute))
 	refused("expired", api.CodeServerUntrusted, "expired", func(*api.Credentials) {})
 	shown(next, time.Time{})
-	tr.exact(want, "after-certificate", tr.next(), "/certificate-changed")
+	record = tr.next()
+	tr.exact(want, "after-certificate", record, "/certificate-changed")
+
+	// Whose connection breaks besides looks at the new certificate.
+	broken := func(name string, by *testenv.CA) api.Operation {
+		t.Helper()
+		link := tr.network()
+		tr.held(tr.agent, link, noise/2, tr.restoreTo(name, record, "/"+name))
+		shown(by, time.Time{})
+		link.Break()
+		link.Heal()
+		return tr.ended(tr.agent, name)
+	}
+	if op := broken("renewed", next); !complete(op, want) {
+		t.Errorf("its connection broke while the certificate was renewed: %s", told(op))
+	}
+	tr.same(want, testenv.Tree(t, filepath.Join(tr.volumes, "target", "renewed")))
+	if op := broken("replaced", testenv.NewCA(t)); !failedWith(op, api.CodeServerUntrusted) {
+		t.Errorf("its connection broke while another CA's certificate was put there: %s", told(op))
+	}
 }
 
 // saved is how many snapshots the repository holds, by the word of its storage.

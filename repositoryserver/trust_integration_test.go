@@ -142,10 +142,17 @@ func TestIntegrationAgentKeepsNoCache(t *testing.T) {
 	}
 	raw, err := os.ReadFile(filepath.Join(state, names[i]))
 	tr.must(err)
-	var config struct{ Caching map[string]any }
+	var config struct {
+		APIServer map[string]string
+		Caching   map[string]any
+	}
 	tr.must(json.Unmarshal(raw, &config))
 	if config.Caching == nil || len(config.Caching) > 0 {
 		t.Errorf("Kopia is asked for a cache: %v", config.Caching)
+	}
+	// With a fingerprint Kopia would look at nothing else of a certificate.
+	if of := config.APIServer; of["url"] != "https://"+link.Address || of["serverCertFingerprint"] != "" {
+		t.Errorf("Kopia is told %v of the server, want its address alone", of)
 	}
 	link.Heal()
 	if op := tr.ended(tr.agent, "backup"); op.State != api.StateSucceeded {

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 )
@@ -19,6 +20,8 @@ type KopiaServer struct {
 	URL, Username, Hostname, Password string
 	// Repository is its folder.
 	Repository string
+	// Process serves it.
+	Process *Process
 	// Run runs Kopia's own program on the repository and returns what it prints.
 	Run func(args ...string) string
 }
@@ -59,16 +62,29 @@ func StartKopiaServer(t testing.TB, ca *CA, rules ...[2]string) *KopiaServer {
 	ca.IssueTo(t, tls, Leaf{IPs: []net.IP{net.IPv4(127, 0, 0, 1)}, Usage: x509.ExtKeyUsageServerAuth})
 	address := fmt.Sprintf("127.0.0.1:%d", Port(t))
 	s.URL = "https://" + address
-	Start(t, func(c *exec.Cmd) { c.Env = environment }, Kopia(t), append([]string{
+	s.Process = Start(t, func(c *exec.Cmd) { c.Env = environment }, Kopia(t), append([]string{
 		"server", "start", "--no-ui", "--address=" + s.URL,
 		"--tls-cert-file=" + filepath.Join(tls, "tls.crt"), "--tls-key-file=" + filepath.Join(tls, "tls.key"),
 	}, files...)...)
+	s.await(t)
+	return s
+}
+
+// Restart kills it and starts it again.
+func (s *KopiaServer) Restart(t testing.TB) {
+	t.Helper()
+	s.Process.Kill()
+	s.Process = s.Process.Again(t)
+	s.await(t)
+}
+
+func (s *KopiaServer) await(t testing.TB) {
+	t.Helper()
 	Eventually(t, 3*time.Minute, "the stock server listens", func() bool {
-		conn, err := net.Dial("tcp", address)
+		conn, err := net.Dial("tcp", strings.TrimPrefix(s.URL, "https://"))
 		if err == nil {
 			conn.Close()
 		}
 		return err == nil
 	})
-	return s
 }

@@ -92,6 +92,15 @@ func (p *Proxy) Heal() {
 	p.cond.Broadcast()
 }
 
+// Break ends all connections; new ones are accepted.
+func (p *Proxy) Break() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for c := range p.conns {
+		c.Close()
+	}
+}
+
 var errProxyClosed = errors.New("proxy closed")
 
 // answers is the direction from the upstream.
