@@ -137,6 +137,14 @@ func (a *arena) outside(t *testing.T) map[string]string {
 	return found
 }
 
+// outsideVolume is what a restore must not touch wherever in the volume it is to write.
+func (a *arena) outsideVolume(t *testing.T) map[string]string {
+	t.Helper()
+	found := a.outside(t)
+	maps.DeleteFunc(found, func(path, _ string) bool { return strings.HasPrefix(path, "volumes/data") })
+	return found
+}
+
 // restore restores the object 1 into the target, from each kind of server, and says so
 // if one does not end, touches anything else or ends otherwise than the other.
 func (a *arena) restore(t *testing.T, s *stored, r api.RestoreRequest) error {
@@ -152,10 +160,16 @@ func (a *arena) restore(t *testing.T, s *stored, r api.RestoreRequest) error {
 
 func (a *arena) restoreFrom(t *testing.T, s *stored, from objects, r api.RestoreRequest) error {
 	t.Helper()
-	before := a.outside(t)
+	r.RootObject = storedID(1)
+	outside := a.outside
+	if r.Volume == "" {
+		r.Volume, r.Path = "data", "/target"
+	} else {
+		outside = a.outsideVolume // the request says where in it
+	}
+	before := outside(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
-	r.RootObject, r.Volume, r.Path = storedID(1), "data", "/target"
 	ended := make(chan error, 1)
 	go func() {
 		result, err := restoreVolume(ctx, &connection{rep: s, objects: from}, api.StartRequest{Kind: api.KindRestore, Restore: &r},
@@ -174,7 +188,7 @@ func (a *arena) restoreFrom(t *testing.T, s *stored, from objects, r api.Restore
 	if ctx.Err() != nil {
 		t.Errorf("it takes too long: %v", err)
 	}
-	if after := a.outside(t); !maps.Equal(before, after) {
+	if after := outside(t); !maps.Equal(before, after) {
 		t.Errorf("outside of the target:\n had %v\nhave %v", before, after)
 	}
 	return err
@@ -294,6 +308,28 @@ func FuzzRestoreManifest(f *testing.F) {
 		_ = newArena(t).restore(t, &stored{objects: map[string][]byte{
 			storedID(1): root, storedID(2): below, storedID(3): kept, storedID(8): []byte(link), storedID(9): []byte("four"),
 		}}, api.RestoreRequest{SubPath: subPath, DeleteExtra: len(link)%2 == 0})
+	})
+}
+
+// FuzzRestorePath: whatever a request names, a restore ends, and stays in the volume.
+func FuzzRestorePath(f *testing.F) {
+	for _, path := range []string{"/", "/target", "/new/er", "", ".", "target", "/target/", "/../outside", "/target/far", "/target/far/sub", "/target/absolute/x", "/target/near/../../x", "/target/f", "/target/f/x", "/a\x00b", "/" + strings.Repeat("n", 300)} {
+		f.Add("data", path, "", true)
+	}
+	for _, volume := range []string{"..", ".", "/", "data/../../outside", "other", "data/target/far", "a\x00b"} {
+		f.Add(volume, "/", "d", true)
+	}
+	f.Add("data", "/target", "../f", false)
+	s := &stored{objects: map[string][]byte{
+		storedID(1): manifestOf(entryOf("f", snapshot.EntryTypeFile, 9, 4), entryOf("d", snapshot.EntryTypeDirectory, 2, 0), entryOf("sub", snapshot.EntryTypeSymlink, 8, 0)),
+		storedID(2): manifestOf(entryOf("f", snapshot.EntryTypeFile, 9, 4)), storedID(8): []byte("../../outside"), storedID(9): []byte("four"),
+	}}
+	f.Fuzz(func(t *testing.T, volume, path, subPath string, deleteExtra bool) {
+		if volume == "" {
+			t.Skip("the others' own way to say /target")
+		}
+		s.opens.Store(0)
+		_ = newArena(t).restore(t, s, api.RestoreRequest{Volume: volume, Path: path, SubPath: subPath, DeleteExtra: deleteExtra})
 	})
 }
 
