@@ -19,8 +19,9 @@ import (
 // resume knows which files an earlier, cut short restore of the same data to the
 // same place has completed. That restore left a mark in the target. A file with the
 // size, time, mode, owner and attributes that it should have, whose inode changed after
-// the mark was made, is one that it wrote: whoever else writes to a file changes its
-// time, too, unless he puts it back.
+// the mark was made, is taken for one that it wrote: whoever else writes to a file changes
+// its time, too. That is wrong only of an older file with all of that and other content,
+// whose owner or mode somebody set again meanwhile; to compare finds it.
 type resume struct {
 	mark  string
 	since time.Time // on the volume's clock; zero: nothing is taken over
