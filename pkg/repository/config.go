@@ -82,7 +82,7 @@ func buildConfig(rs *kopiav1alpha1.RepositoryServer, a access, password string) 
 	}
 	switch s := rs.Spec.Storage; {
 	case s.S3 != nil:
-		endpoint, plain := dialEndpoint(locationOf(s).place[2])
+		endpoint, plain := dialEndpoint(s.S3.Endpoint)
 		c.Storage.Type, c.Storage.Bucket, c.Storage.Prefix = "s3", s.S3.Bucket, s.S3.Prefix
 		c.Storage.Endpoint, c.Storage.DisableTLS, c.Storage.Region = endpoint, plain, s.S3.Region
 	case s.GCS != nil:

@@ -38,6 +38,9 @@ func TestLocations(t *testing.T) {
 	claim := func(name, path string) kopiav1alpha1.Storage {
 		return kopiav1alpha1.Storage{Filesystem: &kopiav1alpha1.FilesystemStorage{Claim: name, Path: path}}
 	}
+	azure := func(account, domain, container string) kopiav1alpha1.Storage {
+		return kopiav1alpha1.Storage{Azure: &kopiav1alpha1.AzureStorage{Account: account, Domain: domain, Container: container, Prefix: "p/"}}
+	}
 	for name, c := range map[string]struct {
 		a, b kopiav1alpha1.Storage
 		want bool
@@ -49,6 +52,16 @@ func TestLocations(t *testing.T) {
 		"beside":               {s3("b", "", "p/"), s3("b", "", "pq/"), false},
 		"another bucket":       {s3("b", "", "p/"), s3("c", "", "p/"), false},
 		"another endpoint":     {s3("b", "", "p/"), s3("b", "elsewhere", "p/"), false},
+		"Amazon's by name":     {s3("b", "", "p/"), s3("b", "https://s3.amazonaws.com", "p/"), true},
+		"Amazon's by region":   {s3("b", "s3.amazonaws.com", "p/"), s3("b", "http://s3.dualstack.eu-west-1.amazonaws.com:80", "p/"), true},
+		"not Amazon's":         {s3("b", "", "p/"), s3("b", "notamazonaws.com", "p/"), false},
+		"in China":             {s3("b", "", "p/"), s3("b", "s3.cn-north-1.amazonaws.com.cn", "p/"), false},
+		"the usual port":       {s3("b", "minio", "p/"), s3("b", "https://minio:443/", "p/"), true},
+		"the usual plain port": {s3("b", "http://minio", "p/"), s3("b", "http://minio:80", "p/"), true},
+		"another port":         {s3("b", "minio", "p/"), s3("b", "minio:9000", "p/"), false},
+		"one container":        {azure("x", "", "c"), azure("x", "blob.core.windows.net", "c"), true},
+		"another account":      {azure("x", "", "c"), azure("y", "", "c"), false},
+		"another cloud":        {azure("x", "", "c"), azure("x", "blob.core.chinacloudapi.cn", "c"), false},
 		"another kind":         {s3("b", "", "p/"), kopiav1alpha1.Storage{GCS: &kopiav1alpha1.GCSStorage{Bucket: "b", Prefix: "p/"}}, false},
 		"one claim":            {claim("c", ""), claim("c", "a/b"), true},
 		"one claim, two paths": {claim("c", "/a/"), claim("c", "b"), false},

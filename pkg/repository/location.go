@@ -3,6 +3,8 @@
 package repository
 
 import (
+	"cmp"
+	"net/url"
 	"path"
 	"slices"
 	"strings"
@@ -21,20 +23,29 @@ type location struct {
 func locationOf(s kopiav1alpha1.Storage) location {
 	switch {
 	case s.S3 != nil:
-		// Hand-written ones may say it in another way.
-		endpoint, err := normalEndpoint(s.S3.Endpoint)
-		if err != nil {
-			endpoint = s.S3.Endpoint
-		}
-		return location{[]string{"s3", s.S3.Bucket, endpoint}, s.S3.Prefix}
+		return location{[]string{"s3", s.S3.Bucket, serviceOf(s.S3.Endpoint)}, s.S3.Prefix}
 	case s.GCS != nil:
 		return location{[]string{"gcs", s.GCS.Bucket}, s.GCS.Prefix}
 	case s.Azure != nil:
-		return location{[]string{"azure", s.Azure.Container}, s.Azure.Prefix}
+		return location{[]string{"azure", cmp.Or(s.Azure.Domain, azureDomains[""]), s.Azure.Account, s.Azure.Container}, s.Azure.Prefix}
 	case s.Filesystem != nil:
 		return location{[]string{"filesystem", s.Filesystem.Claim}, strings.TrimLeft(path.Join("/", s.Filesystem.Path)+"/", "/")}
 	}
 	return location{}
+}
+
+// serviceOf is the S3 service behind an endpoint. All of Amazon's lead to the same
+// buckets, whatever their region; a name there is one bucket's.
+func serviceOf(endpoint string) string {
+	normal, err := normalEndpoint(endpoint) // a hand-written one need not be
+	if err != nil {
+		return endpoint
+	}
+	u, err := url.Parse("//" + strings.TrimPrefix(normal, "http://"))
+	if err == nil && strings.HasSuffix(u.Hostname(), ".amazonaws.com") {
+		return ""
+	}
+	return normal
 }
 
 // samePlace says that two storages are in one bucket, container or claim.

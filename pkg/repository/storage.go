@@ -142,7 +142,13 @@ func storageOf(p *param.Profile, t kopiav1alpha1.Tenant, keyID string) (kopiav1a
 	case param.LocationTypeGCS:
 		return kopiav1alpha1.Storage{GCS: &kopiav1alpha1.GCSStorage{Bucket: l.Bucket, Prefix: prefix}}, nil
 	case param.LocationTypeAzure:
-		return kopiav1alpha1.Storage{Azure: &kopiav1alpha1.AzureStorage{Container: l.Bucket, Prefix: prefix}}, nil
+		keys, err := keysOf(p) // a container is of an account
+		if err != nil {
+			return kopiav1alpha1.Storage{}, err
+		}
+		return kopiav1alpha1.Storage{Azure: &kopiav1alpha1.AzureStorage{
+			Account: keys.StorageAccount, Domain: keys.StorageDomain, Container: l.Bucket, Prefix: prefix,
+		}}, nil
 	}
 	endpoint, err := normalEndpoint(l.Endpoint)
 	if err != nil {
@@ -169,7 +175,8 @@ func checkPlace(rs *kopiav1alpha1.RepositoryServer, p *param.Profile) error {
 }
 
 // normalEndpoint gives every way to write one endpoint one form: "", "host[:port]"
-// for https, "http://host[:port]" for plain text. Kanister trims trailing slashes.
+// for https, "http://host[:port]" for plain text, without the port that goes without
+// saying. Kanister trims trailing slashes.
 func normalEndpoint(s string) (string, error) {
 	trimmed := strings.TrimRight(strings.TrimSpace(s), "/")
 	if trimmed == "" {
@@ -193,7 +200,7 @@ func normalEndpoint(s string) (string, error) {
 	}
 	host := strings.ToLower(u.Hostname())
 	switch port := u.Port(); {
-	case port != "":
+	case port != "" && port != map[string]string{"https": "443", "http": "80"}[u.Scheme]:
 		host = net.JoinHostPort(host, port)
 	case strings.Contains(host, ":"):
 		host = "[" + host + "]"
@@ -207,8 +214,12 @@ func normalEndpoint(s string) (string, error) {
 // defaultS3Endpoint is Kanister's meaning of an empty endpoint.
 const defaultS3Endpoint = "s3.amazonaws.com"
 
-// dialEndpoint is a normal endpoint as the server's S3 client wants it.
-func dialEndpoint(normal string) (host string, plain bool) {
+// dialEndpoint is an endpoint as the server's S3 client wants it.
+func dialEndpoint(endpoint string) (host string, plain bool) {
+	normal, err := normalEndpoint(endpoint)
+	if err != nil {
+		normal = endpoint // a hand-written one: the client says what is wrong with it
+	}
 	if normal == "" {
 		return defaultS3Endpoint, false
 	}

@@ -170,8 +170,16 @@ type GCSStorage struct {
 
 // AzureStorage is a folder of a container of Azure Blob Storage.
 //
-// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="container and prefix of a repository cannot change"
+// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="account, domain, container and prefix of a repository cannot change"
 type AzureStorage struct {
+	// Account is the storage account that the container is of.
+	//
+	// +kubebuilder:validation:MinLength=1
+	Account string `json:"account"`
+	// Domain is where the account is: blob.core.windows.net, if it is empty.
+	//
+	// +optional
+	Domain string `json:"domain,omitempty"`
 	// +kubebuilder:validation:MinLength=1
 	Container string `json:"container"`
 	// Prefix of every object of the repository; ends in a slash.
