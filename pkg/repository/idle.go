@@ -5,6 +5,7 @@ package repository
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"time"
 
@@ -80,6 +81,28 @@ func (m *Manager) look(ctx context.Context, rs *kopiav1alpha1.RepositoryServer, 
 		return a, false, nil
 	}
 	return a, true, end(ctx, rs)
+}
+
+// works says whether a ready server has work that need not be of this controller: of one
+// before it, or beside it. One that is there and cannot be asked may have some. The lock
+// deciding is held.
+func (m *Manager) works(ctx context.Context, rs *kopiav1alpha1.RepositoryServer) bool {
+	if rs.Status.Phase != kopiav1alpha1.PhaseReady {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
+	defer cancel()
+	agent, err := m.agentOf(ctx, rs)
+	if errors.Is(err, errReplaced) || apierrors.IsNotFound(err) {
+		return false
+	}
+	var a api.Activity
+	if err == nil {
+		if a, err = agent.Activity(ctx); err != nil {
+			m.forget(rs.Name, agent)
+		}
+	}
+	return err != nil || !a.Draining && a.Sessions+a.Streams+a.Waiting+a.Operations > 0
 }
 
 // ending is stop or renew.

@@ -66,7 +66,8 @@ type world struct {
 	name string
 	left []string
 
-	lost atomic.Int64 // how often a pod was to be reached that is gone
+	lost  atomic.Int64   // how often a pod was to be reached that is gone
+	stall *testenv.Proxy // the way to the server's agent, if it is not the direct one
 
 	mu sync.Mutex // protects the following from who connects meanwhile
 	// The pod that runs, its process and its agent's port.
@@ -141,6 +142,9 @@ func (w *world) Connect(_ context.Context, _, pod, _ string) (*agentclient.Clien
 		return nil, err
 	}
 	address := fmt.Sprintf("127.0.0.1:%d", w.port)
+	if w.stall != nil {
+		address = w.stall.Address
+	}
 	return agentclient.New(agentclient.Options{
 		Dial:        func(ctx context.Context) (net.Conn, error) { return (&net.Dialer{}).DialContext(ctx, "tcp", address) },
 		Certificate: w.plane.Certificate, Pin: pin,
@@ -516,7 +520,10 @@ func TestIntegrationLifeCycle(t *testing.T) {
 	if s := w.get().Status; s.Users != 1 || s.LastUsed == nil || s.URL == "" || s.CA == "" {
 		t.Errorf("status %+v", s)
 	}
-	repo = w.open(r, func() (*repository.Repository, error) { return w.manager.Open(ctx, w.ref("shop")) })
+	// Its Profile gives the storage's access in another way now, which waits.
+	changed := w.ref("shop")
+	changed.InsecureTLS = true
+	repo = w.open(r, func() (*repository.Repository, error) { return w.manager.Open(ctx, changed) })
 	if again, err := repo.Session(ctx, "op-1", "pvc.data", "ns-uid"); err != nil || again.Password != credentials.Password {
 		t.Errorf("the operation that is picked up: %v, or another password", err)
 	}
@@ -541,7 +548,7 @@ func TestIntegrationLifeCycle(t *testing.T) {
 
 	// Its pod has just gone, and no status says so yet; who asks gets the next one.
 	fresh := &repository.Manager{Client: w, Namespace: w.namespace, Agents: w, Clock: clock.RealClock{}, CA: w.manager.CA}
-	other, err := fresh.Open(ctx, w.ref("shop"))
+	other, err := fresh.Open(ctx, changed)
 	w.must(err)
 	w.mu.Lock()
 	gone := w.pod
@@ -555,7 +562,19 @@ func TestIntegrationLifeCycle(t *testing.T) {
 	testenv.Eventually(w, time.Minute, "the pod that is gone is asked", func() bool { return w.lost.Load() > 0 })
 	w.replace(gone)
 	w.must(<-asked)
-	w.must(other.EndSession(ctx, "op-3"))
+	// A way that has stalled ends no session; another one does.
+	w.stall = testenv.StartProxy(t, fmt.Sprintf("127.0.0.1:%d", w.port))
+	fresh = &repository.Manager{Client: w, Namespace: w.namespace, Agents: w, Clock: clock.RealClock{}, CA: w.manager.CA}
+	stalled, err := fresh.Open(ctx, changed)
+	w.must(err)
+	_, err = stalled.Session(ctx, "op-3", "pvc.data", "ns-uid")
+	w.must(err)
+	w.stall.Cut()
+	w.stall = nil
+	soon, cancel := context.WithTimeout(ctx, 15*time.Second) // as functions wait
+	defer cancel()
+	w.must(stalled.EndSession(soon, "op-3"))
+	stalled.Close()
 	other.Close()
 
 	// Deletions beyond the limit wait for somebody to say that they are meant.
@@ -584,6 +603,13 @@ func TestIntegrationLifeCycle(t *testing.T) {
 	w.must(w.Update(ctx, rs))
 	w.must(<-deleted)
 	repo.Close()
+
+	// Nobody works there any more: what has changed counts.
+	before := w.get().Status.Revision
+	w.open(r, func() (*repository.Repository, error) { return fresh.Open(ctx, w.ref("shop")) }).Close()
+	if w.get().Status.Revision == before {
+		t.Error("a server without work goes on with the access of before")
+	}
 
 	w.turn(r, "the idle server stops", func() bool {
 		return w.get().Status.Phase == kopiav1alpha1.PhaseStopped && w.pod == nil

@@ -264,8 +264,9 @@ func (r *Repository) decide(ctx context.Context, rs *kopiav1alpha1.RepositorySer
 		case now == "" || revision == spent:
 			// Never the revision of a server that may still be going down.
 			revision = ""
-		case changed && !alone:
-			// A running backup is not cut off because another Profile has other keys.
+		case changed && (!alone || m.works(ctx, rs)):
+			// A running backup is not cut off because another Profile has other keys, nor one
+			// that was begun before this controller.
 			log.FromContext(ctx).Info("repository server in use: its storage access stays as it is until it is idle", "repository", r.id)
 			write = false
 		case changed:

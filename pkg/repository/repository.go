@@ -126,17 +126,22 @@ func (r *Repository) session(ctx context.Context, req api.SessionRequest) (*api.
 	}, nil
 }
 
-// EndSession makes a session's password stop working and cuts its connections.
+// EndSession makes a session's password stop working and cuts its connections. A way that
+// broke, or that says nothing for endTimeout, is found anew, once.
 func (r *Repository) EndSession(ctx context.Context, id string) error {
-	agent, err := r.connect(ctx)
+	err := r.ask(ctx, func(agent *agentclient.Client) error {
+		ctx, cancel := context.WithTimeout(ctx, endTimeout)
+		defer cancel()
+		return agent.EndSession(ctx, id)
+	})
 	if err != nil {
-		return err
-	}
-	if err := agent.EndSession(ctx, id); err != nil {
 		return fmt.Errorf("end a session at repository server %s: %w", r.ID(), err)
 	}
 	return nil
 }
+
+// endTimeout leaves callers, who wait for 15 s, time for another way.
+const endTimeout = 5 * time.Second
 
 func codeOf(err error) api.Code {
 	var p *api.Problem
