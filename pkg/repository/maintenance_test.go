@@ -146,7 +146,10 @@ func TestMaintenanceOutcome(t *testing.T) {
 	if s := rs.Status.Maintenance; s.FullFailures != 1 || !s.LastFullAttempt.Equal(at(0)) || s.LastSuccess != nil || !strings.Contains(message(), "clock skew detected") {
 		t.Errorf("a failure: %+v, %q", s, message())
 	}
-	r.outcome(rs, pod(modeFull, corev1.PodFailed, "OOMKilled", ""))
+	second := pod(modeFull, corev1.PodFailed, "OOMKilled", "")
+	second.CreationTimestamp = *at(time.Minute)
+	r.outcome(rs, second)
+	r.outcome(rs, second) // its removal failed: it is the same run
 	if s := rs.Status.Maintenance; s.FullFailures != 2 || !strings.Contains(message(), "spec.maintenance.resources.limits.memory") {
 		t.Errorf("out of memory: %+v, %q", s, message())
 	}
@@ -185,7 +188,9 @@ func TestMaintenanceOutcome(t *testing.T) {
 	if c := crowded(); c.Status != metav1.ConditionTrue || !strings.Contains(c.Message, "501 sources") || !strings.Contains(c.Message, "delete the backups") {
 		t.Errorf("501 sources: %+v", c)
 	}
-	r.outcome(rs, pod(modeQuick, corev1.PodSucceeded, "Completed", "what?"))
+	silent := pod(modeQuick, corev1.PodSucceeded, "Completed", "what?")
+	silent.CreationTimestamp = *at(time.Minute)
+	r.outcome(rs, silent)
 	if s := rs.Status.Maintenance; s.QuickFailures != 1 {
 		t.Errorf("a pod that says nothing has succeeded: %+v", s)
 	}

@@ -338,6 +338,11 @@ func (r *Reconciler) judged(ctx context.Context, rs *kopiav1alpha1.RepositorySer
 			s.NextTry = &next
 		}
 		r.degraded(rs, true, v.reason, v.message)
+	case v.phase == kopiav1alpha1.PhaseStopped:
+		// It refuses nothing, and whether the storage answers nobody knows.
+		if c := meta.FindStatusCondition(s.Conditions, kopiav1alpha1.ConditionDegraded); c != nil && c.Reason == reasonStorage {
+			r.degraded(rs, false, v.reason, "")
+		}
 	}
 	if v.phase != kopiav1alpha1.PhaseReady {
 		s.Users = 0

@@ -68,8 +68,19 @@ func TestStartPauses(t *testing.T) {
 		t.Errorf("it was given up, and has revision %q, %v", after.Annotations[revisionAnnotation], err)
 	}
 
+	stopped := verdict{kopiav1alpha1.PhaseStopped, reasonStopped, "stopped"}
+	if r.judged(ctx, rs, "", stopped); !meta.IsStatusConditionTrue(rs.Status.Conditions, kopiav1alpha1.ConditionDegraded) {
+		t.Error("why it does not start is not told any more")
+	}
 	r.judged(ctx, rs, "r", verdict{kopiav1alpha1.PhaseReady, reasonReady, "serving"})
 	if s := rs.Status; s.Failures != 0 || s.NextTry != nil || !meta.IsStatusConditionFalse(s.Conditions, kopiav1alpha1.ConditionDegraded) {
 		t.Errorf("after a success: %+v", s)
+	}
+	r.degraded(rs, true, reasonStorage, "operations are refused")
+	if r.judged(ctx, rs, "r", verdict{kopiav1alpha1.PhaseReady, reasonReady, "serving"}); !meta.IsStatusConditionTrue(rs.Status.Conditions, kopiav1alpha1.ConditionDegraded) {
+		t.Error("that its storage does not answer is not told any more")
+	}
+	if r.judged(ctx, rs, "", stopped); !meta.IsStatusConditionFalse(rs.Status.Conditions, kopiav1alpha1.ConditionDegraded) {
+		t.Error("it is stopped and refuses operations")
 	}
 }

@@ -118,8 +118,8 @@ func (r *Repository) session(ctx context.Context, req api.SessionRequest) (*api.
 	rs := r.rs
 	r.mu.Unlock()
 	ca, err := r.manager.caOf(ctx, rs)
-	if err != nil {
-		return nil, fmt.Errorf("open a session at repository server %s: read the CA: %w", r.ID(), err)
+	if err != nil { // nobody gets to know the password, so nobody ends it
+		return nil, errors.Join(fmt.Errorf("open a session at repository server %s: read the CA: %w", r.ID(), err), r.EndSession(ctx, req.ID))
 	}
 	return &api.Credentials{
 		URL: serverURL(rs), CA: ca, Username: s.Username, Hostname: s.Hostname, Password: s.Password,
