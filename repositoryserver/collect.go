@@ -49,6 +49,14 @@ func (s stored) source() snapshot.SourceInfo {
 	}
 }
 
+// root is its root object, empty if it has none.
+func (s stored) root() string {
+	if s.man == nil {
+		return ""
+	}
+	return s.man.RootObjectID().String()
+}
+
 func (s stored) incomplete() bool { return s.man != nil && s.man.IncompleteReason != "" }
 
 // namespaceUID is the host of all users that are let in, and of nobody who uses Kopia himself.
@@ -129,16 +137,21 @@ func namedBy(records []recorded) named {
 }
 
 func (n named) names(s stored) bool {
-	return n[string(s.ID)] || s.man != nil && s.man.RootEntry != nil && n[s.man.RootEntry.ObjectID.String()]
+	return n.backup(s) || s.root() != "" && n[s.root()]
 }
+
+// backup says that a record names this very snapshot. One of the same root may be anything:
+// whoever backs a file up may say next that it is a directory.
+func (n named) backup(s stored) bool { return n[string(s.ID)] }
 
 // doomed are snapshots that go, each for one reason.
 type doomed struct{ incomplete, unrecorded, unusable []manifest.ID }
 
-// sortOut says which snapshots go whatever they hold, and which go if they cannot be walked.
+// sortOut says which snapshots go whatever they hold, and which go if they cannot be walked:
+// what has the root of a backup goes at no age, but is looked at.
 func sortOut(all []stored, n named, now time.Time) (gone doomed, doubtful []stored) {
-	loose := slices.DeleteFunc(slices.Clone(all), func(s stored) bool { return !s.ours() || n.names(s) })
-	gone.incomplete = forgettable(loose, now)
+	loose := slices.DeleteFunc(slices.Clone(all), func(s stored) bool { return !s.ours() || n.backup(s) })
+	gone.incomplete = forgettable(slices.DeleteFunc(slices.Clone(loose), n.names), now)
 	old := map[manifest.ID]bool{}
 	for _, id := range gone.incomplete {
 		old[id] = true
@@ -148,7 +161,7 @@ func sortOut(all []stored, n named, now time.Time) (gone doomed, doubtful []stor
 		case old[s.ID]:
 		case s.man == nil || s.man.RootEntry == nil:
 			gone.unusable = append(gone.unusable, s.ID)
-		case !s.incomplete() && now.Sub(s.ModTime) > unrecordedAge:
+		case !s.incomplete() && !n.names(s) && now.Sub(s.ModTime) > unrecordedAge:
 			gone.unrecorded = append(gone.unrecorded, s.ID)
 		default:
 			doubtful = append(doubtful, s)
@@ -177,6 +190,23 @@ func forgettable(all []stored, now time.Time) (gone []manifest.ID) {
 	return gone
 }
 
+// useless are the snapshots that go of those that cannot be walked. The last one of a backup
+// stays, which was saved again and is damaged: it is for its owner to give up.
+func useless(all []stored, n named, broken map[manifest.ID]error) (gone []stored) {
+	sound := map[string]bool{} // roots of others
+	for _, s := range all {
+		if broken[s.ID] == nil {
+			sound[s.root()] = true
+		}
+	}
+	for _, s := range all {
+		if broken[s.ID] != nil && (!n.names(s) || sound[s.root()]) {
+			gone = append(gone, s)
+		}
+	}
+	return gone
+}
+
 // collect removes the snapshots that are of no use to anybody, and counts them.
 func collect(ctx context.Context, rep repo.DirectRepository, now time.Time, log *slog.Logger, result *MaintenanceResult) error {
 	records, err := listRecords(ctx, rep)
@@ -187,17 +217,22 @@ func collect(ctx context.Context, rep repo.DirectRepository, now time.Time, log 
 	if err != nil {
 		return err
 	}
-	gone, doubtful := sortOut(all, namedBy(records), now)
+	n := namedBy(records)
+	gone, doubtful := sortOut(all, n, now)
 	w := newWalker(rep)
+	broken := map[manifest.ID]error{}
 	for _, s := range doubtful {
 		problem, err := w.problem(ctx, s)
 		if err != nil {
 			return fmt.Errorf("look at snapshot %s: %w", s.ID, err)
 		}
 		if problem != nil {
-			log.Warn("a snapshot that is no backup cannot be used, and goes", "snapshot", s.ID, "source", s.source().String(), "problem", problem.Error())
-			gone.unusable = append(gone.unusable, s.ID)
+			broken[s.ID] = problem
 		}
+	}
+	for _, s := range useless(all, n, broken) {
+		log.Warn("a snapshot that is no backup cannot be used, and goes", "snapshot", s.ID, "source", s.source().String(), "problem", broken[s.ID].Error())
+		gone.unusable = append(gone.unusable, s.ID)
 	}
 	return remove(ctx, rep, all, gone, result)
 }
@@ -218,13 +253,15 @@ func remove(ctx context.Context, rep repo.DirectRepository, all []stored, gone d
 	}
 	return repo.WriteSession(ctx, rep, repo.WriteSessionOptions{Purpose: "collect snapshots"}, func(ctx context.Context, w repo.RepositoryWriter) error {
 		for _, kind := range []struct {
-			ids   []manifest.ID
-			count *int64
+			ids    []manifest.ID
+			spared func(stored) bool
+			count  *int64
 		}{
-			{gone.incomplete, &result.IncompleteCollected}, {gone.unrecorded, &result.UnrecordedCollected}, {gone.unusable, &result.UnusableCollected},
+			{gone.incomplete, n.names, &result.IncompleteCollected}, {gone.unrecorded, n.names, &result.UnrecordedCollected},
+			{gone.unusable, n.backup, &result.UnusableCollected},
 		} {
 			for _, id := range kind.ids {
-				if n.names(byID[id]) {
+				if kind.spared(byID[id]) {
 					continue
 				}
 				if err := w.DeleteManifest(ctx, id); err != nil {

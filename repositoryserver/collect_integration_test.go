@@ -273,7 +273,8 @@ func TestIntegrationMaintainKeeps(t *testing.T) {
 func TestIntegrationMaintainDamage(t *testing.T) {
 	t.Parallel()
 	f := newDatedFolder(t)
-	good := f.save(namespace, "/good", []byte("good"), "")
+	// A file, as somebody's backup may have it.
+	good := f.save(namespace, "/good", []byte(`{"stream":"kopia:directory","entries":[null]}`), "")
 	f.record("good", good)
 	missing, err := object.ParseID("k" + strings.Repeat("0", 32))
 	f.must(err)
@@ -307,13 +308,16 @@ func TestIntegrationMaintainDamage(t *testing.T) {
 			"/deeper":       directory(w, ctx, entry(directory(w, ctx, entry(nil)))),
 			"/by-itself":    {Name: "f", Type: snapshot.EntryTypeFile, ObjectID: as("Z", good)},
 			"/no-index":     {Name: "f", Type: snapshot.EntryTypeFile, ObjectID: as("I", good)},
-			"/whole":        whole,
+			// A backup that was saved again, and one that is said to be what it is not.
+			"/good":       good.RootEntry,
+			"/file-is-no": {Name: "d", Type: snapshot.EntryTypeDirectory, ObjectID: good.RootObjectID()},
+			"/whole":      whole,
 		} {
 			man := f.manifest(namespace, path, root)
 			if _, err := snapshot.SaveSnapshot(ctx, w, man); err != nil {
 				return err
 			}
-			if path != "/whole" {
+			if path != "/whole" && path != "/good" {
 				planted++
 			}
 		}
@@ -343,7 +347,7 @@ func TestIntegrationMaintainDamage(t *testing.T) {
 	}
 	left, err := listSnapshots(f.ctx, f.rep)
 	f.must(err)
-	if len(left) != 3 { // the canary, the good one and the whole one
-		t.Errorf("%d snapshots are left of %d planted and 3: %+v", len(left), planted, left)
+	if len(left) != 4 { // the canary, the good one, the same saved again, and the whole one
+		t.Errorf("%d snapshots are left of %d planted and 4: %+v", len(left), planted, left)
 	}
 }

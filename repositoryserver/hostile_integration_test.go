@@ -296,8 +296,9 @@ func TestIntegrationUsersAreConfined(t *testing.T) {
 	w.same(testenv.Tree(w, source), testenv.Tree(w, folder))
 }
 
-// plantedIsInNobodysWay adds snapshots that nobody can restore to what a user may add to. They
-// become no backups, and maintenance does its work.
+// plantedIsInNobodysWay adds snapshots that nobody can restore to what a user may add to, one
+// of them with the root of a backup that he has. They become no backups, and maintenance
+// does its work.
 func (w *world) plantedIsInNobodysWay(s *server, c *api.Credentials, rep repo.Repository) {
 	w.Helper()
 	at := fs.UTCTimestampFromTime(time.Now().AddDate(1, 0, 0))
@@ -305,9 +306,15 @@ func (w *world) plantedIsInNobodysWay(s *server, c *api.Credentials, rep repo.Re
 	w.must(err)
 	self := snapshot.SourceInfo{UserName: c.Username, Host: c.Hostname, Path: "/"}
 	planted := map[string]manifest.ID{}
+	var file object.ID
+	var backup manifest.ID
 	w.must(write(w.context(), rep, func(ctx context.Context, rw repo.RepositoryWriter) error {
-		null, err := store(ctx, rw, "k", []byte(`{"stream":"kopia:directory","entries":[null]}`))
+		const listing = `{"stream":"kopia:directory","entries":[null]}`
+		null, err := store(ctx, rw, "k", []byte(listing))
 		if err != nil {
+			return err
+		}
+		if file, err = store(ctx, rw, "", []byte(listing)); err != nil {
 			return err
 		}
 		labels := map[string]string{"type": "snapshot", "username": self.UserName, "hostname": self.Host, "path": "/"}
@@ -320,28 +327,38 @@ func (w *world) plantedIsInNobodysWay(s *server, c *api.Credentials, rep repo.Re
 			"null": &snapshot.Manifest{Source: self, StartTime: at, EndTime: at, RootEntry: &snapshot.DirEntry{
 				Name: "d", Type: snapshot.EntryTypeDirectory, ObjectID: null,
 			}},
+			"file": &snapshot.Manifest{Source: self, StartTime: at, EndTime: at, RootEntry: &snapshot.DirEntry{
+				Name: "d", Type: snapshot.EntryTypeDirectory, ObjectID: file,
+			}},
 		} {
 			if planted[name], err = rw.PutManifest(ctx, labels, payload); err != nil {
 				return err
 			}
 		}
-		return nil
+		backup, err = rw.PutManifest(ctx, labels, &snapshot.Manifest{Source: self, StartTime: at, EndTime: at, RootEntry: &snapshot.DirEntry{
+			Name: "f", Type: snapshot.EntryTypeFile, ObjectID: file,
+		}})
+		return err
 	}))
-	for name, root := range map[string]string{"no-snapshot": "", "no-root": "", "missing": missing.String()} {
+	record := func(name string, id manifest.ID, root string) error {
 		_, err := w.run(s, api.StartRequest{ID: "record-" + name, Kind: api.KindRecord, Record: &api.RecordRequest{
 			Username: self.UserName, Hostname: self.Host, SourcePath: "/", Record: api.Record{
 				BackupID: "shop-" + name, BackupTag: "tag-" + name, Prefix: prefix, KeyID: "default",
-				Snapshot: api.SnapshotResult{ID: string(planted[name]), RootObject: root},
+				Snapshot: api.SnapshotResult{ID: string(id), RootObject: root},
 			},
 		}})
-		if err == nil {
+		return err
+	}
+	w.must(record("backup", backup, file.String()))
+	for name, root := range map[string]string{"no-snapshot": "", "no-root": "", "missing": missing.String()} {
+		if record(name, planted[name], root) == nil {
 			w.Errorf("%s becomes a backup", name)
 		}
 	}
 	full, message := w.maintain("--mode", "full", "--verify-percent", "100")
 	// What was planted before has no object, either.
-	if message != "" || full.UnusableCollected != int64(len(planted))+1 || full.VerifiedSnapshots != 1 {
-		w.Errorf("maintenance: %+v %s, want %d and one more snapshots gone, and one backup verified", full, message, len(planted))
+	if message != "" || full.UnusableCollected != int64(len(planted))+1 || full.VerifiedSnapshots != 2 {
+		w.Errorf("maintenance: %+v %s, want %d and one more snapshots gone, and two backups verified", full, message, len(planted))
 	}
 	after := w.manifests()
 	for name, id := range planted {

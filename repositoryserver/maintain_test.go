@@ -3,6 +3,7 @@
 package repositoryserver
 
 import (
+	"errors"
 	"slices"
 	"testing"
 	"time"
@@ -58,7 +59,7 @@ func TestForgettable(t *testing.T) {
 }
 
 // What a record names stays, whatever its age and whatever it looks like, and so does what
-// no session of ours wrote. Of the rest, what nobody can use goes at once, and what has not
+// no session of ours wrote. What has the root of a backup stays at any age if it can be walked. Of the rest, what nobody can use goes at once, and what has not
 // become a backup when it cannot become one any more.
 func TestSortOut(t *testing.T) {
 	const root, other = "k00000000000000000000000000000001", "k00000000000000000000000000000002"
@@ -68,6 +69,8 @@ func TestSortOut(t *testing.T) {
 	}
 	checkpoint := withRoot(t, other)
 	checkpoint.IncompleteReason = "checkpoint"
+	checkpointOfBackup := withRoot(t, root)
+	checkpointOfBackup.IncompleteReason = "checkpoint"
 	records := []recorded{
 		{Record: api.Record{Snapshot: api.SnapshotResult{ID: "backup", RootObject: root}}},
 		{Record: api.Record{Snapshot: api.SnapshotResult{ID: "broken-backup"}}},
@@ -75,6 +78,7 @@ func TestSortOut(t *testing.T) {
 	gone, doubtful := sortOut([]stored{
 		aged("backup", "a", 400*day, withRoot(t, root)),
 		aged("saved-again", "a", 400*day, withRoot(t, root)),
+		aged("unfinished", "a", 400*day, checkpointOfBackup),
 		aged("broken-backup", "a", 400*day, nil),
 		stranger(aged("theirs", "root", 400*day, withRoot(t, other))),
 		stranger(aged("theirs-broken", "root", day, nil)),
@@ -96,7 +100,7 @@ func TestSortOut(t *testing.T) {
 		"unrecorded": {gone.unrecorded, []manifest.ID{"nobody's"}},
 		"unusable":   {gone.unusable, []manifest.ID{"no-snapshot", "no-root"}},
 		"incomplete": {gone.incomplete, []manifest.ID{"given-up"}},
-		"doubtful":   {ids(doubtful), []manifest.ID{"just-saved", "weekend", "running"}},
+		"doubtful":   {ids(doubtful), []manifest.ID{"saved-again", "unfinished", "just-saved", "weekend", "running"}},
 	} {
 		if !slices.Equal(c.got, c.want) {
 			t.Errorf("%s: %v, want %v", what, c.got, c.want)
@@ -104,6 +108,34 @@ func TestSortOut(t *testing.T) {
 	}
 	if unrecordedAge <= api.RecordWithin+day/2 {
 		t.Errorf("what is %s old is collected, and may be recorded within %s: one maintenance takes up to half a day", unrecordedAge, api.RecordWithin)
+	}
+}
+
+// Of what cannot be walked, all goes but for the last snapshot of a backup: to give that up
+// is not maintenance's to decide.
+func TestUseless(t *testing.T) {
+	const root, again, other = "k00000000000000000000000000000001", "k00000000000000000000000000000002", "k00000000000000000000000000000003"
+	n := namedBy([]recorded{
+		{Record: api.Record{Snapshot: api.SnapshotResult{ID: "backup", RootObject: root}}},
+		{Record: api.Record{Snapshot: api.SnapshotResult{ID: "was-saved-again", RootObject: again}}},
+	})
+	all := []stored{
+		aged("backup", "a", 0, withRoot(t, root)), aged("planted", "a", 0, withRoot(t, root)), aged("too", "a", 0, withRoot(t, root)),
+		aged("damaged", "a", 0, withRoot(t, again)), aged("nobody's", "a", 0, withRoot(t, other)), aged("sound", "a", 0, withRoot(t, other)), aged("no-snapshot", "a", 0, nil),
+	}
+	problem := errors.New("it cannot be walked")
+	broken := map[manifest.ID]error{"planted": problem, "too": problem, "damaged": problem, "nobody's": problem}
+	var ids []manifest.ID
+	for _, s := range useless(all, n, broken) {
+		ids = append(ids, s.ID)
+	}
+	if want := []manifest.ID{"planted", "too", "nobody's"}; !slices.Equal(ids, want) {
+		t.Errorf("%v go, want %v", ids, want)
+	}
+	// Beside a sound one it is no backup's last.
+	all = append(all, aged("sound-again", "a", 0, withRoot(t, again)))
+	if gone := useless(all, n, broken); len(gone) != 4 {
+		t.Errorf("%d go beside a sound one, want 4", len(gone))
 	}
 }
 
