@@ -62,7 +62,6 @@ func (s *streams) serve(_ *http.Server, conn *tls.Conn, _ http.Handler) {
 		return
 	}
 	defer leave()
-	defer s.front.sessions.stream(session)()
 	// What is to be read may have been written a moment ago, through Kopia.
 	if err := s.refresh(session.ctx); err != nil {
 		if session.ctx.Err() != nil {

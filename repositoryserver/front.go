@@ -40,8 +40,15 @@ type front struct {
 	server   *http.Server
 }
 
-// maxStreams bounds all clients together; each operation uses a few.
-const maxStreams = 256
+const (
+	// maxSessionStreams bounds a session's streams. An operation has three at most: its
+	// contents, Kopia's session, and the one that a write session opens. The others are for
+	// those that broke without a word: it takes minutes until they are known to be gone, and
+	// what comes back meanwhile is not refused.
+	maxSessionStreams = 16
+	// maxStreams bounds all clients together: as many as the sessions in use may have.
+	maxStreams = mostSessions * maxSessionStreams
+)
 
 // Status codes of gRPC.
 const (
@@ -103,17 +110,22 @@ func (f *front) serve(l net.Listener) error {
 	return fmt.Errorf("serve repository: %w", f.server.ServeTLS(l, "", ""))
 }
 
-// enter finds the session of a password and holds a stream's slot until leave. The error
-// is contents.ErrDenied or contents.ErrBusy, whichever protocol is spoken.
+// enter finds the session of a password and counts its stream, which has a slot, until leave.
+// The error is contents.ErrDenied or contents.ErrBusy, whichever protocol is spoken.
 func (f *front) enter(user, host, password string) (one *session, leave func(), err error) {
 	one, ok := f.sessions.authenticate(user, host, password)
 	if !ok {
 		return nil, nil, contents.ErrDenied
 	}
+	done, ok := f.sessions.stream(one)
+	if !ok {
+		return nil, nil, contents.ErrBusy
+	}
 	select {
 	case f.slots <- struct{}{}:
-		return one, func() { <-f.slots }, nil
+		return one, func() { <-f.slots; done() }, nil
 	default:
+		done()
 		return nil, nil, contents.ErrBusy
 	}
 }
@@ -145,7 +157,6 @@ func (f *front) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()
-	defer f.sessions.stream(session)()
 	go f.expect()
 	cut := make(chan struct{})
 	stop := context.AfterFunc(session.ctx, func() {

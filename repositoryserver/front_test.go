@@ -6,16 +6,19 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/kanister-kopia/kanister-kopia/agent/api"
+	"github.com/kanister-kopia/kanister-kopia/agent/contents"
 )
 
 // startFront runs a front with one session, of u@h, before something that it takes for
@@ -92,6 +95,40 @@ func TestFrontCutsWhoDoesNotRead(t *testing.T) {
 	})
 	f.sessions.end("1")
 	eventually("the stream is cut", 10*time.Millisecond, func() bool { return len(f.slots) == 0 })
+}
+
+// A session's streams are no others': who opens all that he can keeps nobody out, and can
+// open another when one has ended.
+func TestFrontStreamsOfSession(t *testing.T) {
+	f := &front{sessions: newSessions(mostSessions, time.Now), slots: make(chan struct{}, maxStreams)}
+	var passwords []string
+	for i := range mostSessions {
+		s, err := f.sessions.start(api.SessionRequest{ID: strconv.Itoa(i), Username: "u", Hostname: "h"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		passwords = append(passwords, s.Password)
+	}
+	var leave func()
+	for i, password := range passwords {
+		for n := range maxSessionStreams {
+			_, done, err := f.enter("u", "h", password)
+			if err != nil {
+				t.Fatalf("stream %d of session %d: %v", n, i, err)
+			}
+			leave = done
+		}
+		if _, _, err := f.enter("u", "h", password); !errors.Is(err, contents.ErrBusy) {
+			t.Fatalf("one stream more of session %d: %v, want %v", i, err, contents.ErrBusy)
+		}
+	}
+	leave()
+	if _, _, err := f.enter("u", "h", passwords[mostSessions-1]); err != nil {
+		t.Errorf("after one has ended: %v", err)
+	}
+	if a := f.sessions.activity(); a.Streams != maxStreams {
+		t.Errorf("%d streams are counted, want %d", a.Streams, maxStreams)
+	}
 }
 
 // A guess at a password never reaches Kopia, whose check of it is slow for everybody;

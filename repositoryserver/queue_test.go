@@ -70,7 +70,7 @@ func TestSessionsThatNobodyEnds(t *testing.T) {
 	ask(s, "lost", "a")
 	one := s.by["streams"]
 	lost := s.by["lost"]
-	done := s.stream(one)
+	done, _ := s.stream(one)
 	c.pass(abandonedAfter)
 	if a := s.activity(); a.Sessions != 1 || a.Streams != 1 || !a.LastUsed.Equal(c.now) {
 		t.Errorf("activity %+v, want the one that streams", a)

@@ -148,10 +148,13 @@ func (one *session) inUse(now time.Time) bool {
 	return one.streams > 0 || now.Sub(one.touched) < abandonedAfter
 }
 
-// stream counts a stream of a session until done is called.
-func (s *sessions) stream(one *session) (done func()) {
+// stream counts a stream of a session until done is called, unless the session has too many.
+func (s *sessions) stream(one *session) (done func(), ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if one.streams >= maxSessionStreams {
+		return nil, false
+	}
 	one.streams++
 	return func() {
 		s.mu.Lock()
@@ -159,7 +162,7 @@ func (s *sessions) stream(one *session) (done func()) {
 		one.streams--
 		one.touched = s.now()
 		s.used = one.touched
-	}
+	}, true
 }
 
 // touch says that something else than a session is in use now. It fails if the
