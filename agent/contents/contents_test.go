@@ -13,6 +13,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/kopia/kopia/repo/compression"
@@ -593,6 +594,38 @@ func TestContentsRoom(t *testing.T) {
 		must(t, err)
 	}
 	readAll(t, v.reader(t), 50, func(int) {}) // reads need none
+}
+
+// A client that writes and does not take the answers takes no room that others need, either.
+func TestContentsRoomOfUnreadAnswers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		client, conn := net.Pipe()
+		limits := NewLimits(3)
+		ended := make(chan error, 1)
+		go func() { ended <- Serve(t.Context(), conn, &store{}, parameters, limits) }()
+		_, err := readFrame(bufio.NewReader(client))
+		must(t, err)
+		sent := make(chan int, 1)
+		go func() {
+			w := bufio.NewWriter(client)
+			n := 0
+			for writeRequest(w, request{kind: kindWrite, data: make([]byte, 1<<20)}) == nil {
+				n++
+			}
+			sent <- n
+		}()
+		synctest.Wait() // it can send no more
+		if !limits.room.TryAcquire(2 * MaxContent) {
+			t.Error("room is taken by who does not take his answers")
+		} else {
+			limits.room.Release(2 * MaxContent)
+		}
+		client.Close()
+		if n := <-sent; n < parallel {
+			t.Errorf("%d contents were sent, want one for each worker", n)
+		}
+		<-ended
+	})
 }
 
 func FuzzProtocol(f *testing.F) {

@@ -106,7 +106,7 @@ func Serve(ctx context.Context, conn net.Conn, rep Repository, p Parameters, lim
 	if err := answerLogin(conn, frame{body: hello}); err != nil {
 		return err
 	}
-	s := &served{conn: conn, rep: rep, limits: limits, requests: make(chan numbered), answers: make(chan answered), cancel: cancel}
+	s := &served{conn: conn, rep: rep, limits: limits, requests: make(chan numbered), busy: make(chan struct{}, parallel), answers: make(chan answered), cancel: cancel}
 	var workers, writer sync.WaitGroup
 	defer writer.Wait()
 	defer close(s.answers)
@@ -127,6 +127,7 @@ type served struct {
 	rep      Repository
 	limits   *Limits
 	requests chan numbered
+	busy     chan struct{} // of the workers, each with a request until its answer is handed on
 	answers  chan answered
 	open     atomic.Int64 // requests that were read and whose answer is not written yet
 	ready    atomic.Int64 // of these, with an answer
@@ -151,18 +152,20 @@ func (s *served) read(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+		s.open.Add(1)
+		// A worker comes before room: while all of them wait for a client that takes no answers,
+		// its next content takes none from others.
+		select {
+		case s.busy <- struct{}{}:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
 		if length > 0 {
 			if q.data, err = s.body(ctx, r, length); err != nil {
 				return err
 			}
 		}
-		s.open.Add(1)
-		select {
-		case s.requests <- numbered{q, number}:
-		case <-ctx.Done():
-			s.limits.room.Release(int64(length))
-			return ctx.Err()
-		}
+		s.requests <- numbered{q, number} // one of them takes it
 	}
 }
 
@@ -189,13 +192,20 @@ func (s *served) work(ctx context.Context) {
 		case s.limits.requests <- struct{}{}:
 			f := s.answer(ctx, q)
 			<-s.limits.requests
+			s.giveBack(q.data) // the client may leave the answer lying
 			s.ready.Add(1)
 			s.answers <- answered{f, q.kind}
 		case <-ctx.Done(): // nobody waits for the answer
+			s.giveBack(q.data)
 		}
-		s.limits.room.Release(int64(len(q.data)))
-		bodies.put(q.data)
+		<-s.busy
 	}
+}
+
+// giveBack takes a content back that was written, and its room.
+func (s *served) giveBack(data []byte) {
+	s.limits.room.Release(int64(len(data)))
+	bodies.put(data)
 }
 
 func (s *served) answer(ctx context.Context, q numbered) frame {
