@@ -209,10 +209,11 @@ func sessionRoutes(open *sessions, letIn func(context.Context, *api.Session) err
 				agent.WriteJSON(w, 0, nil, err)
 				return
 			}
-			s, err := open.start(req)
+			given, err := open.start(req)
+			s := given
 			if err == nil {
 				if err = letIn(r.Context(), &s); err != nil {
-					open.end(req.ID)
+					open.giveUp(given)
 				}
 			}
 			agent.WriteJSON(w, http.StatusOK, s, err)

@@ -44,6 +44,7 @@ type session struct {
 	ctx      context.Context // ends with the session
 	cancel   context.CancelFunc
 	streams  int
+	callers  int       // who asked for it, but for those who gave it up
 	touched  time.Time // asked for, or a stream of it ended
 }
 
@@ -92,6 +93,7 @@ func (s *sessions) start(req api.SessionRequest) (api.Session, error) {
 			return api.Session{}, &api.Problem{Status: 409, Code: api.CodeConflict, Title: fmt.Sprintf("start session: %s is another user's", req.ID)}
 		}
 		old.touched = now
+		old.callers++
 		return old.Session, nil
 	}
 	if ahead := s.queue(req, now); ahead >= 0 {
@@ -111,7 +113,7 @@ func errDraining() *api.Problem {
 
 // add makes a session. The lock is held.
 func (s *sessions) add(req api.SessionRequest, now time.Time) *session {
-	n := &session{Session: api.Session{ID: req.ID, Username: req.Username, Hostname: req.Hostname, Password: rand.Text() + rand.Text()}, readOnly: req.ReadOnly, touched: now}
+	n := &session{Session: api.Session{ID: req.ID, Username: req.Username, Hostname: req.Hostname, Password: rand.Text() + rand.Text()}, readOnly: req.ReadOnly, callers: 1, touched: now}
 	n.hash = sha256.Sum256([]byte(n.Password))
 	n.ctx, n.cancel = context.WithCancel(context.Background())
 	s.by[req.ID] = n
@@ -124,6 +126,20 @@ func (s *sessions) end(id string) {
 	defer s.mu.Unlock()
 	s.remove(id)
 	delete(s.waiting, id)
+}
+
+// giveUp takes start back for a caller who is not told the password. The session ends if
+// nobody else has asked for it: who asks beside him may be let in, or has been.
+func (s *sessions) giveUp(given api.Session) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	one, ok := s.by[given.ID]
+	if !ok || one.Password != given.Password {
+		return // it has ended
+	}
+	if one.callers--; one.callers == 0 {
+		s.remove(given.ID)
+	}
 }
 
 // remove ends a session. The lock is held.

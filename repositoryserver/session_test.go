@@ -3,6 +3,8 @@
 package repositoryserver
 
 import (
+	"context"
+	"encoding/json"
 	"errors"
 	"net/http/httptest"
 	"strings"
@@ -106,6 +108,62 @@ func TestSessionsOfOneUser(t *testing.T) {
 	}
 	if again, err := all.start(api.SessionRequest{ID: "1", Username: "u", Hostname: "h"}); err != nil || again.Password == one.Password {
 		t.Errorf("a new session of the same id: %v, want a new password", err)
+	}
+}
+
+// A session that could not be let in ends, unless another caller was told its password, or
+// is about to be.
+func TestSessionNotLetIn(t *testing.T) {
+	open := newSessions(mostSessions, time.Now)
+	arrived, outcome := make(chan struct{}), make(chan error)
+	routes := sessionRoutes(open, func(context.Context, *api.Session) error {
+		arrived <- struct{}{}
+		return <-outcome
+	}, nil, &storageWatch{now: time.Now})
+	ask := func() <-chan api.Session {
+		answered := make(chan api.Session, 1)
+		go func() {
+			w := httptest.NewRecorder()
+			routes["POST /v1/sessions"](w, httptest.NewRequestWithContext(t.Context(), "POST", "/v1/sessions", strings.NewReader(`{"id":"1","username":"u","hostname":"h"}`)))
+			var s api.Session
+			if err := json.Unmarshal(w.Body.Bytes(), &s); err != nil {
+				t.Error(err)
+			}
+			answered <- s
+		}()
+		<-arrived
+		return answered
+	}
+	works := func(s api.Session) bool {
+		_, ok := open.authenticate("u", "h", s.Password)
+		return ok
+	}
+	failed := errors.New("Kopia does not answer")
+
+	first, second := ask(), ask()
+	outcome <- failed // for either of them
+	outcome <- nil
+	told := <-first
+	if other := <-second; told.Password == "" {
+		told = other
+	}
+	if told.Password == "" || !works(told) {
+		t.Error("a session ended with the failure of another caller")
+	}
+	again := ask()
+	outcome <- failed
+	<-again
+	if !works(told) {
+		t.Error("a session in use ended when its caller asked once more")
+	}
+	open.end("1")
+	first, second = ask(), ask()
+	outcome <- failed
+	outcome <- failed
+	<-first
+	<-second
+	if len(open.by) > 0 {
+		t.Error("a session that nobody was told of is there still")
 	}
 }
 
