@@ -270,6 +270,7 @@ func (e *Engine) refuse(ctx context.Context, as *crv1alpha1.ActionSet, cause err
 	as.Status.Error.Message = cause.Error()
 	// Nothing of it will run: not even what a deferPhase would clean up.
 	for i := range as.Status.Actions {
+		leave(&as.Status.Actions[i])
 		if d := &as.Status.Actions[i].DeferPhase; d.State != "" && !d.State.Done() {
 			d.State = crv1alpha1.StateFailed
 		}

@@ -930,3 +930,109 @@ func object(apiVersion, kind, namespace, name string) *unstructured.Unstructured
 		"apiVersion": apiVersion, "kind": kind, "metadata": map[string]any{"namespace": namespace, "name": name},
 	}}
 }
+
+// TestIntegrationSideBySide: an action that fails leaves the others alone, also when the
+// controller is restarted: what they do is theirs until it ends, and only then they
+// clean up.
+func TestIntegrationSideBySide(t *testing.T) {
+	w := newWorld(t)
+	release := make(chan struct{})
+	var mu sync.Mutex
+	works := map[string]string{} // operation by ActionSet
+	functions := w.functions(&scripted{name: "Resume", resumable: true, exec: func(ctx context.Context, call function.Call) (map[string]any, error) {
+		mu.Lock()
+		works[call.ActionSet] = call.OperationID
+		mu.Unlock()
+		w.did("%s works", call.ActionSet)
+		select {
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		case <-release:
+			w.did("%s ends", call.ActionSet)
+			return nil, nil
+		}
+	}})
+	stop := w.controller(functions)
+	begun := []crv1alpha1.BlueprintPhase{phase("long", "Resume", nil), phase("never", "Echo", crv1alpha1.JSONMap{"value": "never"})}
+	w.blueprint("fails", &crv1alpha1.BlueprintAction{Phases: []crv1alpha1.BlueprintPhase{phase("p", "Fail", nil)}})
+	w.blueprint("plain", &crv1alpha1.BlueprintAction{Phases: begun})
+	w.blueprint("cleans", &crv1alpha1.BlueprintAction{Phases: begun, DeferPhase: new(phase("last", "Echo", crv1alpha1.JSONMap{"value": "cleaned"}))})
+	w.blueprint("changes", &crv1alpha1.BlueprintAction{Phases: begun})
+	w.blueprint("loses", &crv1alpha1.BlueprintAction{Phases: begun})
+	names := []string{"plain", "cleans", "changes", "loses"}
+	keys := map[string]client.ObjectKey{}
+	for _, name := range names[:3] {
+		keys[name] = w.start(name, "fails", name)
+	}
+	secret := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "lost-later"}}
+	w.Must(w.Create(w.Context(), secret))
+	about := crv1alpha1.ObjectReference{Kind: "Namespace", Name: namespace, Namespace: namespace}
+	loses := &crv1alpha1.ActionSet{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "loses"}, Spec: &crv1alpha1.ActionSetSpec{Actions: []crv1alpha1.ActionSpec{
+		{Name: "act", Blueprint: "fails", Object: about},
+		{Name: "act", Blueprint: "loses", Object: about, Secrets: map[string]crv1alpha1.ObjectReference{"s": {Namespace: namespace, Name: secret.Name}}},
+	}}}
+	w.Must(w.Create(w.Context(), loses))
+	keys["loses"] = client.ObjectKeyFromObject(loses)
+	for _, name := range names {
+		w.wait(keys[name], "one action failed, the other works", func(s *crv1alpha1.ActionSetStatus) bool {
+			return s.State == crv1alpha1.StateFailed && s.Actions[1].Phases[0].State == crv1alpha1.StateRunning
+		})
+	}
+	worked := func(times int, names ...string) func() bool {
+		return func() bool {
+			return !slices.ContainsFunc(names, func(name string) bool {
+				return len(slices.DeleteFunc(w.done(), func(d string) bool { return d != name+" works" })) < times
+			})
+		}
+	}
+	testenv.Eventually(t, time.Minute, "all work", worked(1, names...))
+	alive := func(name string) bool {
+		t.Helper()
+		running, err := actionset.Running(w.Context(), w.WithWatch, namespace)
+		w.Must(err)
+		mu.Lock()
+		defer mu.Unlock()
+		return running(works[name])
+	}
+	for _, name := range names {
+		if !alive(name) {
+			t.Errorf("%s: what works counts as a leftover", name)
+		}
+	}
+	stop()
+	var b crv1alpha1.Blueprint
+	w.Must(w.Get(w.Context(), client.ObjectKey{Namespace: namespace, Name: "changes"}, &b))
+	b.Actions["act"].Phases[0].Name = "renamed"
+	w.Must(w.Update(w.Context(), &b))
+	w.Must(w.Delete(w.Context(), secret))
+	w.controller(functions)
+	testenv.Eventually(t, time.Minute, "what worked is followed", worked(2, "plain", "cleans"))
+	// Nobody can follow these, so nobody will.
+	for _, name := range []string{"changes", "loses"} {
+		s := w.wait(keys[name], "nothing works", func(s *crv1alpha1.ActionSetStatus) bool {
+			return s.Actions[1].Phases[0].State == crv1alpha1.StateFailed
+		})
+		if alive(name) {
+			t.Errorf("%s: its leftovers would stay for ever", name)
+		}
+		if name == "loses" && s.Error.Message != "phase p: the disk is on fire" {
+			t.Errorf("%s: error %q, want the first", name, s.Error.Message)
+		}
+	}
+	if slices.Contains(w.done(), "echo cleaned") {
+		t.Error("the deferPhase ran while the phase did")
+	}
+	close(release)
+	for _, name := range []string{"plain", "cleans"} {
+		s := w.wait(keys[name], "the end", func(s *crv1alpha1.ActionSetStatus) bool {
+			return s.Actions[1].Phases[0].State == crv1alpha1.StateComplete && finished(s)
+		})
+		if p := s.Actions[1].Phases; s.State != crv1alpha1.StateFailed || p[1].State != crv1alpha1.StatePending {
+			t.Errorf("%s: %s, phases %+v; want a failure, and nothing new", name, s.State, p)
+		}
+		testenv.Eventually(t, time.Minute, "nothing of it runs", func() bool { return !alive(name) })
+	}
+	if !slices.Contains(w.done(), "echo cleaned") {
+		t.Error("no deferPhase ran")
+	}
+}

@@ -91,6 +91,7 @@ func (r *run) fail(ctx context.Context, i int, what string, cause error) {
 	r.log.Error(what, "Action", action, "error", cause.Error())
 	err := r.store.update(ctx, func(s *crv1alpha1.ActionSetStatus) {
 		s.State = crv1alpha1.StateFailed
+		leave(&s.Actions[i])
 		if s.Error.Message == "" {
 			s.Error.Message = cause.Error()
 		}
@@ -143,9 +144,9 @@ func (r *run) action(ctx context.Context, i int) {
 	}
 	failed := false
 	for j := range action.Phases {
-		if r.actionSet.Status.State == crv1alpha1.StateFailed && status.Phases[j].State != crv1alpha1.StateComplete {
-			// It had failed when the controller was restarted: nothing new begins, and
-			// what is left to do is to clean up.
+		if before := status.Phases[j]; r.actionSet.Status.State == crv1alpha1.StateFailed && before.State != crv1alpha1.StateComplete && !runs(before) {
+			// It had failed when the controller was restarted: what runs is followed to
+			// its end, nothing new begins, and then it is cleaned up.
 			failed = true
 			break
 		}

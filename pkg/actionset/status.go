@@ -4,6 +4,7 @@ package actionset
 
 import (
 	"math"
+	"slices"
 	"strconv"
 	"time"
 
@@ -31,8 +32,9 @@ func initialStatus(spec *crv1alpha1.ActionSetSpec, blueprints []*crv1alpha1.Blue
 	return status
 }
 
-// unfinished reports whether there is something left to do. A failed ActionSet may
-// still owe the deferPhase of an action that had begun.
+// unfinished reports whether there is something left to do. Of a failed ActionSet,
+// phases of other actions may still run, and an action that had begun may owe its
+// deferPhase.
 func unfinished(s *crv1alpha1.ActionSetStatus) bool {
 	switch s.State {
 	case crv1alpha1.StatePending, crv1alpha1.StateRunning:
@@ -40,12 +42,23 @@ func unfinished(s *crv1alpha1.ActionSetStatus) bool {
 	case crv1alpha1.StateFailed:
 		for i := range s.Actions {
 			a := &s.Actions[i]
-			if began(a) && a.DeferPhase.State != "" && !a.DeferPhase.State.Done() {
+			if slices.ContainsFunc(a.Phases, runs) || began(a) && a.DeferPhase.State != "" && !a.DeferPhase.State.Done() {
 				return true
 			}
 		}
 	}
 	return false
+}
+
+func runs(p crv1alpha1.Phase) bool { return p.State == crv1alpha1.StateRunning }
+
+// leave sets the phases of an action that run to failed: nobody will follow them.
+func leave(a *crv1alpha1.ActionStatus) {
+	for i := range a.Phases {
+		if runs(a.Phases[i]) {
+			a.Phases[i].State = crv1alpha1.StateFailed
+		}
+	}
 }
 
 // began reports whether a phase of the action ever ran: only then is there anything

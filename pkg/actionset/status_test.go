@@ -46,6 +46,7 @@ func TestUnfinished(t *testing.T) {
 	ran := []crv1alpha1.Phase{{State: crv1alpha1.StateFailed}, {State: crv1alpha1.StatePending}}
 	begun := crv1alpha1.ActionStatus{Phases: ran, DeferPhase: crv1alpha1.Phase{State: crv1alpha1.StatePending}}
 	cleaned := crv1alpha1.ActionStatus{Phases: ran, DeferPhase: crv1alpha1.Phase{State: crv1alpha1.StateComplete}}
+	working := crv1alpha1.ActionStatus{Phases: []crv1alpha1.Phase{{State: crv1alpha1.StateComplete}, {State: crv1alpha1.StateRunning}}}
 	never := crv1alpha1.ActionStatus{Time: "now", Phases: ran[1:], DeferPhase: crv1alpha1.Phase{State: crv1alpha1.StatePending}}
 	for name, c := range map[string]struct {
 		state  crv1alpha1.State
@@ -56,6 +57,7 @@ func TestUnfinished(t *testing.T) {
 		"complete":                             {crv1alpha1.StateComplete, cleaned, false},
 		"failed, deferPhase owed":              {crv1alpha1.StateFailed, begun, true},
 		"failed, deferPhase done":              {crv1alpha1.StateFailed, cleaned, false},
+		"failed, another action works":         {crv1alpha1.StateFailed, working, true},
 		"failed before a phase ran":            {crv1alpha1.StateFailed, never, false},
 		"failed, an action without deferPhase": {crv1alpha1.StateFailed, crv1alpha1.ActionStatus{Phases: ran}, false},
 	} {
