@@ -3,6 +3,7 @@
 package actionset
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -260,6 +261,9 @@ func fits(as *crv1alpha1.ActionSet, blueprints []*crv1alpha1.Blueprint) error {
 // refuse fails an ActionSet that cannot run. An API server that does not answer is
 // not its fault: that is tried again.
 func (e *Engine) refuse(ctx context.Context, as *crv1alpha1.ActionSet, cause error) error {
+	if unanswered(cause) || errors.Is(cause, context.Canceled) {
+		return cause
+	}
 	if status := apierrors.APIStatus(nil); errors.As(cause, &status) && !apierrors.IsNotFound(cause) && !apierrors.IsForbidden(cause) {
 		return cause
 	}
@@ -267,7 +271,8 @@ func (e *Engine) refuse(ctx context.Context, as *crv1alpha1.ActionSet, cause err
 		as.Status = &crv1alpha1.ActionSetStatus{}
 	}
 	as.Status.State = crv1alpha1.StateFailed
-	as.Status.Error.Message = cause.Error()
+	// The first error stays.
+	as.Status.Error.Message = cmp.Or(as.Status.Error.Message, cause.Error())
 	// Nothing of it will run: not even what a deferPhase would clean up.
 	for i := range as.Status.Actions {
 		leave(&as.Status.Actions[i])

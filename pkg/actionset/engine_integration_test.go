@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/url"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -30,6 +31,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 	"sigs.k8s.io/yaml"
 
 	"github.com/kanister-kopia/kanister-kopia/agent/api"
@@ -1015,7 +1017,7 @@ func TestIntegrationSideBySide(t *testing.T) {
 		if alive(name) {
 			t.Errorf("%s: its leftovers would stay for ever", name)
 		}
-		if name == "loses" && s.Error.Message != "phase p: the disk is on fire" {
+		if s.Error.Message != "phase p: the disk is on fire" {
 			t.Errorf("%s: error %q, want the first", name, s.Error.Message)
 		}
 	}
@@ -1034,5 +1036,25 @@ func TestIntegrationSideBySide(t *testing.T) {
 	}
 	if !slices.Contains(w.done(), "echo cleaned") {
 		t.Error("no deferPhase ran")
+	}
+}
+
+// TestIntegrationUnanswered: a connection that is refused is no answer, whatever the
+// engine asks for.
+func TestIntegrationUnanswered(t *testing.T) {
+	w := newWorld(t)
+	var refused sync.Map
+	refuseOnce := func(e *actionset.Engine, _ *ctrl.Options) {
+		e.Client = interceptor.NewClient(w.WithWatch, interceptor.Funcs{Get: func(ctx context.Context, c client.WithWatch, key client.ObjectKey, o client.Object, opts ...client.GetOption) error {
+			if _, known := refused.LoadOrStore(key.Name, true); !known && strings.HasPrefix(key.Name, "refused") {
+				return &url.Error{Op: "Get", URL: "https://10.0.0.1", Err: errors.New("connect: connection refused")}
+			}
+			return c.Get(ctx, key, o, opts...)
+		}})
+	}
+	w.controller(w.functions(), refuseOnce)
+	w.blueprint("refused-blueprint", &crv1alpha1.BlueprintAction{Phases: []crv1alpha1.BlueprintPhase{phase("p", "Echo", crv1alpha1.JSONMap{"value": "x"})}})
+	if s := w.wait(w.start("reads", "refused-blueprint"), "the end", finished); s.State != crv1alpha1.StateComplete {
+		t.Errorf("a Blueprint that could not be read once: %s %q", s.State, s.Error.Message)
 	}
 }
