@@ -16,6 +16,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -24,6 +25,7 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -1044,17 +1046,50 @@ func TestIntegrationSideBySide(t *testing.T) {
 func TestIntegrationUnanswered(t *testing.T) {
 	w := newWorld(t)
 	var refused sync.Map
+	var taken atomic.Bool
+	release := make(chan struct{})
+	functions := w.functions(&scripted{name: "Resume", resumable: true, exec: func(ctx context.Context, call function.Call) (map[string]any, error) {
+		w.did("works")
+		select {
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		case <-release:
+			return nil, nil
+		}
+	}})
 	refuseOnce := func(e *actionset.Engine, _ *ctrl.Options) {
 		e.Client = interceptor.NewClient(w.WithWatch, interceptor.Funcs{Get: func(ctx context.Context, c client.WithWatch, key client.ObjectKey, o client.Object, opts ...client.GetOption) error {
 			if _, known := refused.LoadOrStore(key.Name, true); !known && strings.HasPrefix(key.Name, "refused") {
 				return &url.Error{Op: "Get", URL: "https://10.0.0.1", Err: errors.New("connect: connection refused")}
 			}
+			if taken.Load() && key.Name == "forbidden" {
+				return apierrors.NewForbidden(schema.GroupResource{Resource: "secrets"}, key.Name, errors.New("no"))
+			}
 			return c.Get(ctx, key, o, opts...)
 		}})
 	}
-	w.controller(w.functions(), refuseOnce)
+	stop := w.controller(functions, refuseOnce)
 	w.blueprint("refused-blueprint", &crv1alpha1.BlueprintAction{Phases: []crv1alpha1.BlueprintPhase{phase("p", "Echo", crv1alpha1.JSONMap{"value": "x"})}})
 	if s := w.wait(w.start("reads", "refused-blueprint"), "the end", finished); s.State != crv1alpha1.StateComplete {
 		t.Errorf("a Blueprint that could not be read once: %s %q", s.State, s.Error.Message)
+	}
+
+	reads := phase("reads", "Echo", crv1alpha1.JSONMap{"value": "x"})
+	reads.ObjectRefs = map[string]crv1alpha1.ObjectReference{}
+	for _, name := range []string{"refused-secret", "forbidden"} {
+		w.Must(w.Create(w.Context(), &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name}}))
+		reads.ObjectRefs[strings.ReplaceAll(name, "-", "")] = crv1alpha1.ObjectReference{Kind: "Secret", Namespace: namespace, Name: name}
+	}
+	w.blueprint("taken-over", &crv1alpha1.BlueprintAction{Phases: []crv1alpha1.BlueprintPhase{reads, phase("works", "Resume", nil)}})
+	key := w.start("taken-over", "taken-over")
+	works := func() bool { return slices.Contains(w.done(), "works") }
+	testenv.Eventually(t, time.Minute, "the first phase is complete", works)
+	stop()
+	refused.Clear()
+	taken.Store(true)
+	w.controller(functions, refuseOnce)
+	close(release)
+	if s := w.wait(key, "the end", finished); s.State != crv1alpha1.StateComplete {
+		t.Errorf("a phase that was complete, and whose Secrets cannot be read: %s %q, phases %+v", s.State, s.Error.Message, s.Actions[0].Phases)
 	}
 }

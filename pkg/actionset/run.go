@@ -263,7 +263,7 @@ func (p *phase) do(ctx context.Context, params *param.TemplateParams) (err error
 		return fmt.Errorf("phase %s: it failed before the controller was restarted", p.spec.Name)
 	}
 	seen := &param.Phase{Output: map[string]any(p.before.Output.DeepCopy())}
-	if err := p.readObjects(ctx, params, seen); err != nil {
+	if err := persist(ctx, p.Clock, p.log, func() error { return p.readObjects(ctx, params, seen) }); err != nil {
 		return p.end(ctx, nil, err)
 	}
 	p.offer(seen)
@@ -459,10 +459,10 @@ func (p *phase) readObjects(ctx context.Context, params *param.TemplateParams, i
 	return nil
 }
 
-// over: the phase is complete and what it read was removed since. Only a later
-// template that asks for it fails.
+// over: the phase is complete and what it read was removed since, or may not be read any
+// more. Only a later template that asks for it fails.
 func (p *phase) over(err error) bool {
-	return p.before.State == crv1alpha1.StateComplete && apierrors.IsNotFound(err)
+	return p.before.State == crv1alpha1.StateComplete && (apierrors.IsNotFound(err) || apierrors.IsForbidden(err))
 }
 
 // operationID names what a phase does, the same after any restart.
