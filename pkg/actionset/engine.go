@@ -35,6 +35,7 @@ import (
 	crv1alpha1 "github.com/kanister-kopia/kanister-kopia/pkg/apis/cr/v1alpha1"
 	"github.com/kanister-kopia/kanister-kopia/pkg/blueprint"
 	"github.com/kanister-kopia/kanister-kopia/pkg/function"
+	"github.com/kanister-kopia/kanister-kopia/pkg/kube"
 )
 
 // Engine runs the ActionSets of one namespace.
@@ -261,7 +262,7 @@ func fits(as *crv1alpha1.ActionSet, blueprints []*crv1alpha1.Blueprint) error {
 // refuse fails an ActionSet that cannot run. An API server that does not answer is
 // not its fault: that is tried again.
 func (e *Engine) refuse(ctx context.Context, as *crv1alpha1.ActionSet, cause error) error {
-	if unanswered(cause) || errors.Is(cause, context.Canceled) {
+	if kube.Unanswered(cause) || errors.Is(cause, context.Canceled) {
 		return cause
 	}
 	if status := apierrors.APIStatus(nil); errors.As(cause, &status) && !apierrors.IsNotFound(cause) && !apierrors.IsForbidden(cause) {

@@ -6,11 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
-	"net/http"
-	"net/url"
-	"strings"
 	"sync"
 	"time"
 
@@ -22,6 +18,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	crv1alpha1 "github.com/kanister-kopia/kanister-kopia/pkg/apis/cr/v1alpha1"
+	"github.com/kanister-kopia/kanister-kopia/pkg/kube"
 )
 
 // errDeleted says that the ActionSet is gone: there is nobody left to tell.
@@ -131,7 +128,7 @@ const (
 func persist(ctx context.Context, clk clock.Clock, log *slog.Logger, do func() error) error {
 	for wait := retryFirst; ; wait = min(2*wait, retryLast) {
 		err := do()
-		if err == nil || !unanswered(err) {
+		if err == nil || !kube.Unanswered(err) {
 			return err
 		}
 		log.Warn("the API server does not answer; trying again", "error", err.Error())
@@ -141,18 +138,4 @@ func persist(ctx context.Context, clk clock.Clock, log *slog.Logger, do func() e
 		case <-clk.After(wait):
 		}
 	}
-}
-
-// unanswered tells an API server that cannot answer from one that says no, and from
-// errors that have nothing to do with it.
-func unanswered(err error) bool {
-	var status apierrors.APIStatus
-	if errors.As(err, &status) {
-		// etcd's limits of an object come as internal errors.
-		text, code := err.Error(), status.Status().Code
-		tooLarge := strings.Contains(text, "too large") || strings.Contains(text, "larger than max")
-		return code == http.StatusTooManyRequests || code >= 500 && !tooLarge
-	}
-	var request *url.Error
-	return errors.As(err, &request) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, context.DeadlineExceeded)
 }

@@ -3,14 +3,21 @@
 package function
 
 import (
+	"context"
 	"errors"
 	"io"
+	"net/url"
 	"reflect"
 	"strings"
 	"testing"
 	"testing/iotest"
+	"testing/synctest"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/watch"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 
 	"github.com/kanister-kopia/kanister-kopia/pkg/names"
 	"github.com/kanister-kopia/kanister-kopia/pkg/param"
@@ -307,4 +314,27 @@ func TestClaimsOf(t *testing.T) {
 			t.Errorf("%s: %v, want %v", name, got, want)
 		}
 	}
+}
+
+// Whoever waits for pods to end goes on when the API server answers again.
+func TestAwaitPodsUnanswered(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		asked := 0
+		ask := func() error {
+			if asked++; asked == 1 || asked == 3 { // a watch, and the list after one
+				return &url.Error{Op: "Get", URL: "https://api", Err: errors.New("connection refused")}
+			}
+			return nil
+		}
+		c := interceptor.NewClient(nil, interceptor.Funcs{
+			List: func(context.Context, client.WithWatch, client.ObjectList, ...client.ListOption) error { return ask() },
+			Watch: func(context.Context, client.WithWatch, client.ObjectList, ...client.ListOption) (watch.Interface, error) {
+				return watch.NewFake(), ask()
+			},
+		})
+		f := &scaleWorkload{&Companion{Client: c}}
+		if err := f.awaitPods(t.Context(), "shop", labels.Everything(), 0); err != nil || asked != 5 {
+			t.Errorf("asked %d times: %v", asked, err)
+		}
+	})
 }

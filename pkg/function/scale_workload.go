@@ -145,8 +145,8 @@ func (f *scaleWorkload) awaitPods(ctx context.Context, namespace string, selecto
 	of := []client.ListOption{client.InNamespace(namespace), client.MatchingLabelsSelector{Selector: selector}}
 	for {
 		ok, err := f.followPods(ctx, of, most)
-		if ctx.Err() != nil {
-			err = context.Cause(ctx)
+		if err != nil {
+			err = kube.AskAgain(ctx, err)
 		}
 		if ok || err != nil {
 			return err

@@ -2,7 +2,8 @@
 
 // Package kube holds what several parts of the controller do with objects of the
 // cluster: make one so (Apply), wait until it is so (Await), tell what kind a reference
-// means (KindOf) and why a pod does not run (Failure).
+// means (KindOf), why a pod does not run (Failure), and whether the API server answered
+// at all (Unanswered).
 package kube
 
 import (
@@ -53,46 +54,47 @@ var ErrGone = errors.New("the object is gone")
 
 // Await calls done with states of the object of that key until it returns true or
 // an error, or ctx ends; the first is the present one, and the same or an older
-// state may come again. It watches, and starts again when the watch breaks. list
-// is an empty list of the object's type. With ctx's end the error is ctx's cause.
+// state may come again. It watches, and starts again when the watch breaks, or after a
+// pause when the API server does not answer. list is an empty list of the object's type.
+// With ctx's end the error is ctx's cause.
 func Await[T client.Object](ctx context.Context, c client.WithWatch, key client.ObjectKey, obj T, list client.ObjectList, done func(T) (bool, error)) error {
 	// Mostly it is so already, and a watch costs more than a look.
-	if ok, err := look(ctx, c, key, obj, done); ok || err != nil {
-		return err
-	}
+	ok, err := look(ctx, c, key, obj, done)
 	for {
-		if ok, err := follow(ctx, c, key, obj, list, done); ok || err != nil {
+		// What done says is the end, whatever it asked for.
+		if asking := (*askError)(nil); errors.As(err, &asking) {
+			if err = AskAgain(ctx, asking.error); err != nil {
+				return fmt.Errorf("wait for %T %s: %w", obj, key, err)
+			}
+		}
+		if ok || err != nil {
 			return err
 		}
+		ok, err = follow(ctx, c, key, obj, list, done)
 	}
 }
+
+// askError is the API server's, or its absence.
+type askError struct{ error }
 
 // look is one look at the object.
 func look[T client.Object](ctx context.Context, c client.Client, key client.ObjectKey, obj T, done func(T) (bool, error)) (bool, error) {
 	err := c.Get(ctx, key, obj)
 	switch {
 	case apierrors.IsNotFound(err):
-		return false, failed(ctx, key, obj, ErrGone)
+		return false, &askError{ErrGone}
 	case err != nil:
-		return false, failed(ctx, key, obj, err)
+		return false, &askError{err}
 	}
 	return done(obj)
 }
 
-func failed(ctx context.Context, key client.ObjectKey, obj client.Object, err error) error {
-	if ctx.Err() != nil {
-		err = context.Cause(ctx)
-	}
-	return fmt.Errorf("wait for %T %s: %w", obj, key, err)
-}
-
 // follow is one watch. False without an error: it broke off.
 func follow[T client.Object](ctx context.Context, c client.WithWatch, key client.ObjectKey, obj T, list client.ObjectList, done func(T) (bool, error)) (bool, error) {
-	fail := func(err error) (bool, error) { return false, failed(ctx, key, obj, err) }
 	w, err := c.Watch(ctx, list, client.InNamespace(key.Namespace),
 		client.MatchingFieldsSelector{Selector: fields.OneTermEqualSelector("metadata.name", key.Name)})
 	if err != nil {
-		return fail(err)
+		return false, &askError{err}
 	}
 	defer w.Stop()
 	// After the watch began, so that nothing is missed between the two.
@@ -102,7 +104,7 @@ func follow[T client.Object](ctx context.Context, c client.WithWatch, key client
 	for {
 		select {
 		case <-ctx.Done():
-			return fail(ctx.Err())
+			return false, &askError{ctx.Err()}
 		case event, ok := <-w.ResultChan():
 			if !ok || event.Type == watch.Error {
 				// Cut off, or too old: a new watch says where to go on.
@@ -113,7 +115,7 @@ func follow[T client.Object](ctx context.Context, c client.WithWatch, key client
 				continue
 			}
 			if event.Type == watch.Deleted {
-				return fail(ErrGone)
+				return false, &askError{ErrGone}
 			}
 			if ok, err := done(seen); ok || err != nil {
 				return ok, err
