@@ -7,11 +7,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
+	"net/http"
 	"path"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -19,6 +22,7 @@ import (
 
 	"github.com/kanister-kopia/kanister-kopia/agent/api"
 	agentclient "github.com/kanister-kopia/kanister-kopia/agent/client"
+	"github.com/kanister-kopia/kanister-kopia/internal/pause"
 	"github.com/kanister-kopia/kanister-kopia/pkg/coverage"
 	"github.com/kanister-kopia/kanister-kopia/pkg/names"
 	"github.com/kanister-kopia/kanister-kopia/pkg/repository"
@@ -70,7 +74,7 @@ func (d *Data) take(ctx context.Context, call Call, repo *repository.Repository,
 		return api.Record{}, err
 	}
 	step("taking the snapshot")
-	result, err := agent.Run(ctx, api.StartRequest{
+	result, err := whenFree(ctx, call.Log, agent, api.StartRequest{
 		ID: b.operation, Kind: api.KindSnapshot, Credentials: credentials, RateLimit: b.options.RateLimit,
 		Snapshot: &api.SnapshotRequest{
 			Volume: b.volume, Path: b.path, SourcePath: sourcePath,
@@ -98,6 +102,27 @@ func (d *Data) take(ctx context.Context, call Call, repo *repository.Repository,
 		}
 	}
 	return stored, err
+}
+
+// busyPause is how often it is asked whether an agent's data is free.
+const busyPause = 2 * time.Second
+
+// whenFree runs an operation when no other one of the agent works on the same data. Turns
+// are in the controller's memory: after a restart one that waited may be the first.
+func whenFree(ctx context.Context, log *slog.Logger, agent *agentclient.Client, req api.StartRequest, progress func(api.Progress)) (*api.Result, error) {
+	for waits := false; ; waits = true {
+		result, err := agent.Run(ctx, req, progress)
+		// A device in use is busy, too: that is the failure of an operation that ran.
+		if p := (*api.Problem)(nil); !errors.As(err, &p) || p.Code != api.CodeBusy || p.Status != http.StatusConflict {
+			return result, err
+		}
+		if !waits {
+			log.Info("waiting for what the agent does with the same data to end", "operation", req.ID, "why", err.Error())
+		}
+		if err := pause.For(ctx, busyPause); err != nil {
+			return nil, err
+		}
+	}
 }
 
 // outputs are those of every function that makes a backup.

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"net/http"
 	"reflect"
 	"slices"
 	"strings"
@@ -282,6 +283,19 @@ func testOneClaim(w *world) {
 	})
 	if err := backUp("rwx-1", "/data/other", silent); err != nil {
 		w.Errorf("another path, meanwhile: %v", err)
+	}
+	// After a restart a backup that waited has the first turn, while its agent works for
+	// the one that it waited for.
+	var asked atomic.Int32
+	w.pod("rwx-2", "rwx")
+	w.script("rwx-2", func(req api.StartRequest) (*api.Result, *api.Problem) {
+		if asked.Add(1) == 1 {
+			return nil, &api.Problem{Status: http.StatusConflict, Code: api.CodeBusy, Title: "start operation: operation x works on the same data"}
+		}
+		return saves(1, func(api.StartRequest) {})(req)
+	})
+	if err := backUp("rwx-2", "/data/waited", silent); err != nil || asked.Load() != 2 {
+		w.Errorf("one whose agent was busy: asked %d times: %v", asked.Load(), err)
 	}
 }
 

@@ -65,7 +65,8 @@ type world struct {
 	agents  map[string]*agent
 }
 
-// script is what an agent does with an operation.
+// script is what an agent does with an operation. A problem that is a conflict: it does
+// not begin it.
 type script func(api.StartRequest) (*api.Result, *api.Problem)
 
 func newWorld(t *testing.T) *world {
@@ -379,6 +380,12 @@ func (a *agent) run(req api.StartRequest) (api.Operation, *api.Problem) {
 			op.Progress = api.Progress{Files: s.Files, Bytes: s.Bytes, UploadedBytes: s.NewBytes, EstimatedBytes: s.Bytes}
 		}
 	})
+	if p := op.Failure; p != nil && p.Status == http.StatusConflict { // it has not begun
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		delete(a.known, req.ID)
+		return api.Operation{}, p
+	}
 	return op.Operation, nil
 }
 
