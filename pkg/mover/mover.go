@@ -76,7 +76,7 @@ func (m *Mover) Pod() string { return m.pod.Name }
 
 // Start makes the pod, or finds the one of the same operation, and waits until
 // its agent answers. Stop it, also if ctx ended meanwhile; when Start fails,
-// nothing is left behind.
+// nothing is left behind, but for the next controller when this one goes away.
 func (m *Movers) Start(ctx context.Context, spec Spec) (*Mover, error) {
 	if err := m.look(ctx, &spec); err != nil {
 		return nil, err
@@ -101,6 +101,10 @@ func (m *Movers) Start(ctx context.Context, spec Spec) (*Mover, error) {
 	}
 	if err != nil {
 		err = fmt.Errorf("start pod %s/%s: %w", pod.Namespace, pod.Name, err)
+		if errors.Is(context.Cause(ctx), agentclient.ErrDetached) {
+			// It may have been found at work: it goes on.
+			return nil, err
+		}
 		return nil, errors.Join(err, mover.Stop(ctx))
 	}
 	return mover, nil

@@ -4,6 +4,7 @@ package mover
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"reflect"
 	"slices"
@@ -14,7 +15,9 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/client/fake"
 
+	agentclient "github.com/kanister-kopia/kanister-kopia/agent/client"
 	"github.com/kanister-kopia/kanister-kopia/pkg/names"
 )
 
@@ -285,5 +288,49 @@ func TestReads(t *testing.T) {
 	spec.Identity.FSGroup = new(int64(5))
 	if pod, err = Build(spec, "agent:1", corev1.PullIfNotPresent); err != nil || *pod.Spec.SecurityContext.FSGroup != 5 {
 		t.Errorf("the workload's fsGroup is not kept: %+v, %v", pod.Spec.SecurityContext, err)
+	}
+}
+
+// connects fails to reach an agent, but ends a context first.
+type connects func()
+
+func (c connects) Connect(context.Context, string, string, string) (*agentclient.Client, error) {
+	c()
+	return nil, errors.New("out of reach")
+}
+
+func (connects) Publish(context.Context, string) error { return nil }
+
+// A controller that goes away while it takes a mover over leaves it to the next one: it
+// may have worked for hours.
+func TestStartDetached(t *testing.T) {
+	for _, c := range []struct {
+		cause error
+		left  bool
+	}{{agentclient.ErrDetached, true}, {errors.New("cancelled"), false}, {nil, false}} {
+		spec := Spec{Prefix: "restore-data-", OperationID: "op-1", Namespace: "shop"}
+		pod, err := Build(spec, "agent", corev1.PullNever)
+		if err != nil {
+			t.Fatal(err)
+		}
+		pod.Status = corev1.PodStatus{Phase: corev1.PodRunning, ContainerStatuses: []corev1.ContainerStatus{{
+			Name: names.MoverContainer, State: corev1.ContainerState{Running: &corev1.ContainerStateRunning{}},
+		}}}
+		api := fake.NewClientBuilder().WithObjects(pod, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "shop"}}).Build()
+		ctx, cancel := context.WithCancelCause(t.Context())
+		agents := connects(func() {
+			if c.cause != nil {
+				cancel(c.cause)
+			}
+		})
+		m := &Movers{Client: api, Agents: agents, CA: agents, Image: "agent", Log: slog.New(slog.DiscardHandler)}
+		if _, err := m.Start(ctx, spec); err == nil || !strings.Contains(err.Error(), "out of reach") {
+			t.Fatalf("%v: error %v", c.cause, err)
+		}
+		err = api.Get(t.Context(), client.ObjectKeyFromObject(pod), &corev1.Pod{})
+		if left := err == nil; left != c.left {
+			t.Errorf("%v: its pod is there: %t, want %t", c.cause, left, c.left)
+		}
+		cancel(nil)
 	}
 }
