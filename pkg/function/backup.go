@@ -24,6 +24,7 @@ import (
 	agentclient "github.com/kanister-kopia/kanister-kopia/agent/client"
 	"github.com/kanister-kopia/kanister-kopia/internal/pause"
 	"github.com/kanister-kopia/kanister-kopia/pkg/coverage"
+	"github.com/kanister-kopia/kanister-kopia/pkg/ignore"
 	"github.com/kanister-kopia/kanister-kopia/pkg/names"
 	"github.com/kanister-kopia/kanister-kopia/pkg/repository"
 	"github.com/kanister-kopia/kanister-kopia/pkg/snapshotoptions"
@@ -212,7 +213,60 @@ func (d *Data) resolve(ctx context.Context, from podPath) (source, error) {
 	if err != nil {
 		return source{}, fmt.Errorf("back up from pod %s/%s: %w", namespace, name, err)
 	}
+	if err := lacksVolume(&pod, from, location, options.Ignore); err != nil {
+		return source{}, fmt.Errorf("back up %s: %w", from, err)
+	}
 	return source{podPath: from, Location: location, username: identity(&pod, location), options: options}, nil
+}
+
+// lacksVolume is an error if a claim is mounted below the path: its data would not be in
+// the backup, and nobody would notice before a restore. Who leaves it out on purpose says
+// so with the pattern that it names. A place of the same claim may be in the backup.
+func lacksVolume(pod *corev1.Pod, from podPath, l volumes.Location, patterns []string) error {
+	rules, err := ignore.Parse(patterns)
+	if err != nil {
+		return err
+	}
+	for _, n := range l.Nested {
+		i := slices.IndexFunc(pod.Spec.Volumes, func(v corev1.Volume) bool { return v.Name == n.VolumeName })
+		if i < 0 {
+			continue
+		}
+		claim := volumes.ClaimName(pod.Name, &pod.Spec.Volumes[i])
+		below := inside(path.Clean(from.path), n.MountPath)
+		if claim == "" || leavesOut(rules, below) {
+			continue
+		}
+		if there, err := volumes.Resolve(pod, from.container, n.MountPath); err == nil && claim == l.ClaimName && inside(l.PathInVolume, there.PathInVolume) != "" {
+			continue
+		}
+		return fmt.Errorf("%s is another volume (%s), which this backup would lack: back it up in a phase of its own, and leave it out of this one with line /%s in annotation %s of the pod",
+			n.MountPath, n.VolumeName, below, names.IgnoreAnnotation)
+	}
+	return nil
+}
+
+// inside is the path from dir to what is in it, "." to itself, "" to what is elsewhere.
+// Both are absolute and clean.
+func inside(dir, p string) string {
+	if p == dir {
+		return "."
+	}
+	rest, ok := strings.CutPrefix(p, strings.TrimSuffix(dir, "/")+"/")
+	if !ok {
+		return ""
+	}
+	return rest
+}
+
+// leavesOut says whether a directory is ignored, or one that it is in.
+func leavesOut(rules ignore.Rules, dir string) bool {
+	for ; dir != "."; dir = path.Dir(dir) {
+		if rules.Ignored(dir, true) {
+			return true
+		}
+	}
+	return false
 }
 
 func hasAgent(pod *corev1.Pod) bool {

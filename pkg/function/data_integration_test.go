@@ -145,6 +145,19 @@ func testBackupData(w *world) {
 			w.Errorf("record %+v", r)
 		}
 	})
+	w.run("another claim below it", func(w *world) {
+		w.pod("bd-wal", "bd", func(p *corev1.Pod) {
+			p.Spec.Containers[0].VolumeMounts = append(p.Spec.Containers[0].VolumeMounts, corev1.VolumeMount{Name: "wal", MountPath: "/data/tree/wal"})
+			p.Spec.Volumes = append(p.Spec.Volumes, corev1.Volume{Name: "wal", VolumeSource: corev1.VolumeSource{
+				PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: "bd-wal"},
+			}})
+		})
+		w.refused("BackupData", "bd-8", param.TemplateParams{}, with(base, args{"pod": "bd-wal"}),
+			"back up /data/tree of container app in pod shop/bd-wal: /data/tree/wal is another volume (wal)", "in a phase of its own")
+		w.refused("BackupDataAll", "bd-9", param.TemplateParams{}, args{
+			"namespace": shop, "pods": "bd-wal", "container": "app", "includePath": "/data/tree", "backupArtifactPrefix": "bd/x",
+		}, "/data/tree/wal is another volume (wal)")
+	})
 	w.run("container", func(w *world) {
 		w.refused("BackupData", "bd-2", param.TemplateParams{}, with(base, args{"container": "lost"}), `no container "lost"`)
 	})
