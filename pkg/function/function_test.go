@@ -3,6 +3,7 @@
 package function
 
 import (
+	"io"
 	"log/slog"
 	"reflect"
 	"strings"
@@ -91,6 +92,35 @@ func TestReadOutputs(t *testing.T) {
 		t.Errorf("no outputs: %v, %v; want nil", got, err)
 	}
 }
+
+// What a command writes may have no lines, and no end: it is handed on, and an output in
+// it is found wherever it begins.
+func TestReadOutputsWithoutLines(t *testing.T) {
+	output := `###Phase-output###: {"key":"k","value":"v"}` + "\n"
+	for at := longLine - len(outputMark) - 1; at <= longLine+1; at++ {
+		var all strings.Builder
+		got, err := readOutputs(strings.NewReader(strings.Repeat("x", at)+output+"y"), func(l string) { all.WriteString(l) })
+		if err != nil || !reflect.DeepEqual(got, map[string]any{"k": "v"}) || strings.Trim(all.String(), "x") != "y" {
+			t.Errorf("behind %d bytes: %v, %v, lines of %d bytes", at, got, err, all.Len())
+		}
+	}
+	const much = 8 << 20
+	longest, sum := 0, 0
+	if got, err := readOutputs(io.LimitReader(zeros{}, much), func(l string) { longest, sum = max(longest, len(l)), sum+len(l) }); got != nil || err != nil {
+		t.Errorf("binary data: %v, %v", got, err)
+	}
+	if sum != much || longest > 2*longLine {
+		t.Errorf("lines of up to %d bytes, %d in all, want parts of %d", longest, sum, much)
+	}
+	// It ends although what is read does not.
+	if _, err := readOutputs(io.MultiReader(strings.NewReader(outputMark), zeros{}), func(string) {}); err == nil || !strings.Contains(err.Error(), "longer than 2 MiB") {
+		t.Errorf("an output without an end: %v", err)
+	}
+}
+
+type zeros struct{}
+
+func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
 
 // TestPodLog: lines of commands are found by Kanister's fields.
 func TestPodLog(t *testing.T) {
