@@ -224,8 +224,11 @@ func testScaleWorkload(w *world) {
 	// A Deployment does not count a pod that is going; one that stays is not waited for.
 	w.run("until pods are gone", func(w *world) {
 		labels := map[string]string{"app": "fewer"}
-		pod := func(name string, finalizers ...string) *corev1.Pod {
-			p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: shop, Name: name, Labels: labels, Finalizers: finalizers}, Spec: template.Spec}
+		pod := func(name, owner string, finalizers ...string) *corev1.Pod {
+			p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{
+				Namespace: shop, Name: name, Labels: map[string]string{"app": "fewer", "pod-template-hash": "5d4f"}, Finalizers: finalizers,
+				OwnerReferences: []metav1.OwnerReference{{APIVersion: "apps/v1", Kind: "ReplicaSet", Name: owner, UID: "u", Controller: new(true)}},
+			}, Spec: template.Spec}
 			w.Must(w.Create(w.Context(), p))
 			return p
 		}
@@ -235,8 +238,9 @@ func testScaleWorkload(w *world) {
 			Replicas: new(int32(2)), Selector: &metav1.LabelSelector{MatchLabels: labels}, Template: ofFewer,
 		}}
 		w.Must(w.Create(w.Context(), fewer))
-		pod("fewer-a")
-		going := pod("fewer-b", "kopia.kanister.io/test")
+		pod("fewer-a", "fewer-5d4f")
+		pod("exporter", "exporter-5d4f") // has the labels, and is another's
+		going := pod("fewer-b", "fewer-5d4f", "kopia.kanister.io/test")
 		w.Must(w.Delete(w.Context(), going))
 		ended := make(chan error, 1)
 		go func() {

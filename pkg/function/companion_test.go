@@ -333,7 +333,7 @@ func TestAwaitPodsUnanswered(t *testing.T) {
 			},
 		})
 		f := &scaleWorkload{&Companion{Client: c}}
-		if err := f.awaitPods(t.Context(), "shop", labels.Everything(), 0); err != nil || asked != 5 {
+		if err := f.awaitPods(t.Context(), "shop", labels.Everything(), func(*corev1.Pod) bool { return true }, 0); err != nil || asked != 5 {
 			t.Errorf("asked %d times: %v", asked, err)
 		}
 	})

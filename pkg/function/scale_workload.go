@@ -81,6 +81,8 @@ type workload struct {
 	follows func(o client.Object, replicas int32) bool
 	// selector of its pods.
 	selector func(client.Object) *metav1.LabelSelector
+	// owns says whether a pod with these labels is one of its own, as Kanister does.
+	owns func(o client.Object, p *corev1.Pod) bool
 }
 
 func workloadOf(kind string) (workload, error) {
@@ -93,6 +95,7 @@ func workloadOf(kind string) (workload, error) {
 				return s.ObservedGeneration >= o.GetGeneration() && s.Replicas == n && s.ReadyReplicas == n
 			},
 			selector: func(o client.Object) *metav1.LabelSelector { return o.(*appsv1.StatefulSet).Spec.Selector },
+			owns:     func(o client.Object, p *corev1.Pod) bool { return metav1.IsControlledBy(p, o) },
 		}, nil
 	case "deployment":
 		return workload{
@@ -102,6 +105,11 @@ func workloadOf(kind string) (workload, error) {
 				return s.ObservedGeneration >= o.GetGeneration() && s.Replicas == n && s.AvailableReplicas == n && s.UpdatedReplicas == n
 			},
 			selector: func(o client.Object) *metav1.LabelSelector { return o.(*appsv1.Deployment).Spec.Selector },
+			// Its ReplicaSets have names of this form, and need not be read.
+			owns: func(o client.Object, p *corev1.Pod) bool {
+				c := metav1.GetControllerOf(p)
+				return c != nil && c.Kind == "ReplicaSet" && c.Name == o.GetName()+"-"+p.Labels[appsv1.DefaultDeploymentUniqueLabelKey]
+			},
 		}, nil
 	default:
 		return workload{}, fmt.Errorf("scale workload: Unsupported workload type %q: want Deployment or StatefulSet", kind)
@@ -137,14 +145,15 @@ func (f *scaleWorkload) await(ctx context.Context, w workload, key client.Object
 	if err != nil {
 		return err
 	}
-	return f.awaitPods(ctx, key.Namespace, selector, int(replicas))
+	owns := func(p *corev1.Pod) bool { return w.owns(w.object, p) }
+	return f.awaitPods(ctx, key.Namespace, selector, owns, int(replicas))
 }
 
-// awaitPods waits until at most so many pods are left, whichever they are.
-func (f *scaleWorkload) awaitPods(ctx context.Context, namespace string, selector labels.Selector, most int) error {
+// awaitPods waits until at most so many pods of its own are left, whichever they are.
+func (f *scaleWorkload) awaitPods(ctx context.Context, namespace string, selector labels.Selector, owns func(*corev1.Pod) bool, most int) error {
 	of := []client.ListOption{client.InNamespace(namespace), client.MatchingLabelsSelector{Selector: selector}}
 	for {
-		ok, err := f.followPods(ctx, of, most)
+		ok, err := f.followPods(ctx, of, owns, most)
 		if err != nil {
 			err = kube.AskAgain(ctx, err)
 		}
@@ -155,7 +164,7 @@ func (f *scaleWorkload) awaitPods(ctx context.Context, namespace string, selecto
 }
 
 // followPods is one watch. False without an error: it broke off.
-func (f *scaleWorkload) followPods(ctx context.Context, of []client.ListOption, most int) (bool, error) {
+func (f *scaleWorkload) followPods(ctx context.Context, of []client.ListOption, owns func(*corev1.Pod) bool, most int) (bool, error) {
 	news, err := f.Client.Watch(ctx, &corev1.PodList{}, of...)
 	if err != nil {
 		return false, err
@@ -166,9 +175,9 @@ func (f *scaleWorkload) followPods(ctx context.Context, of []client.ListOption, 
 		if err := f.Client.List(ctx, &pods, of...); err != nil {
 			return false, err
 		}
-		// Jobs may share labels with a workload; what has ended holds no volume.
+		// Others may have its labels; what has ended holds no volume.
 		left := slices.DeleteFunc(pods.Items, func(p corev1.Pod) bool {
-			return p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed
+			return !owns(&p) || p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed
 		})
 		if len(left) <= most {
 			return true, nil
