@@ -237,7 +237,7 @@ func testNoStart(w *world) {
 		{"yes", "not running after 300ms", 300 * time.Millisecond},
 		{stuckVolume, "not running after 5s: FailedMount: no such disk", 5 * time.Second},
 		{stuckImage, "ImageUnavailable: ImagePullBackOff: no such image", time.Hour},
-		{stuckNode, "0/3 nodes are available", 10 * time.Second},
+		{stuckNode, "not running after 5s: 0/3 nodes are available", 5 * time.Second},
 	} {
 		w.run(c.hindrance, func(w *world) {
 			movers := &mover.Movers{Client: w, Agents: w, CA: w, Image: "agent", PullPolicy: corev1.PullNever, StartTimeout: c.limit, Log: w.data.Log}
@@ -247,11 +247,9 @@ func testNoStart(w *world) {
 			w.refused("CopyVolumeData", "stuck-1-"+c.hindrance, param.TemplateParams{}, args{
 				"namespace": shop, "volume": "stuck", "dataArtifactPrefix": "stuck", "podAnnotations": annotations,
 			}, c.want)
-			if c.hindrance != stuckNode { // a new node may come; the scheduler says why in an event
-				w.refused("KubeTask", "stuck-2-"+c.hindrance, param.TemplateParams{}, args{
-					"image": "i", "command": []any{"c"}, "podAnnotations": annotations,
-				}, c.want)
-			}
+			w.refused("KubeTask", "stuck-2-"+c.hindrance, param.TemplateParams{}, args{
+				"image": "i", "command": []any{"c"}, "podAnnotations": annotations,
+			}, c.want)
 			var pods corev1.PodList
 			w.Must(w.List(w.Context(), &pods, client.InNamespace(shop), client.MatchingLabels{"createdBy": "kanister"}))
 			for _, p := range pods.Items {

@@ -27,13 +27,9 @@ import (
 
 const (
 	// defaultStartTimeout is how long a temporary pod may take to run: volumes are
-	// made and attached, images pulled. Kanister's.
+	// made and attached, images pulled, a node added to the cluster. Kanister's.
 	defaultStartTimeout = 15 * time.Minute
-	// unschedulableGrace is how long a pod may find no node, or half the time it has to
-	// run, if that is less. A claim that is just being bound makes the scheduler say so
-	// for a moment.
-	unschedulableGrace = time.Minute
-	deleteTimeout      = 30 * time.Second
+	deleteTimeout       = 30 * time.Second
 )
 
 // Movers starts movers.
@@ -218,25 +214,7 @@ func createHint(err error, namespace string) string {
 
 // awaitRunning waits until the agent's container runs.
 func (m *Movers) awaitRunning(ctx context.Context, pod *corev1.Pod) error {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	var homeless *time.Timer // runs while no node takes the pod
-	defer func() {
-		if homeless != nil {
-			homeless.Stop()
-		}
-	}()
 	return m.AwaitStart(ctx, pod, names.MoverContainer, func(p *corev1.Pod) bool {
-		why := kube.Unschedulable(p)
-		switch {
-		case why == "" && homeless != nil:
-			homeless.Stop()
-			homeless = nil
-		case why != "" && homeless == nil:
-			homeless = time.AfterFunc(min(unschedulableGrace, m.startLimit()/2), func() {
-				cancel(fmt.Errorf("no node takes the pod: %s", why))
-			})
-		}
 		return slices.ContainsFunc(p.Status.ContainerStatuses, func(s corev1.ContainerStatus) bool {
 			return s.Name == names.MoverContainer && s.State.Running != nil
 		})
@@ -252,9 +230,16 @@ func (m *Movers) AwaitStart(ctx context.Context, pod *corev1.Pod, container stri
 	tooLate := fmt.Errorf("not running after %s", limit)
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, tooLate)
 	defer cancel()
+	homeless := "" // why no node takes it
 	err := kube.Await(ctx, m.Client, client.ObjectKeyFromObject(pod), &corev1.Pod{}, &corev1.PodList{}, func(p *corev1.Pod) (bool, error) {
 		if started(p) {
 			return true, nil
+		}
+		if why := kube.Unschedulable(p); why != homeless {
+			homeless = why
+			if why != "" {
+				m.Log.Info("no node takes a temporary pod: waiting for one", "pod", p.Name, "namespace", p.Namespace, "why", why, "limit", limit.String())
+			}
 		}
 		if f := kube.Failure(p, container); f != nil {
 			return false, fmt.Errorf("%s: %s", f.Reason, f.Message)
@@ -264,7 +249,7 @@ func (m *Movers) AwaitStart(ctx context.Context, pod *corev1.Pod, container stri
 	if errors.Is(err, tooLate) {
 		// What holds a pod up before its containers start, volumes above all, shows
 		// in its events only.
-		if why := m.lastWarning(context.WithoutCancel(ctx), pod); why != "" {
+		if why := cmp.Or(m.lastWarning(context.WithoutCancel(ctx), pod), homeless); why != "" {
 			err = fmt.Errorf("%w: %s", tooLate, why)
 		}
 	}
