@@ -42,9 +42,9 @@ type front struct {
 
 const (
 	// maxSessionStreams bounds a session's streams. An operation has three at most: its
-	// contents, Kopia's session, and the one that a write session opens. The others are for
-	// those that broke without a word: it takes minutes until they are known to be gone, and
-	// what comes back meanwhile is not refused.
+	// contents, Kopia's session, and that of its one write session, which Kopia keeps for as
+	// long as the connection. The others are for those that broke without a word: it takes
+	// minutes until they are known to be gone, and what comes back meanwhile is not refused.
 	maxSessionStreams = 16
 	// maxStreams bounds all clients together: as many as the sessions in use may have.
 	maxStreams = mostSessions * maxSessionStreams
