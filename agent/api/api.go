@@ -347,6 +347,24 @@ type Result struct {
 	Verify *VerifyResult `json:"verify,omitempty"`
 }
 
+// Of says whether it is a result of operations of a kind.
+func (r *Result) Of(kind Kind) bool {
+	if r == nil {
+		return false
+	}
+	switch kind {
+	case KindSnapshot:
+		return r.Snapshot != nil
+	case KindRestore:
+		return r.Restore != nil
+	case KindStats:
+		return r.Stats != nil
+	case KindVerify:
+		return r.Verify != nil
+	}
+	return true // records, of which there may be none
+}
+
 // StatsResult is what a backup measures in a mode. Files counts contents in StatsRawData.
 type StatsResult struct {
 	Mode  StatsMode `json:"mode"`

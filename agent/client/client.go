@@ -300,10 +300,12 @@ func (c *Client) Run(ctx context.Context, req api.StartRequest, progress func(ap
 	if err != nil {
 		return nil, err
 	}
-	if op.State == api.StateSucceeded {
+	switch {
+	case op.State == api.StateSucceeded && op.Result.Of(req.Kind):
 		return op.Result, nil
-	}
-	if op.Failure == nil {
+	case op.State == api.StateSucceeded: // an agent is in the hands of its pod
+		return nil, &api.Problem{Code: api.CodeInternal, Title: fmt.Sprintf("%s: the agent says that it succeeded, and not with what", req.Kind)}
+	case op.Failure == nil:
 		return nil, &api.Problem{Code: api.CodeInternal, Title: fmt.Sprintf("%s: ended as %s without a reason", op.Kind, op.State)}
 	}
 	return nil, op.Failure

@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"strings"
 	"sync"
 	"testing"
 
@@ -58,18 +59,7 @@ func TestRunAsksForLittle(t *testing.T) {
 				}
 				streams = streams[1:]
 			})
-			peer := httptest.NewUnstartedServer(mux)
-			peer.EnableHTTP2 = true
-			peer.StartTLS()
-			defer peer.Close()
-			a := client.New(client.Options{
-				Dial: func(ctx context.Context) (net.Conn, error) {
-					return (&net.Dialer{}).DialContext(ctx, "tcp", peer.Listener.Addr().String())
-				},
-				Certificate: func() (*tls.Certificate, error) { return &tls.Certificate{}, nil },
-				Pin:         agent.SPKIHash(peer.Certificate()),
-			})
-			defer a.Close()
+			a := connect(t, mux)
 			if _, err := a.Info(t.Context()); err != nil {
 				t.Fatal(err)
 			}
@@ -82,4 +72,42 @@ func TestRunAsksForLittle(t *testing.T) {
 			}
 		})
 	}
+}
+
+// An agent is in the hands of its pod: one that says that it has succeeded, and not with
+// what, has failed.
+func TestRunBelievesNoEmptyResult(t *testing.T) {
+	for _, kind := range []api.Kind{api.KindSnapshot, api.KindRestore, api.KindStats, api.KindVerify} {
+		for _, result := range []*api.Result{nil, {}, {Records: []api.Record{{}}}} {
+			mux := http.NewServeMux()
+			mux.HandleFunc("GET /v1/info", func(w http.ResponseWriter, _ *http.Request) {
+				_ = json.NewEncoder(w).Encode(api.Info{Protocol: api.ProtocolVersion, OldestProtocol: api.OldestProtocol})
+			})
+			mux.HandleFunc("POST /v1/operations", func(w http.ResponseWriter, _ *http.Request) {
+				_ = json.NewEncoder(w).Encode(api.Operation{ID: "op", Kind: kind, State: api.StateSucceeded, Result: result})
+			})
+			got, err := connect(t, mux).Run(t.Context(), api.StartRequest{ID: "op", Kind: kind}, func(api.Progress) {})
+			if err == nil || !strings.Contains(err.Error(), "not with what") {
+				t.Errorf("%s with %+v: %+v, %v", kind, result, got, err)
+			}
+		}
+	}
+}
+
+// connect serves what an agent would, and returns a client of it.
+func connect(t *testing.T, agentOf http.Handler) *client.Client {
+	t.Helper()
+	peer := httptest.NewUnstartedServer(agentOf)
+	peer.EnableHTTP2 = true
+	peer.StartTLS()
+	t.Cleanup(peer.Close)
+	c := client.New(client.Options{
+		Dial: func(ctx context.Context) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, "tcp", peer.Listener.Addr().String())
+		},
+		Certificate: func() (*tls.Certificate, error) { return &tls.Certificate{}, nil },
+		Pin:         agent.SPKIHash(peer.Certificate()),
+	})
+	t.Cleanup(c.Close)
+	return c
 }

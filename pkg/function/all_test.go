@@ -76,6 +76,12 @@ func TestEach(t *testing.T) {
 			t.Errorf("outcome %d: %+v", i, o)
 		}
 	}
+	// A bug is one item's failure, and nobody else's end.
+	for i, o := range each(t.Context(), []int{1, 0}, func(_, item int) (int, error) { return 1 / item, nil }) {
+		if (o.err != nil) != (i == 1) {
+			t.Errorf("one by %d: %+v", 1-i, o)
+		}
+	}
 	// What did not begin does not begin after the end.
 	why := errors.New("the end")
 	ctx, cancel := context.WithCancelCause(t.Context())

@@ -7,6 +7,8 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"log/slog"
+	"runtime/debug"
 	"strings"
 	"sync"
 
@@ -70,6 +72,13 @@ func each[I, T any](ctx context.Context, items []I, do func(int, I) (T, error)) 
 		}
 		wg.Go(func() {
 			defer func() { <-free }()
+			// The engine guards the phase's goroutine against bugs, and no other one.
+			defer func() {
+				if v := recover(); v != nil {
+					slog.Error("panic", "value", fmt.Sprint(v), "stack", string(debug.Stack()))
+					outcomes[i].err = fmt.Errorf("internal error: %v: please report it with the controller's log", v)
+				}
+			}()
 			outcomes[i].value, outcomes[i].err = do(i, item)
 		})
 	}
