@@ -239,7 +239,7 @@ func (s *apiServer) refusesAtOnce(t *testing.T) {
 			s.Storage, s.Format = v1alpha1.Storage{GCS: &v1alpha1.GCSStorage{Bucket: "b", Prefix: "p/"}}, lock(48*time.Hour)
 		}},
 		"object lock at Microsoft's": {"object lock needs an S3 bucket", func(_ *v1alpha1.RepositoryServer, s *spec) {
-			s.Storage, s.Format = v1alpha1.Storage{Azure: &v1alpha1.AzureStorage{Container: "c", Prefix: "p/"}}, lock(48*time.Hour)
+			s.Storage, s.Format = v1alpha1.Storage{Azure: &v1alpha1.AzureStorage{Account: "a", Container: "c", Prefix: "p/"}}, lock(48*time.Hour)
 		}},
 		"locks extended in time": {"", func(_ *v1alpha1.RepositoryServer, s *spec) {
 			s.Format, s.Maintenance = lock(72*time.Hour), &v1alpha1.Maintenance{FullInterval: long(48 * time.Hour)}
@@ -327,8 +327,11 @@ func (s *apiServer) refusesChanges(t *testing.T) {
 	}{
 		"another bucket of Google": {"bucket and prefix of a repository cannot change", func(s *spec) { s.Storage = v1alpha1.Storage{GCS: &v1alpha1.GCSStorage{Bucket: "b", Prefix: "p/"}} }, func(s *spec) { s.Storage.GCS.Bucket = "c" }},
 		"another container of Azure": {"container and prefix of a repository cannot change", func(s *spec) {
-			s.Storage = v1alpha1.Storage{Azure: &v1alpha1.AzureStorage{Container: "c", Prefix: "p/"}}
+			s.Storage = v1alpha1.Storage{Azure: &v1alpha1.AzureStorage{Account: "a", Container: "c", Prefix: "p/"}}
 		}, func(s *spec) { s.Storage.Azure.Prefix = "q/" }},
+		"another account of Azure": {"container and prefix of a repository cannot change", func(s *spec) {
+			s.Storage = v1alpha1.Storage{Azure: &v1alpha1.AzureStorage{Account: "a", Container: "c", Prefix: "p/"}}
+		}, func(s *spec) { s.Storage.Azure.Account = "b" }},
 		"another folder of a volume":  {"claim and path of a repository cannot change", func(s *spec) { s.Storage = v1alpha1.Storage{Filesystem: &v1alpha1.FilesystemStorage{Claim: "c"}} }, func(s *spec) { s.Storage.Filesystem.Path = "x" }},
 		"another kind of storage":     {kind, func(*spec) {}, func(s *spec) { s.Storage = v1alpha1.Storage{GCS: &v1alpha1.GCSStorage{Bucket: "b", Prefix: "p/"}} }},
 		"another bucket":              {"bucket and prefix of a repository cannot change", func(*spec) {}, func(s *spec) { s.Storage.S3.Bucket = "c" }},
