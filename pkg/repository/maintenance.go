@@ -503,15 +503,12 @@ func (r *Reconciler) outcome(rs *kopiav1alpha1.RepositoryServer, pod *corev1.Pod
 // in the condition, whatever becomes of quick ones: a full one does all that they do.
 func (r *Reconciler) failed(rs *kopiav1alpha1.RepositoryServer, pod *corev1.Pod, reason, problem string) {
 	s, mode := maintenanceStatus(rs), pod.Annotations[modeAnnotation]
-	last, failures := s.LastQuickAttempt, &s.QuickFailures
-	if mode == modeFull {
-		last, failures = s.LastFullAttempt, &s.FullFailures
-	}
-	// It is told again where the pod could not be removed, or is in a cache still.
-	if last == nil || !last.Equal(&pod.CreationTimestamp) {
-		*failures++
-	}
 	tried(rs, mode, pod.CreationTimestamp)
+	if mode == modeFull {
+		s.FullFailures++
+	} else {
+		s.QuickFailures++
+	}
 	if mode == modeFull || s.FullFailures == 0 {
 		r.unmaintained(rs, pod, reason, problem)
 	}

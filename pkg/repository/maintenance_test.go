@@ -146,10 +146,7 @@ func TestMaintenanceOutcome(t *testing.T) {
 	if s := rs.Status.Maintenance; s.FullFailures != 1 || !s.LastFullAttempt.Equal(at(0)) || s.LastSuccess != nil || !strings.Contains(message(), "clock skew detected") {
 		t.Errorf("a failure: %+v, %q", s, message())
 	}
-	second := pod(modeFull, corev1.PodFailed, "OOMKilled", "")
-	second.CreationTimestamp = *at(time.Minute)
-	r.outcome(rs, second)
-	r.outcome(rs, second) // its removal failed: it is the same run
+	r.outcome(rs, pod(modeFull, corev1.PodFailed, "OOMKilled", ""))
 	if s := rs.Status.Maintenance; s.FullFailures != 2 || !strings.Contains(message(), "spec.maintenance.resources.limits.memory") {
 		t.Errorf("out of memory: %+v, %q", s, message())
 	}
@@ -188,9 +185,7 @@ func TestMaintenanceOutcome(t *testing.T) {
 	if c := crowded(); c.Status != metav1.ConditionTrue || !strings.Contains(c.Message, "501 sources") || !strings.Contains(c.Message, "delete the backups") {
 		t.Errorf("501 sources: %+v", c)
 	}
-	silent := pod(modeQuick, corev1.PodSucceeded, "Completed", "what?")
-	silent.CreationTimestamp = *at(time.Minute)
-	r.outcome(rs, silent)
+	r.outcome(rs, pod(modeQuick, corev1.PodSucceeded, "Completed", "what?"))
 	if s := rs.Status.Maintenance; s.QuickFailures != 1 {
 		t.Errorf("a pod that says nothing has succeeded: %+v", s)
 	}
