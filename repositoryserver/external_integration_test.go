@@ -6,7 +6,6 @@ package repositoryserver_test
 
 import (
 	"fmt"
-	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -24,12 +23,7 @@ func TestIntegrationExternalKilled(t *testing.T) {
 	w := newWorld(t)
 	theirs := testenv.StartKopiaServer(w, w.plane.CA)
 	w.passwords = append(w.passwords, theirs.Password)
-	tr := &trial{world: w, volumes: w.TempDir()}
-	for _, name := range []string{"data", "target"} {
-		w.must(os.Mkdir(filepath.Join(tr.volumes, name), 0o755))
-	}
-	testenv.MakeTree(w, tr.source())
-	tr.agent, tr.process = w.sidecar(tr.source(), nil)
+	tr := newTrialElsewhere(w)
 	credentials := func() *api.Credentials {
 		return &api.Credentials{URL: theirs.URL, CA: string(w.plane.CA.PEM), Username: theirs.Username, Hostname: theirs.Hostname, Password: theirs.Password}
 	}

@@ -44,12 +44,19 @@ type trial struct {
 
 func newTrial(w *world) *trial {
 	w.Helper()
+	t := newTrialElsewhere(w)
+	t.s = w.serve()
+	return t
+}
+
+// newTrialElsewhere is a trial without a server of ours.
+func newTrialElsewhere(w *world) *trial {
+	w.Helper()
 	t := &trial{world: w, volumes: w.TempDir()}
 	for _, name := range []string{"data", "target"} {
 		w.must(os.Mkdir(filepath.Join(t.volumes, name), 0o755))
 	}
 	testenv.MakeTree(w, t.source())
-	t.s = w.serve()
 	t.agent, t.process = w.sidecar(t.source(), nil)
 	return t
 }
@@ -581,6 +588,21 @@ func (t *trial) saved() int {
 	return snapshots(t.manifests())
 }
 
+// counter is saved for whoever asks again and again: the repository is opened once, until
+// the test ends.
+func (t *trial) counter() func() (int, error) {
+	t.Helper()
+	ctx, rep := t.context(), t.atStorage()
+	t.Cleanup(func() { _ = rep.Close(context.Background()) })
+	return func() (int, error) {
+		if err := rep.Refresh(ctx); err != nil {
+			return 0, err
+		}
+		found, err := manifestsOf(ctx, rep)
+		return snapshots(found), err
+	}
+}
+
 func snapshots(manifests map[manifest.ID]string) (n int) {
 	for _, kind := range manifests {
 		if kind == "snapshot" {
@@ -594,20 +616,15 @@ func snapshots(manifests map[manifest.ID]string) (n int) {
 // anybody hears of it.
 func (t *trial) cutAtCommit(link *testenv.Proxy) <-chan struct{} {
 	t.Helper()
-	// Open once: it is asked for each answer.
-	ctx, rep := t.context(), t.atStorage()
-	t.Cleanup(func() { _ = rep.Close(context.Background()) })
-	before, err := manifestsOf(ctx, rep)
+	saves := t.counter() // it is asked for each answer
+	before, err := saves()
 	t.must(err)
 	var one sync.Mutex // an answer waits until another one has been looked at
 	return link.CutWhen(noise, func() bool {
 		one.Lock()
 		defer one.Unlock()
-		if rep.Refresh(ctx) != nil {
-			return false // the test is over
-		}
-		now, err := manifestsOf(ctx, rep)
-		return err == nil && snapshots(now) > snapshots(before)
+		now, err := saves()
+		return err == nil && now > before // an error: the test is over
 	})
 }
 

@@ -5,7 +5,6 @@
 package repositoryserver_test
 
 import (
-	"context"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -112,13 +111,11 @@ func TestIntegrationCheckpoint(t *testing.T) {
 			}
 			tr.s = tr.serve()
 			tr.agent, tr.process = tr.sidecar(tr.source(), nil, "-checkpoint-interval", "500ms")
-			rep := tr.atStorage() // open once: what is saved is asked for again and again
-			defer rep.Close(context.Background())
+			counter := tr.counter()
 			saves := func() int {
-				tr.must(rep.Refresh(tr.context()))
-				found, err := manifestsOf(tr.context(), rep)
+				n, err := counter()
 				tr.must(err)
-				return snapshots(found)
+				return n
 			}
 			req := tr.snapshot("killed")
 			req.RateLimit = 4 * size

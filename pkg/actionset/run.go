@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
-	"runtime/debug"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -370,8 +369,7 @@ func (p *phase) exec(ctx context.Context, f function.Func, call function.Call) (
 func guarded(ctx context.Context, f function.Func, call function.Call) (output map[string]any, err error) {
 	defer func() {
 		if v := recover(); v != nil {
-			call.Log.Error("panic", "value", fmt.Sprint(v), "stack", string(debug.Stack()))
-			err = fmt.Errorf("function %s: internal error: %v: please report it with the controller's log", f.Name(), v)
+			err = fmt.Errorf("function %s: %w", f.Name(), function.Bug(call.Log, v))
 		}
 	}()
 	return f.Exec(ctx, call)

@@ -75,8 +75,7 @@ func each[I, T any](ctx context.Context, items []I, do func(int, I) (T, error)) 
 			// The engine guards the phase's goroutine against bugs, and no other one.
 			defer func() {
 				if v := recover(); v != nil {
-					slog.Error("panic", "value", fmt.Sprint(v), "stack", string(debug.Stack()))
-					outcomes[i].err = fmt.Errorf("internal error: %v: please report it with the controller's log", v)
+					outcomes[i].err = Bug(slog.Default(), v)
 				}
 			}()
 			outcomes[i].value, outcomes[i].err = do(i, item)
@@ -84,6 +83,12 @@ func each[I, T any](ctx context.Context, items []I, do func(int, I) (T, error)) 
 	}
 	wg.Wait()
 	return outcomes
+}
+
+// Bug is the error of a panic with the value v, for whoever recovers from it.
+func Bug(log *slog.Logger, v any) error {
+	log.Error("panic", "value", fmt.Sprint(v), "stack", string(debug.Stack()))
+	return fmt.Errorf("internal error: %v: please report it with the controller's log", v)
 }
 
 // failures has a line for each pod that failed, "" if none did.

@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"path"
 	"slices"
-	"strings"
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -127,8 +126,8 @@ func plan(record api.Record, restorePath, backupPath string) (restorePlan, error
 	if wanted == root {
 		return p, nil
 	}
-	below, ok := strings.CutPrefix(wanted, strings.TrimSuffix(root, "/")+"/")
-	if !ok || file {
+	below := inside(root, wanted)
+	if below == "" || file {
 		return p, fmt.Errorf("restore backupPath %s: backup %s holds %s only", backupPath, record.BackupID, root)
 	}
 	p.subPath = below

@@ -14,6 +14,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/kanister-kopia/kanister-kopia/agent/api"
+	agentclient "github.com/kanister-kopia/kanister-kopia/agent/client"
 	kopiav1alpha1 "github.com/kanister-kopia/kanister-kopia/pkg/apis/kopia/v1alpha1"
 )
 
@@ -63,24 +64,33 @@ func (m *Manager) look(ctx context.Context, rs *kopiav1alpha1.RepositoryServer, 
 	defer u.deciding.Unlock()
 	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
 	defer cancel()
-	agent, err := m.agentOf(ctx, rs)
+	a, err = m.activity(ctx, rs, func(agent *agentclient.Client) (api.Activity, error) {
+		// A phase here may have the repository open and not have asked for anything yet.
+		if timeout > 0 && m.InUse(rs.Name) == 0 {
+			return agent.Drain(ctx, timeout)
+		}
+		return agent.Activity(ctx)
+	})
 	if err != nil {
-		return a, false, fmt.Errorf("ask repository server %s what uses it: %w", rs.Name, err)
-	}
-	// A phase here may have the repository open and not have asked for anything yet.
-	if timeout > 0 && m.InUse(rs.Name) == 0 {
-		a, err = agent.Drain(ctx, timeout)
-	} else {
-		a, err = agent.Activity(ctx)
-	}
-	if err != nil {
-		m.forget(rs.Name, agent)
 		return a, false, fmt.Errorf("ask repository server %s what uses it: %w", rs.Name, err)
 	}
 	if !a.Draining || m.InUse(rs.Name) > 0 {
 		return a, false, nil
 	}
 	return a, true, end(ctx, rs)
+}
+
+// activity asks a server's agent. A way that broke is found anew by the next who asks.
+func (m *Manager) activity(ctx context.Context, rs *kopiav1alpha1.RepositoryServer, ask func(*agentclient.Client) (api.Activity, error)) (api.Activity, error) {
+	agent, err := m.agentOf(ctx, rs)
+	if err != nil {
+		return api.Activity{}, err
+	}
+	a, err := ask(agent)
+	if err != nil {
+		m.forget(rs.Name, agent)
+	}
+	return a, err
 }
 
 // works says whether a ready server has work that need not be of this controller: of one
@@ -92,15 +102,9 @@ func (m *Manager) works(ctx context.Context, rs *kopiav1alpha1.RepositoryServer)
 	}
 	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
 	defer cancel()
-	agent, err := m.agentOf(ctx, rs)
+	a, err := m.activity(ctx, rs, func(agent *agentclient.Client) (api.Activity, error) { return agent.Activity(ctx) })
 	if errors.Is(err, errReplaced) || apierrors.IsNotFound(err) {
 		return false
-	}
-	var a api.Activity
-	if err == nil {
-		if a, err = agent.Activity(ctx); err != nil {
-			m.forget(rs.Name, agent)
-		}
 	}
 	return err != nil || !a.Draining && a.Sessions+a.Streams+a.Waiting+a.Operations > 0
 }

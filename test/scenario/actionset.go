@@ -67,7 +67,7 @@ func (c *Cluster) followOnce(ctx context.Context, as *crv1alpha1.ActionSet, watc
 		if watch != nil {
 			watch(as)
 		}
-		if s := state(as); s == crv1alpha1.StateComplete || s == crv1alpha1.StateFailed {
+		if state(as).Done() {
 			break
 		}
 	}
