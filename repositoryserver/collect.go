@@ -207,7 +207,9 @@ func useless(all []stored, n named, broken map[manifest.ID]error) (gone []stored
 	return gone
 }
 
-// collect removes the snapshots that are of no use to anybody, and counts them.
+// collect removes the snapshots that are of no use to anybody, and counts them. What is left
+// of ours is walked, backups too, and one that cannot be ends it: nothing that an agent can
+// store ends Kopia's walk without a word of whose it is.
 func collect(ctx context.Context, rep repo.DirectRepository, now time.Time, log *slog.Logger, result *MaintenanceResult) error {
 	records, err := listRecords(ctx, rep)
 	if err != nil {
@@ -234,7 +236,14 @@ func collect(ctx context.Context, rep repo.DirectRepository, now time.Time, log 
 		log.Warn("a snapshot that is no backup cannot be used, and goes", "snapshot", s.ID, "source", s.source().String(), "problem", broken[s.ID].Error())
 		gone.unusable = append(gone.unusable, s.ID)
 	}
-	return remove(ctx, rep, all, gone, result)
+	if err := remove(ctx, rep, all, gone, result); err != nil {
+		return err
+	}
+	damaged, err := findDamage(ctx, w, stored.ours)
+	if err != nil {
+		return err
+	}
+	return damagedError(damaged)
 }
 
 // remove removes what goes, but for what has become a backup meanwhile.
@@ -277,26 +286,27 @@ func remove(ctx context.Context, rep repo.DirectRepository, all []stored, gone d
 // mostNamed are named of what is damaged.
 const mostNamed = 3
 
-// blame says which snapshots are why Kopia's collection failed: backups, or somebody else's.
-func blame(ctx context.Context, rep repo.DirectRepository, cause error) error {
-	records, err := listRecords(ctx, rep)
+// findDamage names some of the snapshots that cannot be walked: backups, or somebody else's.
+func findDamage(ctx context.Context, w *walker, of func(stored) bool) (damaged []string, err error) {
+	records, err := listRecords(ctx, w.rep)
 	if err != nil {
-		return errors.Join(cause, err)
+		return nil, err
 	}
-	all, err := listSnapshots(ctx, rep)
+	all, err := listSnapshots(ctx, w.rep)
 	if err != nil {
-		return errors.Join(cause, err)
+		return nil, err
 	}
 	backups := map[string]string{}
 	for _, r := range records {
 		backups[r.Snapshot.ID] = r.String()
 	}
-	w := newWalker(rep)
-	var damaged []string
 	for _, s := range all {
+		if !of(s) {
+			continue
+		}
 		problem, err := w.problem(ctx, s)
 		if err != nil {
-			return errors.Join(cause, err)
+			return nil, fmt.Errorf("look at snapshot %s: %w", s.ID, err)
 		}
 		if problem == nil {
 			continue
@@ -306,14 +316,26 @@ func blame(ctx context.Context, rep repo.DirectRepository, cause error) error {
 			break
 		}
 	}
-	if len(damaged) == 0 {
+	return damaged, nil
+}
+
+// blame says which snapshots are why Kopia's collection failed.
+func blame(ctx context.Context, rep repo.DirectRepository, cause error) error {
+	damaged, err := findDamage(ctx, newWalker(rep), func(stored) bool { return true })
+	switch {
+	case err != nil:
+		return errors.Join(cause, err)
+	case len(damaged) == 0:
 		return cause
 	}
 	return fmt.Errorf("%w (%w)", damagedError(damaged), cause)
 }
 
-// damagedError says what is damaged and what can be done.
+// damagedError says what is damaged and what can be done, nil if nothing is.
 func damagedError(damaged []string) error {
+	if len(damaged) == 0 {
+		return nil
+	}
 	return fmt.Errorf("the repository is damaged: restore the bucket to an earlier state if it keeps versions, or delete what is damaged and back up again: %s",
 		strings.Join(damaged, "; "))
 }

@@ -12,6 +12,7 @@ import (
 	"io"
 	"log/slog"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -274,7 +275,9 @@ func TestIntegrationMaintainDamage(t *testing.T) {
 	t.Parallel()
 	f := newDatedFolder(t)
 	// A file, as somebody's backup may have it.
-	good := f.save(namespace, "/good", []byte(`{"stream":"kopia:directory","entries":[null]}`), "")
+	const listing = `{"stream":"kopia:directory","entries":[null]}`
+	const size = int64(len(listing))
+	good := f.save(namespace, "/good", []byte(listing), "")
 	f.record("good", good)
 	missing, err := object.ParseID("k" + strings.Repeat("0", 32))
 	f.must(err)
@@ -289,11 +292,23 @@ func TestIntegrationMaintainDamage(t *testing.T) {
 		return &snapshot.DirEntry{Name: "d", Type: snapshot.EntryTypeDirectory, ObjectID: id}
 	}
 	entry := func(e any) string {
-		raw, err := json.Marshal(map[string]any{"stream": "kopia:directory", "entries": []any{e}})
+		raw, err := json.Marshal(e)
 		f.must(err)
-		return string(raw)
+		return `{"stream":"kopia:directory","entries":[` + string(raw) + `],"summary":null}`
 	}
-	var broken *snapshot.Manifest
+	// listed is an object of such pieces.
+	listed := func(w repo.RepositoryWriter, ctx context.Context, kind string, pieces ...any) *snapshot.DirEntry {
+		raw, err := json.Marshal(map[string]any{"entries": pieces})
+		f.must(err)
+		id, err := put(ctx, w, "x", append([]byte(`{"stream":"kopia:indirect",`), raw[1:]...))
+		f.must(err)
+		id, err = object.ParseID("I" + id.String())
+		f.must(err)
+		return &snapshot.DirEntry{Name: "o", Type: snapshot.EntryType(kind), ObjectID: id}
+	}
+	piece := func(man *snapshot.Manifest, start, length int64) map[string]any {
+		return map[string]any{"s": start, "l": length, "o": man.RootObjectID()}
+	}
 	planted := 0
 	f.write(func(ctx context.Context, w repo.RepositoryWriter) error {
 		whole := directory(w, ctx, entry(snapshot.DirEntry{Name: "f", Type: snapshot.EntryTypeFile, ObjectID: good.RootObjectID()}))
@@ -308,16 +323,24 @@ func TestIntegrationMaintainDamage(t *testing.T) {
 			"/deeper":       directory(w, ctx, entry(directory(w, ctx, entry(nil)))),
 			"/by-itself":    {Name: "f", Type: snapshot.EntryTypeFile, ObjectID: as("Z", good)},
 			"/no-index":     {Name: "f", Type: snapshot.EntryTypeFile, ObjectID: as("I", good)},
+			"/no-pieces":    listed(w, ctx, "d"),
+			"/less":         listed(w, ctx, "d", piece(good, 0, -1)),
+			"/more":         listed(w, ctx, "f", map[string]any{"l": int64(1) << 60, "o": as("I", good)}),
+			"/gap":          listed(w, ctx, "f", piece(good, 0, size), piece(good, size+1, size)),
+			"/twice":        directory(w, ctx, `{"stream":"kopia:directory","entries":[],"summary":null,"entries":[null]}`),
+			"/long":         directory(w, ctx, entry(snapshot.DirEntry{Name: strings.Repeat("n", 2*mostEntry), Type: snapshot.EntryTypeFile, ObjectID: good.RootObjectID()})),
 			// A backup that was saved again, and one that is said to be what it is not.
 			"/good":       good.RootEntry,
 			"/file-is-no": {Name: "d", Type: snapshot.EntryTypeDirectory, ObjectID: good.RootObjectID()},
 			"/whole":      whole,
+			"/pieces":     listed(w, ctx, "f", piece(good, 0, size), piece(good, size, size)),
+			"/empty":      directory(w, ctx, `{"stream":"kopia:directory","entries":null,"summary":null}`),
 		} {
 			man := f.manifest(namespace, path, root)
 			if _, err := snapshot.SaveSnapshot(ctx, w, man); err != nil {
 				return err
 			}
-			if path != "/whole" && path != "/good" {
+			if !slices.Contains([]string{"/whole", "/good", "/pieces", "/empty"}, path) {
 				planted++
 			}
 		}
@@ -327,27 +350,50 @@ func TestIntegrationMaintainDamage(t *testing.T) {
 			}
 			planted++
 		}
-		broken = f.manifest(namespace, "/broken", directory(w, ctx, entry(snapshot.DirEntry{Name: "lost", Type: snapshot.EntryTypeFile, ObjectID: missing})))
-		_, err := snapshot.SaveSnapshot(ctx, w, broken)
-		return err
+		return nil
 	})
-	record := f.record("broken", broken)
-
-	if _, err := f.maintain(true); err == nil || !strings.Contains(err.Error(), "backup broken (of db-0 in namespace shop)") || !strings.Contains(err.Error(), "delete") || strings.Contains(err.Error(), "backup good") {
-		t.Errorf("with a damaged backup: %v, want its name and what to do", err)
+	// The last three would end Kopia, and say nothing.
+	for what, root := range map[string]func(context.Context, repo.RepositoryWriter) *snapshot.DirEntry{
+		"lost": func(ctx context.Context, w repo.RepositoryWriter) *snapshot.DirEntry {
+			return directory(w, ctx, entry(snapshot.DirEntry{Name: "lost", Type: snapshot.EntryTypeFile, ObjectID: missing}))
+		},
+		"null": func(ctx context.Context, w repo.RepositoryWriter) *snapshot.DirEntry {
+			return directory(w, ctx, entry(directory(w, ctx, entry(nil))))
+		},
+		"no pieces": func(ctx context.Context, w repo.RepositoryWriter) *snapshot.DirEntry { return listed(w, ctx, "d") },
+		"less": func(ctx context.Context, w repo.RepositoryWriter) *snapshot.DirEntry {
+			return listed(w, ctx, "f", piece(good, 0, -1))
+		},
+	} {
+		var broken *snapshot.Manifest
+		f.write(func(ctx context.Context, w repo.RepositoryWriter) error {
+			broken = f.manifest(namespace, "/broken", root(ctx, w))
+			_, err := snapshot.SaveSnapshot(ctx, w, broken)
+			return err
+		})
+		record := f.record("broken", broken)
+		if _, err := f.maintain(true); err == nil || !strings.Contains(err.Error(), "backup broken (of db-0 in namespace shop)") || !strings.Contains(err.Error(), "delete") || strings.Contains(err.Error(), "backup good") {
+			t.Errorf("with a backup that is damaged (%s): %v, want its name and what to do", what, err)
+		}
+		if what == "lost" {
+			if _, err := f.maintain(false); err != nil {
+				t.Errorf("the indexes of a repository with a damaged backup: %v", err)
+			}
+		}
+		f.write(func(ctx context.Context, w repo.RepositoryWriter) error {
+			return errors.Join(w.DeleteManifest(ctx, broken.ID), w.DeleteManifest(ctx, record))
+		})
 	}
-	if _, err := f.maintain(false); err != nil {
-		t.Errorf("the indexes of a repository with a damaged backup: %v", err)
-	}
-	f.write(func(ctx context.Context, w repo.RepositoryWriter) error {
-		return errors.Join(w.DeleteManifest(ctx, broken.ID), w.DeleteManifest(ctx, record))
-	})
 	if result, err := f.maintain(true); err != nil || result.UnusableCollected != 0 || result.VerifiedSnapshots != 1 {
 		t.Errorf("without it: %+v, %v", result, err)
 	}
 	left, err := listSnapshots(f.ctx, f.rep)
 	f.must(err)
-	if len(left) != 4 { // the canary, the good one, the same saved again, and the whole one
-		t.Errorf("%d snapshots are left of %d planted and 4: %+v", len(left), planted, left)
+	if len(left) != 6 { // the canary, the good one, the same saved again, the whole one, of pieces, and empty
+		var sources []string
+		for _, s := range left {
+			sources = append(sources, s.source().String())
+		}
+		t.Errorf("%d snapshots are left of %d planted and 6: %v", len(left), planted, sources)
 	}
 }

@@ -82,16 +82,18 @@ func Maintain(ctx context.Context, o MaintainOptions) (result MaintenanceResult,
 	mode := maintenance.ModeQuick
 	if o.Full {
 		mode = maintenance.ModeFull
-		if err := collect(ctx, rep, start, o.Log, &result); err != nil {
-			return result, err
+		err = collect(ctx, rep, start, o.Log, &result)
+	}
+	if err == nil {
+		o.Log.Info("maintenance begins", "mode", mode, "storedBytes", before)
+		err = repo.DirectWriteSession(ctx, rep, repo.WriteSessionOptions{Purpose: "maintenance"}, func(ctx context.Context, w repo.DirectRepositoryWriter) error {
+			return snapshotmaintenance.Run(ctx, w, mode, false, maintenance.SafetyFull)
+		})
+		if err != nil && o.Full {
+			err = blame(ctx, rep, err)
 		}
 	}
-	o.Log.Info("maintenance begins", "mode", mode, "storedBytes", before)
-	err = repo.DirectWriteSession(ctx, rep, repo.WriteSessionOptions{Purpose: "maintenance"}, func(ctx context.Context, w repo.DirectRepositoryWriter) error {
-		return snapshotmaintenance.Run(ctx, w, mode, false, maintenance.SafetyFull)
-	})
 	if err != nil && o.Full {
-		err = blame(ctx, rep, err)
 		// Kopia extends the locks after its collection only.
 		if lockErr := extendLocks(ctx, rep); lockErr != nil {
 			err = fmt.Errorf("%w; and %w", err, lockErr)
@@ -214,8 +216,8 @@ func verify(ctx context.Context, rep repo.Repository, percent float64, result *M
 			break
 		}
 	}
-	if len(damaged) > 0 {
-		return fmt.Errorf("verify: %w", damagedError(damaged))
+	if err := damagedError(damaged); err != nil {
+		return fmt.Errorf("verify: %w", err)
 	}
 	return nil
 }

@@ -7,7 +7,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"slices"
+	"hash/maphash"
+	"io"
 	"sync"
 	"sync/atomic"
 
@@ -19,27 +20,49 @@ import (
 )
 
 // walker finds out whether Kopia's collection can walk snapshots: whether all directories
-// can be read, and all contents of the files are there. What is no honest client's is
-// refused before Kopia takes it for one.
+// can be read, and all contents of the files are there. Kopia's readers trust what is
+// stored, and some of what an agent can store ends the process that reads it. So what no
+// honest client makes is refused before Kopia takes it for one.
 type walker struct {
 	rep  repo.DirectRepository
-	good map[object.ID]bool // directories with all that is below them
+	good idSet // directories with all that is below them
 }
 
 const (
 	// walkParallel directories are read at the same time.
 	walkParallel = 8
-	// mostJSON is far more than any one directory or index takes, and fits into memory.
-	mostJSON = 256 << 20
+	// mostListing is far more than the list of any one directory or object takes.
+	mostListing = 1 << 30
+	// mostEntry is far more than one entry of a list takes.
+	mostEntry = 1 << 20
 	// mostPieces of all files of a snapshot are counted: 64 TiB of pieces of 1 MiB. A few
 	// contents can be made to look like more than anybody lives to walk.
 	mostPieces = 64 << 20
-	// mostDepth is of indexes of indexes.
+	// mostDepth is of lists of lists.
 	mostDepth = 16
 )
 
+const (
+	directoryStream = "kopia:directory"
+	indirectStream  = "kopia:indirect"
+)
+
+// idSet has a number of each member: a repository has millions of directories. Nobody can
+// make two of one number without the seed.
+type idSet map[uint64]struct{}
+
+var idSeed = maphash.MakeSeed()
+
+// add says whether an id is new.
+func (s idSet) add(id object.ID) bool {
+	n := maphash.Comparable(idSeed, id)
+	_, known := s[n]
+	s[n] = struct{}{}
+	return !known
+}
+
 func newWalker(rep repo.DirectRepository) *walker {
-	return &walker{rep: rep, good: map[object.ID]bool{}}
+	return &walker{rep: rep, good: idSet{}}
 }
 
 // problem is what is wrong with a snapshot, nil if nothing is. The error is of the way to it.
@@ -62,31 +85,29 @@ func (w *walker) problem(ctx context.Context, s stored) (problem, err error) {
 }
 
 func (w *walker) walk(ctx context.Context, root *snapshot.DirEntry) error {
-	t := &tree{walker: w, seen: map[object.ID]bool{}}
-	for level := []*snapshot.DirEntry{root}; len(level) > 0; {
-		var mu sync.Mutex // protects the following
-		var next []*snapshot.DirEntry
+	t := &tree{walker: w, seen: idSet{}}
+	if err := t.entry(ctx, root); err != nil {
+		return err
+	}
+	for len(t.next) > 0 {
+		level := t.next
+		t.next = nil
 		group, ctx := errgroup.WithContext(ctx)
 		group.SetLimit(walkParallel)
-		for _, e := range level {
-			if t.known(e) {
-				continue
-			}
+		for _, id := range level {
 			group.Go(func() error {
-				below, err := t.entry(ctx, e)
-				mu.Lock()
-				defer mu.Unlock()
-				next = append(next, below...)
-				return err
+				if err := t.directory(ctx, id); err != nil {
+					return fmt.Errorf("directory %s: %w", id, err)
+				}
+				return nil
 			})
 		}
 		if err := group.Wait(); err != nil {
 			return err
 		}
-		level = next
 	}
-	for id := range t.seen {
-		w.good[id] = true
+	for n := range t.seen {
+		w.good[n] = struct{}{}
 	}
 	return nil
 }
@@ -94,107 +115,177 @@ func (w *walker) walk(ctx context.Context, root *snapshot.DirEntry) error {
 // tree is the walk of one snapshot.
 type tree struct {
 	*walker
-	seen   map[object.ID]bool // directories of it
 	pieces atomic.Int64
+
+	mu   sync.Mutex  // protects the following
+	seen idSet       // directories of it
+	next []object.ID // those that are still to be read
 }
 
-// known says that a directory needs no look, or no second one.
-func (t *tree) known(e *snapshot.DirEntry) bool {
-	if e.Type != snapshot.EntryTypeDirectory {
-		return false
-	}
-	if t.good[e.ObjectID] || t.seen[e.ObjectID] {
-		return true
-	}
-	t.seen[e.ObjectID] = true
-	return false
-}
-
-// entry looks at an entry and returns the directories in it.
-func (t *tree) entry(ctx context.Context, e *snapshot.DirEntry) ([]*snapshot.DirEntry, error) {
-	if err := ctx.Err(); err != nil {
-		return nil, err
+// entry looks at an entry. A directory is read later.
+func (t *tree) entry(ctx context.Context, e *snapshot.DirEntry) error {
+	if e.Type == snapshot.EntryTypeDirectory && !t.later(e.ObjectID) {
+		return nil
 	}
 	if err := t.object(ctx, e.ObjectID, 0); err != nil {
-		return nil, fmt.Errorf("%.200q: %w", e.Name, err)
+		return fmt.Errorf("%.200q: %w", e.Name, err)
 	}
-	if e.Type != snapshot.EntryTypeDirectory {
-		return nil, nil
+	return nil
+}
+
+// later says whether a directory needs a look, and has it read.
+func (t *tree) later(id object.ID) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if _, good := t.good[maphash.Comparable(idSeed, id)]; good || !t.seen.add(id) {
+		return false
 	}
-	entries, err := t.directory(ctx, e.ObjectID)
-	if err != nil {
-		return nil, fmt.Errorf("directory %.200q: %w", e.Name, err)
-	}
-	var below []*snapshot.DirEntry
-	for _, child := range entries {
-		if child.Type == snapshot.EntryTypeDirectory {
-			below = append(below, child)
-		} else if _, err := t.entry(ctx, child); err != nil {
-			return nil, err
+	t.next = append(t.next, id)
+	return true
+}
+
+func (t *tree) directory(ctx context.Context, id object.ID) error {
+	return t.list(ctx, id, directoryStream, func(d *json.Decoder) error {
+		var child *snapshot.DirEntry
+		if err := d.Decode(&child); err != nil {
+			return err
 		}
-	}
-	return below, nil
+		if child == nil {
+			return errors.New("an entry of it is null")
+		}
+		return t.entry(ctx, child)
+	})
 }
 
-func (t *tree) directory(ctx context.Context, id object.ID) ([]*snapshot.DirEntry, error) {
-	var dir snapshot.DirManifest
-	if err := t.json(ctx, id, &dir); err != nil {
-		return nil, err
-	}
-	if dir.StreamType != "kopia:directory" {
-		return nil, fmt.Errorf("it is %.200q", dir.StreamType)
-	}
-	if slices.Contains(dir.Entries, nil) {
-		return nil, errors.New("an entry of it is null") // which ends Kopia
-	}
-	return dir.Entries, nil
-}
-
-// json reads an object into memory, if it has room there.
-func (t *tree) json(ctx context.Context, id object.ID, into any) error {
+// list reads the entries of a directory or of an object's pieces, one by one. They stand
+// where Kopia writes them: what can be read in two ways, somebody reads in the other.
+func (t *tree) list(ctx context.Context, id object.ID, stream string, entry func(*json.Decoder) error) error {
 	r, err := t.rep.OpenObject(ctx, id)
 	if err != nil {
 		return err
 	}
 	defer r.Close()
-	if r.Length() > mostJSON {
+	if r.Length() > mostListing {
 		return fmt.Errorf("object %s has %d bytes", id, r.Length())
 	}
-	return json.NewDecoder(r).Decode(into)
-}
-
-// object looks for all contents of an object.
-func (t *tree) object(ctx context.Context, id object.ID, depth int) error {
-	if t.pieces.Add(1) > mostPieces || depth > mostDepth {
-		return errors.New("it has more pieces than any backup")
-	}
-	if index, ok := id.IndexObjectID(); ok {
-		if err := t.object(ctx, index, depth+1); err != nil {
-			return err
-		}
-		var pieces struct {
-			Entries []object.IndirectObjectEntry `json:"entries"`
-		}
-		if err := t.json(ctx, index, &pieces); err != nil {
-			return err
-		}
-		for _, p := range pieces.Entries {
-			if err := t.object(ctx, p.Object, depth+1); err != nil {
+	rest := &bounded{r: r, left: mostEntry}
+	d := json.NewDecoder(rest)
+	expect := func(all ...json.Token) error {
+		for _, want := range all {
+			got, err := d.Token()
+			if errors.Is(err, io.EOF) {
+				err = io.ErrUnexpectedEOF
+			}
+			if err != nil {
 				return err
+			}
+			if got != want {
+				return fmt.Errorf("it has %.200v instead of %v", got, want)
 			}
 		}
 		return nil
 	}
+	if err := expect(json.Delim('{'), "stream", stream, "entries"); err != nil {
+		return err
+	}
+	switch begin, err := d.Token(); {
+	case err != nil:
+		return err
+	case begin == json.Delim('['):
+		for d.More() {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			rest.left = mostEntry
+			if err := entry(d); err != nil {
+				return err
+			}
+		}
+		if err := expect(json.Delim(']')); err != nil {
+			return err
+		}
+	case begin != nil: // as Kopia writes those of an empty directory
+		return fmt.Errorf("its entries are %.200v", begin)
+	}
+	rest.left = mostEntry
+	if d.More() {
+		var summary json.RawMessage
+		if err := errors.Join(expect("summary"), d.Decode(&summary)); err != nil {
+			return err
+		}
+	}
+	return expect(json.Delim('}'))
+}
+
+// bounded reads until so much is read.
+type bounded struct {
+	r    io.Reader
+	left int
+}
+
+func (b *bounded) Read(p []byte) (int, error) {
+	if b.left <= 0 {
+		return 0, fmt.Errorf("an entry of it has more than %d bytes", mostEntry)
+	}
+	n, err := b.r.Read(p)
+	b.left -= n
+	return n, err
+}
+
+// object looks for all contents of an object.
+func (t *tree) object(ctx context.Context, id object.ID, depth int) error {
+	index, listed := id.IndexObjectID()
+	if !listed {
+		_, err := t.piece(ctx, id)
+		return err
+	}
+	if depth > mostDepth {
+		return errors.New("its pieces are listed in lists of lists")
+	}
+	if err := t.object(ctx, index, depth+1); err != nil {
+		return err
+	}
+	var end int64
+	err := t.list(ctx, index, indirectStream, func(d *json.Decoder) error {
+		var p object.IndirectObjectEntry
+		if err := d.Decode(&p); err != nil {
+			return err
+		}
+		length, err := t.piece(ctx, p.Object)
+		if err != nil {
+			return err
+		}
+		if p.Start != end || p.Length != length {
+			return fmt.Errorf("piece %s has %d bytes at %d, and is said to have %d at %d", p.Object, length, end, p.Length, p.Start)
+		}
+		end += length
+		return nil
+	})
+	if err == nil && end == 0 {
+		err = errors.New("it has no pieces")
+	}
+	if err != nil {
+		return fmt.Errorf("pieces %s: %w", index, err)
+	}
+	return nil
+}
+
+// piece looks for an object that is one content, and returns its length in bytes.
+func (t *tree) piece(ctx context.Context, id object.ID) (int64, error) {
+	if t.pieces.Add(1) > mostPieces {
+		return 0, errors.New("it has more pieces than any backup")
+	}
 	content, compressed, ok := id.ContentID()
 	switch {
 	case !ok:
-		return fmt.Errorf("%q is no object", id)
+		return 0, fmt.Errorf("%.200q is no object", id)
 	case compressed:
 		// No client of this format makes one, and how much comes out of it cannot be known.
-		return fmt.Errorf("object %s is compressed by itself", id)
+		return 0, fmt.Errorf("object %s is compressed by itself", id)
 	}
-	if _, err := t.rep.ContentReader().ContentInfo(ctx, content); err != nil {
-		return fmt.Errorf("content %s: %w", content, err)
+	info, err := t.rep.ContentReader().ContentInfo(ctx, content)
+	if err != nil {
+		return 0, fmt.Errorf("content %s: %w", content, err)
 	}
-	return nil
+	return int64(info.OriginalLength), nil
 }
