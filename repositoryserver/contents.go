@@ -77,7 +77,7 @@ func (s *streams) serve(_ *http.Server, conn *tls.Conn, _ http.Handler) {
 	err = contents.Serve(session.ctx, conn, one, contents.Parameters{
 		Hash: f.GetHashFunction(), HMACSecret: f.GetHmacSecret(), Splitter: s.rep.ObjectFormat().Splitter,
 		Compression: s.rep.ContentReader().SupportsContentCompression(),
-	}, s.limits)
+	}, s.limits, session.unread)
 	s.log.Debug("a stream of contents ended", "user", login.Username, "error", err)
 }
 
@@ -180,21 +180,23 @@ func (s *stream) reader() content.Reader {
 	return s.rep.ContentReader()
 }
 
-func (s *stream) GetContent(ctx context.Context, id content.ID) ([]byte, error) {
+func (s *stream) Content(ctx context.Context, id content.ID) (length int64, read func() ([]byte, error), err error) {
 	r := s.reader()
 	info, err := r.ContentInfo(ctx, id)
 	if err != nil {
-		return nil, err
+		return 0, nil, err
 	}
-	if info.OriginalLength >= largeContent {
-		select {
-		case s.large <- struct{}{}:
-			defer func() { <-s.large }()
-		case <-ctx.Done():
-			return nil, context.Cause(ctx)
+	return int64(info.OriginalLength), func() ([]byte, error) {
+		if info.OriginalLength >= largeContent {
+			select {
+			case s.large <- struct{}{}:
+				defer func() { <-s.large }()
+			case <-ctx.Done():
+				return nil, context.Cause(ctx)
+			}
 		}
-	}
-	return r.GetContent(ctx, id)
+		return r.GetContent(ctx, id)
+	}, nil
 }
 
 func (s *stream) HasContent(ctx context.Context, id content.ID) error {

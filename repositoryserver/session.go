@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/kanister-kopia/kanister-kopia/agent/api"
+	"github.com/kanister-kopia/kanister-kopia/agent/contents"
 )
 
 // sessions are the passwords in force: one an operation, random, in memory only.
@@ -43,6 +44,7 @@ type session struct {
 	readOnly bool
 	ctx      context.Context // ends with the session
 	cancel   context.CancelFunc
+	unread   *contents.Unread
 	streams  int
 	callers  int       // who asked for it, but for those who gave it up
 	touched  time.Time // asked for, or a stream of it ended
@@ -113,7 +115,7 @@ func errDraining() *api.Problem {
 
 // add makes a session. The lock is held.
 func (s *sessions) add(req api.SessionRequest, now time.Time) *session {
-	n := &session{Session: api.Session{ID: req.ID, Username: req.Username, Hostname: req.Hostname, Password: rand.Text() + rand.Text()}, readOnly: req.ReadOnly, callers: 1, touched: now}
+	n := &session{Session: api.Session{ID: req.ID, Username: req.Username, Hostname: req.Hostname, Password: rand.Text() + rand.Text()}, readOnly: req.ReadOnly, unread: contents.NewUnread(), callers: 1, touched: now}
 	n.hash = sha256.Sum256([]byte(n.Password))
 	n.ctx, n.cancel = context.WithCancel(context.Background())
 	s.by[req.ID] = n

@@ -31,6 +31,7 @@ type store struct {
 	hold  chan struct{}         // reads wait for it, if it is there
 	full  error                 // that nothing can be written
 	flush func()                // is called during a flush, if it is there
+	given atomic.Int64          // bytes that were read
 
 	mu               sync.Mutex // protects the following
 	written, flushed int        // bytes
@@ -57,7 +58,19 @@ func contentOf(id content.ID) []byte {
 	return bytes.Repeat([]byte(id.String()), n/32+1)
 }
 
-func (s *store) GetContent(ctx context.Context, id content.ID) ([]byte, error) {
+func (s *store) Content(ctx context.Context, id content.ID) (int64, func() ([]byte, error), error) {
+	return int64(len(s.dataOf(id))), func() ([]byte, error) { return s.get(ctx, id) }, nil
+}
+
+func (s *store) dataOf(id content.ID) []byte {
+	if data, ok := s.known[id]; ok {
+		return data
+	}
+	return contentOf(id)
+}
+
+func (s *store) get(ctx context.Context, id content.ID) ([]byte, error) {
+	s.given.Add(int64(len(s.dataOf(id))))
 	if s.asked != nil {
 		s.asked <- struct{}{}
 	}
@@ -74,10 +87,7 @@ func (s *store) GetContent(ctx context.Context, id content.ID) ([]byte, error) {
 	case idOf(unlucky):
 		return nil, errors.New("the blob is not there")
 	}
-	if data, ok := s.known[id]; ok {
-		return data, nil
-	}
-	return contentOf(id), nil
+	return s.dataOf(id), nil
 }
 
 func (s *store) HasContent(ctx context.Context, id content.ID) error {
@@ -88,7 +98,7 @@ func (s *store) HasContent(ctx context.Context, id content.ID) error {
 	if none {
 		return content.ErrContentNotFound
 	}
-	_, err := s.GetContent(ctx, id)
+	_, err := s.get(ctx, id)
 	return err
 }
 
@@ -130,6 +140,7 @@ type server struct {
 	// parameters of its repository.
 	parameters Parameters
 	ends       atomic.Int64 // streams that it has ended
+	held       atomic.Int64 // of these, those with room for answers that nobody gave back
 	wg         sync.WaitGroup
 
 	mu      sync.Mutex
@@ -158,8 +169,8 @@ func serve(t *testing.T, s *store) *server {
 		if n := len(v.limits.requests); n > 0 {
 			t.Errorf("%d requests are under way of nobody", n)
 		}
-		if !v.limits.room.TryAcquire(2 * MaxContent) {
-			t.Error("room is taken by nobody")
+		if n := v.held.Load(); n > 0 || !v.limits.room.TryAcquire(2*MaxContent) {
+			t.Errorf("room is taken by nobody, of answers by %d", n)
 		}
 	})
 	return v
@@ -179,7 +190,11 @@ func (v *server) answer(conn net.Conn) {
 		_ = conn.Close()
 		return
 	}
-	_ = Serve(v.ctx, conn, v.store, v.parameters, v.limits)
+	unread := NewUnread()
+	_ = Serve(v.ctx, conn, v.store, v.parameters, v.limits, unread)
+	if !unread.room.TryAcquire(MaxContent) {
+		v.held.Add(1)
+	}
 	v.ends.Add(1)
 }
 
@@ -602,7 +617,7 @@ func TestContentsRoomOfUnreadAnswers(t *testing.T) {
 		client, conn := net.Pipe()
 		limits := NewLimits(3)
 		ended := make(chan error, 1)
-		go func() { ended <- Serve(t.Context(), conn, &store{}, parameters, limits) }()
+		go func() { ended <- Serve(t.Context(), conn, &store{}, parameters, limits, NewUnread()) }()
 		_, err := readFrame(bufio.NewReader(client))
 		must(t, err)
 		sent := make(chan int, 1)
@@ -625,6 +640,55 @@ func TestContentsRoomOfUnreadAnswers(t *testing.T) {
 			t.Errorf("%d contents were sent, want one for each worker", n)
 		}
 		<-ended
+	})
+}
+
+// What a session leaves lying of its answers takes no more memory than one large content,
+// however many streams it has, and no turn that another session needs.
+func TestContentsUnread(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const length = 5 << 20
+		s := &store{known: map[content.ID][]byte{idOf(1): make([]byte, length), idOf(2): make([]byte, MaxContent)}}
+		limits, unread := NewLimits(3), NewUnread()
+		var streams sync.WaitGroup
+		open := func(unread *Unread) net.Conn {
+			client, conn := net.Pipe()
+			streams.Go(func() { _ = Serve(t.Context(), conn, s, parameters, limits, unread) })
+			_, err := readFrame(bufio.NewReader(client))
+			must(t, err)
+			return client
+		}
+		ask := func(client net.Conn, ids ...int) {
+			w := bufio.NewWriter(client)
+			for _, id := range ids {
+				must(t, writeRequest(w, request{kind: kindRead, id: idOf(id)}))
+			}
+			must(t, w.Flush())
+		}
+		var stalled []net.Conn
+		for range 4 {
+			stalled = append(stalled, open(unread))
+			ask(stalled[len(stalled)-1], 1, 1, 1, 1)
+		}
+		synctest.Wait()
+		if given := s.given.Load(); given > MaxContent || given <= MaxContent-length {
+			t.Errorf("%d bytes lie about, of %d that may", given, MaxContent)
+		}
+		other := open(NewUnread())
+		for range 2 {
+			ask(other, 2)
+			f, err := readFrame(bufio.NewReader(other))
+			if err != nil || len(f.body) != MaxContent {
+				t.Errorf("another session: %d bytes, %v", len(f.body), err)
+			}
+		}
+		for _, c := range append(stalled, other) {
+			c.Close()
+		}
+		streams.Wait()
+		if !unread.room.TryAcquire(MaxContent) {
+			t.Error("room is taken by a session without streams")
+		}
 	})
 }
 

@@ -23,7 +23,8 @@ import (
 // Repository is what a stream reads from and writes to. Its calls come beside each other.
 // content.ErrContentNotFound reaches the client as such.
 type Repository interface {
-	GetContent(ctx context.Context, id content.ID) ([]byte, error)
+	// Content looks for a content, and returns its length in bytes and what reads it.
+	Content(ctx context.Context, id content.ID) (length int64, read func() ([]byte, error), err error)
 	// HasContent returns nil if there is one.
 	HasContent(ctx context.Context, id content.ID) error
 	// WriteContent may keep nothing of data.
@@ -44,6 +45,13 @@ type Limits struct {
 func NewLimits(requests int) *Limits {
 	return &Limits{make(chan struct{}, requests), semaphore.NewWeighted(2 * MaxContent)}
 }
+
+// Unread is what the streams of one session leave lying of their answers: as many bytes as
+// the largest content has. Who takes none has that much of the server's memory.
+type Unread struct{ room *semaphore.Weighted }
+
+// NewUnread is for one session.
+func NewUnread() *Unread { return &Unread{semaphore.NewWeighted(MaxContent)} }
 
 const (
 	// parallel requests of one stream are under way.
@@ -93,8 +101,8 @@ func text(err error) []byte {
 
 // Serve lets a login in and answers the stream's requests until ctx or the connection
 // ends, and closes it. A stream that does not take its answers waits with a few of them,
-// and keeps no other waiting.
-func Serve(ctx context.Context, conn net.Conn, rep Repository, p Parameters, limits *Limits) error {
+// and keeps none of another session waiting.
+func Serve(ctx context.Context, conn net.Conn, rep Repository, p Parameters, limits *Limits, unread *Unread) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
@@ -106,7 +114,7 @@ func Serve(ctx context.Context, conn net.Conn, rep Repository, p Parameters, lim
 	if err := answerLogin(conn, frame{body: hello}); err != nil {
 		return err
 	}
-	s := &served{conn: conn, rep: rep, limits: limits, requests: make(chan numbered), busy: make(chan struct{}, parallel), answers: make(chan answered), cancel: cancel}
+	s := &served{conn: conn, rep: rep, limits: limits, unread: unread, requests: make(chan numbered), busy: make(chan struct{}, parallel), answers: make(chan answered), cancel: cancel}
 	var workers, writer sync.WaitGroup
 	defer writer.Wait()
 	defer close(s.answers)
@@ -126,6 +134,7 @@ type served struct {
 	conn     net.Conn
 	rep      Repository
 	limits   *Limits
+	unread   *Unread
 	requests chan numbered
 	busy     chan struct{} // of the workers, each with a request until its answer is handed on
 	answers  chan answered
@@ -142,7 +151,8 @@ type numbered struct {
 // answered is an answer that is to be written.
 type answered struct {
 	frame
-	to kind
+	to     kind
+	unread int64 // bytes of the session's that it has until then
 }
 
 func (s *served) read(ctx context.Context) error {
@@ -188,18 +198,43 @@ func (s *served) body(ctx context.Context, r *bufio.Reader, length int) ([]byte,
 
 func (s *served) work(ctx context.Context) {
 	for q := range s.requests {
-		select {
-		case s.limits.requests <- struct{}{}:
-			f := s.answer(ctx, q)
-			<-s.limits.requests
-			s.giveBack(q.data) // the client may leave the answer lying
+		if a, err := s.answer(ctx, q); err == nil {
 			s.ready.Add(1)
-			s.answers <- answered{f, q.kind}
-		case <-ctx.Done(): // nobody waits for the answer
-			s.giveBack(q.data)
-		}
+			s.answers <- a
+		} // else nobody waits for it
 		<-s.busy
 	}
+}
+
+// answer does what is asked for when there is room for the answer, and when its turn has
+// come. The error is that ctx has ended.
+func (s *served) answer(ctx context.Context, q numbered) (a answered, err error) {
+	defer s.giveBack(q.data) // the client may leave the answer lying
+	a = answered{frame: frame{number: q.number}, to: q.kind}
+	do := func() ([]byte, error) { return s.do(ctx, q.request) }
+	if q.kind == kindRead {
+		length, read, err := s.rep.Content(ctx, q.id)
+		if err != nil {
+			a.verdict, a.body = verdictOf(err)
+			return a, nil
+		}
+		do, a.unread = read, min(length, MaxContent)
+		// Before its turn: who waits for his client keeps nobody else waiting.
+		if err := s.unread.room.Acquire(ctx, a.unread); err != nil {
+			return a, err
+		}
+	}
+	select {
+	case s.limits.requests <- struct{}{}:
+		defer func() { <-s.limits.requests }()
+	case <-ctx.Done():
+		s.unread.room.Release(a.unread)
+		return a, ctx.Err()
+	}
+	if a.body, err = do(); err != nil {
+		a.verdict, a.body = verdictOf(err)
+	}
+	return a, nil
 }
 
 // giveBack takes a content back that was written, and its room.
@@ -208,33 +243,28 @@ func (s *served) giveBack(data []byte) {
 	bodies.put(data)
 }
 
-func (s *served) answer(ctx context.Context, q numbered) frame {
-	var body []byte
-	var err error
+// do does what is not a read.
+func (s *served) do(ctx context.Context, q request) ([]byte, error) {
 	switch q.kind {
-	case kindRead:
-		body, err = s.rep.GetContent(ctx, q.id)
 	case kindHas:
-		err = s.rep.HasContent(ctx, q.id)
+		return nil, s.rep.HasContent(ctx, q.id)
 	case kindWrite:
 		if !slices.Contains(writePrefixes, q.prefix) {
-			err = fmt.Errorf("access denied: contents of prefix %q are not an operation's to write", q.prefix)
-			break
+			return nil, fmt.Errorf("access denied: contents of prefix %q are not an operation's to write", q.prefix)
 		}
-		var id content.ID
-		id, err = s.rep.WriteContent(ctx, q.data, q.prefix, q.compression)
-		body = []byte(id.String())
-	case kindFlush:
-		err = s.rep.Flush(ctx)
+		id, err := s.rep.WriteContent(ctx, q.data, q.prefix, q.compression)
+		return []byte(id.String()), err
+	default: // kindFlush
+		return nil, s.rep.Flush(ctx)
 	}
-	switch {
-	case err == nil:
-		return frame{number: q.number, body: body}
-	case errors.Is(err, content.ErrContentNotFound):
-		return frame{number: q.number, verdict: notFound}
-	default:
-		return frame{number: q.number, verdict: failed, body: text(err)}
+}
+
+// verdictOf is the answer that says why there is none.
+func verdictOf(err error) (verdict, []byte) {
+	if errors.Is(err, content.ErrContentNotFound) {
+		return notFound, nil
 	}
+	return failed, text(err)
 }
 
 // write writes to the end, whatever happens: workers wait for it.
@@ -247,10 +277,12 @@ func (s *served) write() {
 	var err error
 	for a := range s.answers {
 		if err != nil {
+			s.unread.room.Release(a.unread)
 			continue
 		}
 		_ = s.conn.SetWriteDeadline(time.Now().Add(answerTimeout))
 		err = writeFrame(w, a.frame)
+		s.unread.room.Release(a.unread)
 		ready, open := s.ready.Add(-1), s.open.Add(-1)
 		if err == nil && (open == 0 || a.to != kindRead && ready == 0) {
 			err = w.Flush()
