@@ -94,6 +94,21 @@ func TestSessionsThatNobodyEnds(t *testing.T) {
 	if _, ok := s.authenticate("u", "a", lost.Password); ok || lost.ctx.Err() == nil {
 		t.Error("a password that nobody used for a day still works")
 	}
+	// Whoever keeps a stream open keeps the server, but not for ever.
+	ask(s, "kept", "a")
+	kept := s.by["kept"]
+	done, _ = s.stream(kept)
+	defer done()
+	c.pass(longestOperation / 2)
+	ask(s, "kept", "a")
+	c.pass(longestOperation)
+	if s.activity().Sessions != 1 || kept.ctx.Err() != nil {
+		t.Error("an operation that its controller has asked for again is cut")
+	}
+	c.pass(time.Second)
+	if s.activity().Streams != 0 || kept.ctx.Err() == nil {
+		t.Error("a stream that nobody has asked for in a week keeps the server")
+	}
 }
 
 func TestDrain(t *testing.T) {

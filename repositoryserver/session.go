@@ -47,6 +47,7 @@ type session struct {
 	unread   *contents.Unread
 	streams  int
 	callers  int       // who asked for it, but for those who gave it up
+	asked    time.Time // by its controller, the last time
 	touched  time.Time // asked for, or a stream of it ended
 }
 
@@ -55,8 +56,11 @@ const (
 	// operation may wait in an agent's queue. The controller that opened it does not
 	// depend on it: it knows what it has open.
 	abandonedAfter = 15 * time.Minute
-	// forgottenAfter is how long its password works at most.
+	// forgottenAfter is how long its password works when nobody uses it.
 	forgottenAfter = 24 * time.Hour
+	// longestOperation is how long it works at most. No controller may come back to end it,
+	// and who keeps a stream open would keep the server up for ever.
+	longestOperation = 7 * 24 * time.Hour
 )
 
 func newSessions(most int, now func() time.Time) *sessions {
@@ -94,7 +98,7 @@ func (s *sessions) start(req api.SessionRequest) (api.Session, error) {
 		if old.Username != req.Username || old.Hostname != req.Hostname {
 			return api.Session{}, &api.Problem{Status: 409, Code: api.CodeConflict, Title: fmt.Sprintf("start session: %s is another user's", req.ID)}
 		}
-		old.touched = now
+		old.asked, old.touched = now, now
 		old.callers++
 		return old.Session, nil
 	}
@@ -115,7 +119,7 @@ func errDraining() *api.Problem {
 
 // add makes a session. The lock is held.
 func (s *sessions) add(req api.SessionRequest, now time.Time) *session {
-	n := &session{Session: api.Session{ID: req.ID, Username: req.Username, Hostname: req.Hostname, Password: rand.Text() + rand.Text()}, readOnly: req.ReadOnly, unread: contents.NewUnread(), callers: 1, touched: now}
+	n := &session{Session: api.Session{ID: req.ID, Username: req.Username, Hostname: req.Hostname, Password: rand.Text() + rand.Text()}, readOnly: req.ReadOnly, unread: contents.NewUnread(), callers: 1, asked: now, touched: now}
 	n.hash = sha256.Sum256([]byte(n.Password))
 	n.ctx, n.cancel = context.WithCancel(context.Background())
 	s.by[req.ID] = n
@@ -153,10 +157,10 @@ func (s *sessions) remove(id string) {
 	}
 }
 
-// forget ends what nobody has used for a day. The lock is held.
+// forget ends what nobody has used for a day, and what lasts too long. The lock is held.
 func (s *sessions) forget(now time.Time) {
 	for id, one := range s.by {
-		if one.streams == 0 && now.Sub(one.touched) > forgottenAfter {
+		if one.streams == 0 && now.Sub(one.touched) > forgottenAfter || now.Sub(one.asked) > longestOperation {
 			s.remove(id)
 		}
 	}
@@ -204,6 +208,7 @@ func (s *sessions) activity() api.Activity {
 
 // look is activity. The lock is held.
 func (s *sessions) look(now time.Time) api.Activity {
+	s.forget(now)
 	a := api.Activity{Draining: s.draining, LastUsed: s.used}
 	users := map[string]bool{}
 	for _, one := range s.by {
