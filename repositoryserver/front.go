@@ -70,7 +70,15 @@ func newFront(s *sessions, k *kopiaServer, rep repo.DirectRepository, certificat
 		Transport:     k.client.Transport,
 		FlushInterval: -1, // each message at once
 		BufferPool:    &buffers{},
-		ErrorLog:      quiet,
+		ModifyResponse: func(resp *http.Response) error {
+			session := resp.Request.Context().Value(sessionKey{}).(*session)
+			resp.Body = newAnswers(resp.Body, &session.untaken, func() {
+				log.Warn("a session ends whose client does not take Kopia's answers", "session", session.ID, "user", session.Username+"@"+session.Hostname)
+				f.sessions.end(session.ID)
+			})
+			return nil
+		},
+		ErrorLog: quiet,
 		ErrorHandler: func(w http.ResponseWriter, r *http.Request, err error) {
 			refuse(w, r, grpcUnavailable, "repository server: "+err.Error())
 		},
@@ -98,6 +106,9 @@ func newFront(s *sessions, k *kopiaServer, rep repo.DirectRepository, certificat
 	}
 	return f
 }
+
+// sessionKey is of a call's session in its context.
+type sessionKey struct{}
 
 func http2Only() *http.Protocols {
 	p := &http.Protocols{}
@@ -169,7 +180,8 @@ func (f *front) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			<-cut // w is this call's only
 		}
 	}()
-	r = r.WithContext(ctx)
+	r = r.WithContext(context.WithValue(ctx, sessionKey{}, session))
+	r.Body, r.ContentLength = newRequests(r.Body), -1
 	// Exactly these: a second value of a header would be another user's word.
 	r.Header["Kopia-Username"], r.Header["Kopia-Hostname"], r.Header["Kopia-Password"] = []string{user}, []string{host}, []string{private}
 	f.proxy.ServeHTTP(w, r)

@@ -19,6 +19,7 @@ import (
 
 	"github.com/kanister-kopia/kanister-kopia/agent/api"
 	"github.com/kanister-kopia/kanister-kopia/agent/contents"
+	"github.com/kanister-kopia/kanister-kopia/internal/testenv"
 )
 
 // startFront runs a front with one session, of u@h, before something that it takes for
@@ -62,39 +63,58 @@ func startFront(t *testing.T, kopia http.HandlerFunc) (f *front, session api.Ses
 	}
 }
 
-// A stream ends with its session, also when its client reads nothing of what it is sent.
-func TestFrontCutsWhoDoesNotRead(t *testing.T) {
-	var sent atomic.Int64
-	f, session, send := startFront(t, func(w http.ResponseWriter, _ *http.Request) {
-		for block := make([]byte, 64<<10); ; sent.Add(1) {
-			if _, err := w.Write(block); err != nil {
-				return
+// Who takes nothing of what Kopia says keeps it from nobody: it is taken for him, and his
+// session ends when that is too much. When a session ends, such a stream ends with it.
+func TestFrontClientThatDoesNotRead(t *testing.T) {
+	for name, c := range map[string]struct {
+		says int64
+		over bool
+	}{"little": {mostUntaken / 2, false}, "without end": {1 << 40, true}} {
+		t.Run(name, func(t *testing.T) {
+			said, gone := make(chan int64, 1), make(chan struct{})
+			f, one, send := startFront(t, func(w http.ResponseWriter, r *http.Request) {
+				defer close(gone)
+				n := int64(0)
+				for block := make([]byte, 64<<10); n < c.says; n += int64(len(block)) {
+					if _, err := w.Write(block); err != nil {
+						break
+					}
+				}
+				said <- n
+				<-r.Context().Done()
+			})
+			resp := send("u", one.Password)
+			defer resp.Body.Close()
+			within := time.After(20 * time.Second)
+			wait := func(what string, done <-chan struct{}) {
+				t.Helper()
+				select {
+				case <-done:
+				case <-within:
+					t.Fatalf("%s: not within 20 s", what)
+				}
 			}
-		}
-	})
-	resp := send("u", session.Password)
-	defer resp.Body.Close()
-	if n := len(f.slots); n != 1 {
-		t.Fatalf("%d streams, want one", n)
-	}
-	eventually := func(what string, every time.Duration, done func() bool) {
-		t.Helper()
-		for end := time.After(20 * time.Second); !done(); {
 			select {
-			case <-end:
-				t.Fatalf("%s: not within 20 s", what)
-			case <-time.After(every):
+			case n := <-said:
+				if (n < c.says) != c.over {
+					t.Errorf("Kopia said %d bytes of %d", n, c.says)
+				}
+			case <-within:
+				t.Fatal("Kopia waits for a client")
 			}
-		}
+			if !c.over {
+				if _, ok := f.sessions.authenticate("u", "h", one.Password); !ok || len(f.slots) != 1 {
+					t.Errorf("the session goes on: %t, with %d streams, want one", ok, len(f.slots))
+				}
+				f.sessions.end("1")
+			}
+			wait("the stream is cut", gone)
+			testenv.Eventually(t, 20*time.Second, "its slot is free", func() bool { return len(f.slots) == 0 })
+			if _, ok := f.sessions.authenticate("u", "h", one.Password); ok {
+				t.Error("the session goes on")
+			}
+		})
 	}
-	before := int64(-1)
-	eventually("no more can be sent", 300*time.Millisecond, func() bool {
-		stands := sent.Load() == before
-		before = sent.Load()
-		return stands
-	})
-	f.sessions.end("1")
-	eventually("the stream is cut", 10*time.Millisecond, func() bool { return len(f.slots) == 0 })
 }
 
 // A session's streams are no others': who opens all that he can keeps nobody out, and can

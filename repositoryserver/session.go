@@ -11,6 +11,7 @@ import (
 	"maps"
 	"regexp"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/kanister-kopia/kanister-kopia/agent/api"
@@ -45,6 +46,7 @@ type session struct {
 	ctx      context.Context // ends with the session
 	cancel   context.CancelFunc
 	unread   *contents.Unread
+	untaken  atomic.Int64 // bytes of Kopia's answers
 	streams  int
 	callers  int       // who asked for it, but for those who gave it up
 	asked    time.Time // by its controller, the last time
