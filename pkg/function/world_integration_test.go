@@ -333,6 +333,17 @@ func newAgent(t testing.TB, s script) *agent {
 		a.deleted = append(a.deleted, r.URL.Path)
 	}
 	mux.HandleFunc("DELETE /v1/operations/{id}", deleted)
+	mux.HandleFunc("GET /v1/operations/{id}", func(w http.ResponseWriter, r *http.Request) {
+		a.mu.Lock()
+		op := a.known[r.PathValue("id")]
+		a.mu.Unlock()
+		if op == nil {
+			w.WriteHeader(http.StatusNotFound)
+			answer(w, &api.Problem{Status: http.StatusNotFound, Code: api.CodeNotFound, Title: "there is no such operation"})
+			return
+		}
+		answer(w, api.Operation{ID: r.PathValue("id")})
+	})
 	mux.HandleFunc("GET /v1/operations/{id}/events", func(http.ResponseWriter, *http.Request) {})
 	mux.HandleFunc("POST /v1/sessions", func(w http.ResponseWriter, r *http.Request) {
 		var req api.SessionRequest

@@ -92,6 +92,21 @@ func (m *Manager) countDeletion(ctx context.Context, rs *kopiav1alpha1.Repositor
 	return m.Client.Status().Patch(ctx, rs, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{}))
 }
 
+// released takes back that deletions are held when the hour is over, and says how long
+// until then: who waited may have been cancelled.
+func (r *Reconciler) released(rs *kopiav1alpha1.RepositoryServer) time.Duration {
+	if !meta.IsStatusConditionTrue(rs.Status.Conditions, kopiav1alpha1.ConditionDeletionsHeld) {
+		return 0
+	}
+	if d := rs.Status.Deletions; d != nil {
+		if left := d.Since.Add(deletionWindow).Sub(r.Clock.Now()); left > 0 {
+			return left
+		}
+	}
+	r.condition(rs, kopiav1alpha1.ConditionDeletionsHeld, false, "WithinLimit", "")
+	return 0
+}
+
 var errWindowOver = errors.New("the hour is over")
 
 // awaitLeave waits until the annotation changes or wait is over.

@@ -6,7 +6,9 @@ import (
 	"testing"
 	"time"
 
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	clocktesting "k8s.io/utils/clock/testing"
 
 	"github.com/kanister-kopia/kanister-kopia/agent/api"
 	kopiav1alpha1 "github.com/kanister-kopia/kanister-kopia/pkg/apis/kopia/v1alpha1"
@@ -84,6 +86,24 @@ func TestLocations(t *testing.T) {
 	one, two := storage(t, profile(), tenant, DefaultKeyID), storage(t, profile(), tenant, "pkey")
 	if locationOf(one).overlaps(locationOf(two)) {
 		t.Errorf("%s and %s overlap", one.S3.Prefix, two.S3.Prefix)
+	}
+}
+
+// That deletions wait is said no longer than any of them can.
+func TestDeletionsReleased(t *testing.T) {
+	c := clocktesting.NewFakePassiveClock(noon.Add(10 * time.Minute))
+	r := &Reconciler{Clock: c}
+	rs := &kopiav1alpha1.RepositoryServer{Status: kopiav1alpha1.RepositoryServerStatus{Deletions: &kopiav1alpha1.Deletions{Since: metav1.NewTime(noon), Count: 2}}}
+	if again := r.released(rs); again != 0 || len(rs.Status.Conditions) != 0 {
+		t.Errorf("where none was held: again in %s, %+v", again, rs.Status.Conditions)
+	}
+	r.condition(rs, kopiav1alpha1.ConditionDeletionsHeld, true, "LimitReached", "they wait")
+	if again := r.released(rs); again != 50*time.Minute || !meta.IsStatusConditionTrue(rs.Status.Conditions, kopiav1alpha1.ConditionDeletionsHeld) {
+		t.Errorf("within the hour: again in %s, %+v", again, rs.Status.Conditions)
+	}
+	c.SetTime(noon.Add(deletionWindow))
+	if again := r.released(rs); again != 0 || !meta.IsStatusConditionFalse(rs.Status.Conditions, kopiav1alpha1.ConditionDeletionsHeld) {
+		t.Errorf("after it: again in %s, %+v", again, rs.Status.Conditions)
 	}
 }
 

@@ -128,6 +128,7 @@ func (r *Reconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Resu
 		}
 		again = sooner(again, due)
 	}
+	again = sooner(again, r.released(&rs))
 	return ctrl.Result{RequeueAfter: again}, r.report(ctx, before, &rs)
 }
 

@@ -200,7 +200,15 @@ func (r *Repository) Find(ctx context.Context, id string, req api.FindRequest) (
 // if there was nothing. ErrNotFound if it is there under another prefix.
 func (r *Repository) Delete(ctx context.Context, id string, req api.DeleteRequest) ([]api.Record, error) {
 	req.KeyID = r.KeyID()
-	if err := r.manager.mayDelete(ctx, r.id); err != nil {
+	// One that goes on was counted when it began.
+	err := r.ask(ctx, func(agent *agentclient.Client) error {
+		_, err := agent.Get(ctx, id)
+		return err
+	})
+	if codeOf(err) == api.CodeNotFound {
+		err = r.manager.mayDelete(ctx, r.id)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("delete the backup: %w", err)
 	}
 	res, err := r.run(ctx, api.StartRequest{ID: id, Kind: api.KindDelete, Delete: &req})
