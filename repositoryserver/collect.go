@@ -207,21 +207,40 @@ func useless(all []stored, n named, broken map[manifest.ID]error) (gone []stored
 	return gone
 }
 
+// collectRounds are more than what is saved meanwhile by who does nothing else.
+const collectRounds = 10
+
 // collect removes the snapshots that are of no use to anybody, and counts them. What is left
 // of ours is walked, backups too, and one that cannot be ends it: nothing that an agent can
 // store ends Kopia's walk without a word of whose it is.
 func collect(ctx context.Context, rep repo.DirectRepository, now time.Time, log *slog.Logger, result *MaintenanceResult) error {
-	records, err := listRecords(ctx, rep)
+	w := newWalker(rep)
+	for round := 1; ; round++ {
+		if err := collectOnce(ctx, w, now, log, result); err != nil {
+			return err
+		}
+		damaged, backups, err := findDamage(ctx, w, stored.ours)
+		if err != nil {
+			return err
+		}
+		// What is no backup was saved meanwhile.
+		if backups == len(damaged) || round == collectRounds {
+			return damagedError(damaged)
+		}
+	}
+}
+
+func collectOnce(ctx context.Context, w *walker, now time.Time, log *slog.Logger, result *MaintenanceResult) error {
+	records, err := listRecords(ctx, w.rep)
 	if err != nil {
 		return err
 	}
-	all, err := listSnapshots(ctx, rep)
+	all, err := listSnapshots(ctx, w.rep)
 	if err != nil {
 		return err
 	}
 	n := namedBy(records)
 	gone, doubtful := sortOut(all, n, now)
-	w := newWalker(rep)
 	broken := map[manifest.ID]error{}
 	for _, s := range doubtful {
 		problem, err := w.problem(ctx, s)
@@ -236,14 +255,7 @@ func collect(ctx context.Context, rep repo.DirectRepository, now time.Time, log 
 		log.Warn("a snapshot that is no backup cannot be used, and goes", "snapshot", s.ID, "source", s.source().String(), "problem", broken[s.ID].Error())
 		gone.unusable = append(gone.unusable, s.ID)
 	}
-	if err := remove(ctx, rep, all, gone, result); err != nil {
-		return err
-	}
-	damaged, err := findDamage(ctx, w, stored.ours)
-	if err != nil {
-		return err
-	}
-	return damagedError(damaged)
+	return remove(ctx, w.rep, all, gone, result)
 }
 
 // remove removes what goes, but for what has become a backup meanwhile.
@@ -286,19 +298,20 @@ func remove(ctx context.Context, rep repo.DirectRepository, all []stored, gone d
 // mostNamed are named of what is damaged.
 const mostNamed = 3
 
-// findDamage names some of the snapshots that cannot be walked: backups, or somebody else's.
-func findDamage(ctx context.Context, w *walker, of func(stored) bool) (damaged []string, err error) {
+// findDamage names some of the snapshots that cannot be walked, and counts those of them that
+// records name.
+func findDamage(ctx context.Context, w *walker, of func(stored) bool) (damaged []string, backups int, err error) {
 	records, err := listRecords(ctx, w.rep)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	all, err := listSnapshots(ctx, w.rep)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
-	backups := map[string]string{}
+	n, called := namedBy(records), map[string]string{}
 	for _, r := range records {
-		backups[r.Snapshot.ID] = r.String()
+		called[r.Snapshot.ID] = r.String()
 	}
 	for _, s := range all {
 		if !of(s) {
@@ -306,22 +319,25 @@ func findDamage(ctx context.Context, w *walker, of func(stored) bool) (damaged [
 		}
 		problem, err := w.problem(ctx, s)
 		if err != nil {
-			return nil, fmt.Errorf("look at snapshot %s: %w", s.ID, err)
+			return nil, 0, fmt.Errorf("look at snapshot %s: %w", s.ID, err)
 		}
 		if problem == nil {
 			continue
 		}
-		damaged = append(damaged, fmt.Sprintf("%s: %v", cmp.Or(backups[string(s.ID)], fmt.Sprintf("snapshot %s of %s", s.ID, s.source())), problem))
+		if n.names(s) {
+			backups++
+		}
+		damaged = append(damaged, fmt.Sprintf("%s: %v", cmp.Or(called[string(s.ID)], fmt.Sprintf("snapshot %s of %s", s.ID, s.source())), problem))
 		if len(damaged) == mostNamed {
 			break
 		}
 	}
-	return damaged, nil
+	return damaged, backups, nil
 }
 
 // blame says which snapshots are why Kopia's collection failed.
 func blame(ctx context.Context, rep repo.DirectRepository, cause error) error {
-	damaged, err := findDamage(ctx, newWalker(rep), func(stored) bool { return true })
+	damaged, _, err := findDamage(ctx, newWalker(rep), func(stored) bool { return true })
 	switch {
 	case err != nil:
 		return errors.Join(cause, err)

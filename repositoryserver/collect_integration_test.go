@@ -311,6 +311,10 @@ func TestIntegrationMaintainDamage(t *testing.T) {
 	}
 	planted := 0
 	f.write(func(ctx context.Context, w repo.RepositoryWriter) error {
+		shared := directory(w, ctx, entry(snapshot.DirEntry{Name: "shared", Type: snapshot.EntryTypeFile, ObjectID: good.RootObjectID()}))
+		nothing, err := put(ctx, w, "", nil)
+		f.must(err)
+		none := map[string]any{"o": nothing}
 		whole := directory(w, ctx, entry(snapshot.DirEntry{Name: "f", Type: snapshot.EntryTypeFile, ObjectID: good.RootObjectID()}))
 		for path, root := range map[string]*snapshot.DirEntry{
 			"/no-root":      nil,
@@ -326,6 +330,8 @@ func TestIntegrationMaintainDamage(t *testing.T) {
 			"/no-pieces":    listed(w, ctx, "d"),
 			"/less":         listed(w, ctx, "d", piece(good, 0, -1)),
 			"/more":         listed(w, ctx, "f", map[string]any{"l": int64(1) << 60, "o": as("I", good)}),
+			"/masked":       {Name: "f", Type: snapshot.EntryTypeFile, ObjectID: shared.ObjectID},
+			"/unknown":      {Name: "f", Type: "x", ObjectID: good.RootObjectID()},
 			"/gap":          listed(w, ctx, "f", piece(good, 0, size), piece(good, size+1, size)),
 			"/twice":        directory(w, ctx, `{"stream":"kopia:directory","entries":[],"summary":null,"entries":[null]}`),
 			"/long":         directory(w, ctx, entry(snapshot.DirEntry{Name: strings.Repeat("n", 2*mostEntry), Type: snapshot.EntryTypeFile, ObjectID: good.RootObjectID()})),
@@ -334,13 +340,14 @@ func TestIntegrationMaintainDamage(t *testing.T) {
 			"/file-is-no": {Name: "d", Type: snapshot.EntryTypeDirectory, ObjectID: good.RootObjectID()},
 			"/whole":      whole,
 			"/pieces":     listed(w, ctx, "f", piece(good, 0, size), piece(good, size, size)),
+			"/truncated":  listed(w, ctx, "f", none, none),
 			"/empty":      directory(w, ctx, `{"stream":"kopia:directory","entries":null,"summary":null}`),
 		} {
 			man := f.manifest(namespace, path, root)
 			if _, err := snapshot.SaveSnapshot(ctx, w, man); err != nil {
 				return err
 			}
-			if !slices.Contains([]string{"/whole", "/good", "/pieces", "/empty"}, path) {
+			if !slices.Contains([]string{"/whole", "/good", "/pieces", "/empty", "/truncated"}, path) {
 				planted++
 			}
 		}
@@ -352,7 +359,8 @@ func TestIntegrationMaintainDamage(t *testing.T) {
 		}
 		return nil
 	})
-	// The last three would end Kopia, and say nothing.
+	// Most of them would end Kopia, which says nothing; masked would have it remove what other
+	// backups have in that directory.
 	for what, root := range map[string]func(context.Context, repo.RepositoryWriter) *snapshot.DirEntry{
 		"lost": func(ctx context.Context, w repo.RepositoryWriter) *snapshot.DirEntry {
 			return directory(w, ctx, entry(snapshot.DirEntry{Name: "lost", Type: snapshot.EntryTypeFile, ObjectID: missing}))
@@ -389,11 +397,11 @@ func TestIntegrationMaintainDamage(t *testing.T) {
 	}
 	left, err := listSnapshots(f.ctx, f.rep)
 	f.must(err)
-	if len(left) != 6 { // the canary, the good one, the same saved again, the whole one, of pieces, and empty
+	if len(left) != 7 { // the canary, the good one, the same saved again, the whole one, of pieces, of empty ones, and empty
 		var sources []string
 		for _, s := range left {
 			sources = append(sources, s.source().String())
 		}
-		t.Errorf("%d snapshots are left of %d planted and 6: %v", len(left), planted, sources)
+		t.Errorf("%d snapshots are left of %d planted and 7: %v", len(left), planted, sources)
 	}
 }

@@ -181,7 +181,7 @@ func (f *front) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 	}()
 	r = r.WithContext(context.WithValue(ctx, sessionKey{}, session))
-	r.Body, r.ContentLength = newRequests(r.Body), -1
+	r.Body, r.ContentLength = newRequests(r.Body, &session.saved), -1
 	// Exactly these: a second value of a header would be another user's word.
 	r.Header["Kopia-Username"], r.Header["Kopia-Hostname"], r.Header["Kopia-Password"] = []string{user}, []string{host}, []string{private}
 	f.proxy.ServeHTTP(w, r)

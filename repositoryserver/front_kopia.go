@@ -21,19 +21,25 @@ import (
 // session, looks for manifests, reads and writes them, and flushes. Contents move past Kopia
 // (contents.go), and who deletes or notifies is not let in (internal/grpcapi of Kopia v0.23).
 var sessionRequests = map[uint64]bool{
-	1:  true, // request_id
-	10: true, // initialize_session
-	12: true, // flush
-	15: true, // get_manifest
-	16: true, // put_manifest
-	17: true, // find_manifests
+	1:           true, // request_id
+	10:          true, // initialize_session
+	12:          true, // flush
+	15:          true, // get_manifest
+	putManifest: true,
+	17:          true, // find_manifests
 }
+
+const putManifest = 16
 
 const (
 	// mostRequest is far more than any of these takes, in bytes.
 	mostRequest = 256 << 10
+	// mostSaved is far more than the manifests of any operation take together, in bytes: Kopia
+	// has all manifests of a repository in memory. A snapshot of a week saves one every few
+	// minutes, of some KiB each.
+	mostSaved = 16 << 20
 	// mostUntaken is far more than any operation leaves of Kopia's answers, in bytes.
-	mostUntaken = 16 << 20
+	mostUntaken = 8 << 20
 	// grpcHeader is before each message: whether it is compressed, and its length.
 	grpcHeader = 1 + 4
 )
@@ -51,12 +57,13 @@ const (
 type requests struct {
 	io.Closer
 	in      *bufio.Reader
+	saved   *atomic.Int64 // bytes of the session's manifests
 	message []byte
 	rest    []byte // of message, what was not read yet
 }
 
-func newRequests(body io.ReadCloser) *requests {
-	return &requests{Closer: body, in: bufio.NewReader(body)}
+func newRequests(body io.ReadCloser, saved *atomic.Int64) *requests {
+	return &requests{Closer: body, in: bufio.NewReader(body), saved: saved}
 }
 
 func (q *requests) Read(p []byte) (int, error) {
@@ -98,11 +105,14 @@ func (q *requests) field(in *limited) error {
 		return err
 	}
 	passes := sessionRequests[tag>>3]
+	if tag>>3 == putManifest && q.saved.Add(in.left) > mostSaved {
+		passes = false
+	}
 	var skip uint64
 	switch kind := tag & 7; kind {
 	case protoVarint:
 		value, err := binary.ReadUvarint(in)
-		if err == nil && passes {
+		if err == nil && passes && len(q.message) < mostRequest {
 			q.message = binary.AppendUvarint(binary.AppendUvarint(q.message, tag), value)
 		}
 		return err
@@ -223,6 +233,9 @@ func (a *answers) Read(p []byte) (int, error) {
 	}
 	n, _ := a.kept.Read(p)
 	a.untaken.Add(-int64(n))
+	if a.kept.Len() == 0 {
+		a.kept = bytes.Buffer{} // one that was large stays so
+	}
 	return n, nil
 }
 

@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"io"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/iotest"
 	"time"
@@ -48,7 +49,7 @@ func TestFrontRequests(t *testing.T) {
 		"empty":              {message(), message()},
 	} {
 		for how, in := range map[string]io.Reader{"at once": strings.NewReader(c.said), "in parts": iotest.HalfReader(strings.NewReader(c.said))} {
-			if got, err := io.ReadAll(newRequests(io.NopCloser(in))); err != nil || string(got) != c.heard {
+			if got, err := io.ReadAll(newRequests(io.NopCloser(in), new(atomic.Int64))); err != nil || string(got) != c.heard {
 				t.Errorf("%s, %s: %.100q, %v, want %.100q", name, how, got, err, c.heard)
 			}
 		}
@@ -63,9 +64,23 @@ func TestFrontRequests(t *testing.T) {
 		"no number":      message(strings.Repeat("\xff", 20)),
 		"fixed, cut":     message(id, "\xa1\x061234"),
 	} {
-		if got, err := io.ReadAll(newRequests(io.NopCloser(strings.NewReader(said)))); err == nil || len(got) > len(message(id)) {
+		if got, err := io.ReadAll(newRequests(io.NopCloser(strings.NewReader(said)), new(atomic.Int64))); err == nil || len(got) > len(message(id)) {
 			t.Errorf("%s: %q passes, %v", name, got, err)
 		}
+	}
+}
+
+// One session's manifests do not fill the memory of everybody's server.
+func TestFrontRequestsSaved(t *testing.T) {
+	const size = mostRequest / 2
+	one := message(text(16, strings.Repeat("x", size)))
+	var said []io.Reader
+	for range 2 * mostSaved / size {
+		said = append(said, strings.NewReader(one))
+	}
+	heard, err := io.ReadAll(newRequests(io.NopCloser(io.MultiReader(said...)), new(atomic.Int64)))
+	if err != nil || len(heard) < mostSaved*9/10 || len(heard) > mostSaved*11/10 {
+		t.Errorf("%d bytes of manifests pass, want about %d; %v", len(heard), mostSaved, err)
 	}
 }
 
@@ -73,7 +88,7 @@ func TestFrontRequests(t *testing.T) {
 func FuzzFrontRequests(f *testing.F) {
 	f.Add([]byte(message(number(1, 7), text(16, "manifest"), text(13, "content")) + message(text(12, ""))))
 	f.Fuzz(func(t *testing.T, said []byte) {
-		heard, _ := io.ReadAll(newRequests(io.NopCloser(bytes.NewReader(said))))
+		heard, _ := io.ReadAll(newRequests(io.NopCloser(bytes.NewReader(said)), new(atomic.Int64)))
 		if len(heard) > len(said) {
 			t.Errorf("%q becomes %q", said, heard)
 		}

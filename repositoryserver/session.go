@@ -47,6 +47,7 @@ type session struct {
 	cancel   context.CancelFunc
 	unread   *contents.Unread
 	untaken  atomic.Int64 // bytes of Kopia's answers
+	saved    atomic.Int64 // bytes of manifests
 	streams  int
 	callers  int       // who asked for it, but for those who gave it up
 	asked    time.Time // by its controller, the last time

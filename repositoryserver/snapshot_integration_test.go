@@ -153,6 +153,21 @@ func TestIntegrationCheckpoint(t *testing.T) {
 			}
 			folder, _ := tr.restore(tr.s, "restored", record, "", "/")
 			tr.same(testenv.Tree(t, tr.source()), testenv.Tree(t, folder))
+
+			// The next long one saves its checkpoints, too, with what is older beside them.
+			for i := range count / 4 {
+				_, _ = random.Read(content)
+				tr.must(os.WriteFile(filepath.Join(tr.source(), fmt.Sprintf("noise-%02d", i)), content, 0o640))
+			}
+			saved = saves()
+			again := tr.snapshot("again")
+			again.RateLimit = 4 * size
+			if _, err := tr.agent.Run(tr.context(), again, func(api.Progress) {}); err != nil {
+				t.Errorf("a long one with older checkpoints: %v", err)
+			}
+			if n := saves(); n < saved+2 {
+				t.Errorf("it saved %d snapshots, want a checkpoint and itself at least", n-saved)
+			}
 		})
 	}
 }

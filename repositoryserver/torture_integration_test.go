@@ -176,6 +176,10 @@ func TestIntegrationLadder(t *testing.T) {
 	if !toldOf(result, "special file of 2 entries") || !toldOf(result, "owner of ") || !toldOf(result, "mode of ") {
 		t.Errorf("as another user: not kept: %q, want owners, the modes that lend them, and devices", result.NotKept)
 	}
+	// What they are made of, nobody takes for damage.
+	if _, message := w.maintain("--mode", "full", "--verify-percent", "100"); message != "" {
+		t.Errorf("maintenance of all that: %s", message)
+	}
 }
 
 // withOnly starts a process as a root that has some capabilities, as a container has them.

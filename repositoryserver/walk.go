@@ -25,7 +25,8 @@ import (
 // honest client makes is refused before Kopia takes it for one.
 type walker struct {
 	rep  repo.DirectRepository
-	good idSet // directories with all that is below them
+	good idSet               // directories with all that is below them, and lists of pieces
+	bad  map[object.ID]error // roots
 }
 
 const (
@@ -33,11 +34,14 @@ const (
 	walkParallel = 8
 	// mostListing is far more than the list of any one directory or object takes.
 	mostListing = 1 << 30
-	// mostEntry is far more than one entry of a list takes.
-	mostEntry = 1 << 20
-	// mostPieces of all files of a snapshot are counted: 64 TiB of pieces of 1 MiB. A few
-	// contents can be made to look like more than anybody lives to walk.
-	mostPieces = 64 << 20
+	// mostEntry is far more than one entry of a list takes: a directory names in its own what
+	// could not be read in it.
+	mostEntry = 16 << 20
+	// mostPieces of all files of a snapshot are counted, 64 TiB of pieces of 1 MiB, and one
+	// for each listedPiece bytes of lists. A few contents can be made to look like more than
+	// anybody lives to walk.
+	mostPieces  = 64 << 20
+	listedPiece = 1 << 10
 	// mostDepth is of lists of lists.
 	mostDepth = 16
 )
@@ -62,7 +66,7 @@ func (s idSet) add(id object.ID) bool {
 }
 
 func newWalker(rep repo.DirectRepository) *walker {
-	return &walker{rep: rep, good: idSet{}}
+	return &walker{rep: rep, good: idSet{}, bad: map[object.ID]error{}}
 }
 
 // problem is what is wrong with a snapshot, nil if nothing is. The error is of the way to it.
@@ -73,13 +77,21 @@ func (w *walker) problem(ctx context.Context, s stored) (problem, err error) {
 	case s.man.RootEntry == nil:
 		return errors.New("it has no root"), nil
 	}
-	problem = w.walk(ctx, s.man.RootEntry)
+	root := s.man.RootEntry
+	directory := root.Type == snapshot.EntryTypeDirectory
+	if problem = w.bad[root.ObjectID]; problem != nil && directory {
+		return problem, nil // of many snapshots with one root, one is walked
+	}
+	problem = w.walk(ctx, root)
 	if problem == nil {
 		return nil, nil
 	}
 	// A storage that does not answer says nothing about a snapshot.
 	if err := w.rep.BlobReader().GetBlob(ctx, format.KopiaRepositoryBlobID, 0, -1, &discard{}); err != nil {
 		return nil, fmt.Errorf("%w, and then %w", problem, err)
+	}
+	if directory {
+		w.bad[root.ObjectID] = problem
 	}
 	return problem, nil
 }
@@ -118,12 +130,15 @@ type tree struct {
 	pieces atomic.Int64
 
 	mu   sync.Mutex  // protects the following
-	seen idSet       // directories of it
-	next []object.ID // those that are still to be read
+	seen idSet       // directories of it, and lists of pieces
+	next []object.ID // directories that are still to be read
 }
 
 // entry looks at an entry. A directory is read later.
 func (t *tree) entry(ctx context.Context, e *snapshot.DirEntry) error {
+	if err := honest(e); err != nil {
+		return fmt.Errorf("%.200q: %w", e.Name, err)
+	}
 	if e.Type == snapshot.EntryTypeDirectory && !t.later(e.ObjectID) {
 		return nil
 	}
@@ -133,15 +148,45 @@ func (t *tree) entry(ctx context.Context, e *snapshot.DirEntry) error {
 	return nil
 }
 
+// honest says that an entry is of a kind that there is, and what it names, too: directories
+// are written with the prefix k, and nothing else is. Kopia's collection looks at an object
+// once: it does not go into a directory that it has met as a file, and what is in it goes.
+func honest(e *snapshot.DirEntry) error {
+	id := e.ObjectID
+	for index, listed := id.IndexObjectID(); listed; index, listed = id.IndexObjectID() {
+		id = index
+	}
+	content, _, _ := id.ContentID()
+	switch e.Type {
+	case snapshot.EntryTypeDirectory:
+		if content.Prefix() != "k" {
+			return fmt.Errorf("%s is no directory", e.ObjectID)
+		}
+	case snapshot.EntryTypeFile, snapshot.EntryTypeSymlink:
+		if content.Prefix() == "k" {
+			return fmt.Errorf("%s is a directory", e.ObjectID)
+		}
+	default:
+		return fmt.Errorf("it is of unknown kind %.200q", e.Type)
+	}
+	return nil
+}
+
 // later says whether a directory needs a look, and has it read.
 func (t *tree) later(id object.ID) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if _, good := t.good[maphash.Comparable(idSeed, id)]; good || !t.seen.add(id) {
+	if !t.isNew(id) {
 		return false
 	}
 	t.next = append(t.next, id)
 	return true
+}
+
+// isNew says whether nobody has looked at a directory or a list before. The lock is held.
+func (t *tree) isNew(id object.ID) bool {
+	_, good := t.good[maphash.Comparable(idSeed, id)]
+	return !good && t.seen.add(id)
 }
 
 func (t *tree) directory(ctx context.Context, id object.ID) error {
@@ -168,7 +213,7 @@ func (t *tree) list(ctx context.Context, id object.ID, stream string, entry func
 	if r.Length() > mostListing {
 		return fmt.Errorf("object %s has %d bytes", id, r.Length())
 	}
-	rest := &bounded{r: r, left: mostEntry}
+	rest := &bounded{r: r, left: mostEntry, pieces: &t.pieces}
 	d := json.NewDecoder(rest)
 	expect := func(all ...json.Token) error {
 		for _, want := range all {
@@ -217,10 +262,11 @@ func (t *tree) list(ctx context.Context, id object.ID, stream string, entry func
 	return expect(json.Delim('}'))
 }
 
-// bounded reads until so much is read.
+// bounded reads until so much is read of one entry, or of all lists together.
 type bounded struct {
-	r    io.Reader
-	left int
+	r      io.Reader
+	left   int
+	pieces *atomic.Int64
 }
 
 func (b *bounded) Read(p []byte) (int, error) {
@@ -229,8 +275,13 @@ func (b *bounded) Read(p []byte) (int, error) {
 	}
 	n, err := b.r.Read(p)
 	b.left -= n
+	if b.pieces.Add(int64(n)/listedPiece) > mostPieces {
+		return n, errTooLong
+	}
 	return n, err
 }
+
+var errTooLong = errors.New("it has more pieces than any backup")
 
 // object looks for all contents of an object.
 func (t *tree) object(ctx context.Context, id object.ID, depth int) error {
@@ -242,10 +293,16 @@ func (t *tree) object(ctx context.Context, id object.ID, depth int) error {
 	if depth > mostDepth {
 		return errors.New("its pieces are listed in lists of lists")
 	}
+	t.mu.Lock()
+	isNew := t.isNew(id)
+	t.mu.Unlock()
+	if !isNew {
+		return nil
+	}
 	if err := t.object(ctx, index, depth+1); err != nil {
 		return err
 	}
-	var end int64
+	var end, pieces int64
 	err := t.list(ctx, index, indirectStream, func(d *json.Decoder) error {
 		var p object.IndirectObjectEntry
 		if err := d.Decode(&p); err != nil {
@@ -259,9 +316,10 @@ func (t *tree) object(ctx context.Context, id object.ID, depth int) error {
 			return fmt.Errorf("piece %s has %d bytes at %d, and is said to have %d at %d", p.Object, length, end, p.Length, p.Start)
 		}
 		end += length
+		pieces++
 		return nil
 	})
-	if err == nil && end == 0 {
+	if err == nil && pieces == 0 {
 		err = errors.New("it has no pieces")
 	}
 	if err != nil {
@@ -273,7 +331,7 @@ func (t *tree) object(ctx context.Context, id object.ID, depth int) error {
 // piece looks for an object that is one content, and returns its length in bytes.
 func (t *tree) piece(ctx context.Context, id object.ID) (int64, error) {
 	if t.pieces.Add(1) > mostPieces {
-		return 0, errors.New("it has more pieces than any backup")
+		return 0, errTooLong
 	}
 	content, compressed, ok := id.ContentID()
 	switch {

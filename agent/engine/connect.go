@@ -220,6 +220,7 @@ func (c *connection) write(ctx context.Context, purpose string, onUpload func(in
 			return fmt.Errorf("begin write session: %w", err)
 		}
 	}
+	w = &saver{w}
 	if err := fn(ctx, w); err != nil {
 		return err
 	}

@@ -14,6 +14,7 @@ import (
 	"path"
 	"slices"
 	"sort"
+	"strings"
 	"time"
 
 	"github.com/kopia/kopia/repo"
@@ -141,6 +142,9 @@ func checkRoot(ctx context.Context, rep objects, root *snapshot.DirEntry) error 
 			}
 		}
 	case snapshot.EntryTypeFile, snapshot.EntryTypeSymlink:
+		if strings.HasPrefix(strings.TrimLeft(root.ObjectID.String(), "I"), "k") {
+			return errors.New("it is said to be a file, and is a directory")
+		}
 		if root.FileSize > 0 {
 			_, err = r.Read(make([]byte, 1))
 		}

@@ -33,13 +33,17 @@ func TestRecordChecksRoot(t *testing.T) {
 		"no directory":    {directory, 0, `{"stream":"kopia:indirect"}`, "no directory"},
 		"noise":           {directory, 0, "noise", "invalid character"},
 		"cut file":        {file, 4, "", "unexpected EOF"},
+		"masked":          {file, 4, `{"stream":"kopia:directory","entries":[`, "is a directory"},
 		"unknown":         {"", 0, "text", "unknown kind"},
 	} {
-		rep := &stored{objects: map[string][]byte{}}
-		if c.holds != "-" {
-			rep.objects[storedID(1)] = []byte(c.holds)
+		rep, called := &stored{objects: map[string][]byte{}}, storedID(1)
+		if c.kind != directory && name != "masked" {
+			called = strings.TrimPrefix(called, "k")
 		}
-		id, err := object.ParseID(storedID(1))
+		if c.holds != "-" {
+			rep.objects[called] = []byte(c.holds)
+		}
+		id, err := object.ParseID(called)
 		if err != nil {
 			t.Fatal(err)
 		}
