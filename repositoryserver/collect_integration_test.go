@@ -306,12 +306,21 @@ func TestIntegrationMaintainDamage(t *testing.T) {
 		f.must(err)
 		return &snapshot.DirEntry{Name: "o", Type: snapshot.EntryType(kind), ObjectID: id}
 	}
+	// listless is a directory whose pieces are none.
+	listless := func(w repo.RepositoryWriter, ctx context.Context) *snapshot.DirEntry {
+		id, err := put(ctx, w, "k", []byte(`{"stream":"kopia:indirect","entries":[]}`))
+		f.must(err)
+		id, err = object.ParseID("I" + id.String())
+		f.must(err)
+		return &snapshot.DirEntry{Name: "d", Type: snapshot.EntryTypeDirectory, ObjectID: id}
+	}
 	piece := func(man *snapshot.Manifest, start, length int64) map[string]any {
 		return map[string]any{"s": start, "l": length, "o": man.RootObjectID()}
 	}
 	planted := 0
 	f.write(func(ctx context.Context, w repo.RepositoryWriter) error {
 		shared := directory(w, ctx, entry(snapshot.DirEntry{Name: "shared", Type: snapshot.EntryTypeFile, ObjectID: good.RootObjectID()}))
+		unlisted := listless(w, ctx)
 		nothing, err := put(ctx, w, "", nil)
 		f.must(err)
 		none := map[string]any{"o": nothing}
@@ -328,6 +337,7 @@ func TestIntegrationMaintainDamage(t *testing.T) {
 			"/by-itself":    {Name: "f", Type: snapshot.EntryTypeFile, ObjectID: as("Z", good)},
 			"/no-index":     {Name: "f", Type: snapshot.EntryTypeFile, ObjectID: as("I", good)},
 			"/no-pieces":    listed(w, ctx, "d"),
+			"/no-listing":   unlisted,
 			"/less":         listed(w, ctx, "d", piece(good, 0, -1)),
 			"/more":         listed(w, ctx, "f", map[string]any{"l": int64(1) << 60, "o": as("I", good)}),
 			"/masked":       {Name: "f", Type: snapshot.EntryTypeFile, ObjectID: shared.ObjectID},
@@ -368,7 +378,7 @@ func TestIntegrationMaintainDamage(t *testing.T) {
 		"null": func(ctx context.Context, w repo.RepositoryWriter) *snapshot.DirEntry {
 			return directory(w, ctx, entry(directory(w, ctx, entry(nil))))
 		},
-		"no pieces": func(ctx context.Context, w repo.RepositoryWriter) *snapshot.DirEntry { return listed(w, ctx, "d") },
+		"no pieces": func(ctx context.Context, w repo.RepositoryWriter) *snapshot.DirEntry { return listless(w, ctx) },
 		"less": func(ctx context.Context, w repo.RepositoryWriter) *snapshot.DirEntry {
 			return listed(w, ctx, "f", piece(good, 0, -1))
 		},

@@ -47,6 +47,7 @@ func TestFrontRequests(t *testing.T) {
 		"large manifest":     {message(id, text(16, large)), message(id)},
 		"large one by one":   {message(id, text(16, large[:len(large)/2]), text(16, large[:len(large)/2])), message(id, text(16, large[:len(large)/2]))},
 		"empty":              {message(), message()},
+		"many of one":        {message(strings.Repeat(number(1, 7), mostRequest)), message(strings.Repeat(number(1, 7), mostRequest)[:mostRequest-grpcHeader+1])},
 	} {
 		for how, in := range map[string]io.Reader{"at once": strings.NewReader(c.said), "in parts": iotest.HalfReader(strings.NewReader(c.said))} {
 			if got, err := io.ReadAll(newRequests(io.NopCloser(in), new(atomic.Int64))); err != nil || string(got) != c.heard {

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"hash/maphash"
 	"io"
+	"maps"
 	"sync"
 	"sync/atomic"
 
@@ -24,9 +25,10 @@ import (
 // stored, and some of what an agent can store ends the process that reads it. So what no
 // honest client makes is refused before Kopia takes it for one.
 type walker struct {
-	rep  repo.DirectRepository
-	good idSet               // directories with all that is below them, and lists of pieces
-	bad  map[object.ID]error // roots
+	rep   repo.DirectRepository
+	good  idSet               // directories with all that is below them
+	lists idSet               // of pieces, with all of them
+	bad   map[object.ID]error // roots
 }
 
 const (
@@ -65,8 +67,13 @@ func (s idSet) add(id object.ID) bool {
 	return !known
 }
 
+func (s idSet) has(id object.ID) bool {
+	_, known := s[maphash.Comparable(idSeed, id)]
+	return known
+}
+
 func newWalker(rep repo.DirectRepository) *walker {
-	return &walker{rep: rep, good: idSet{}, bad: map[object.ID]error{}}
+	return &walker{rep: rep, good: idSet{}, lists: idSet{}, bad: map[object.ID]error{}}
 }
 
 // problem is what is wrong with a snapshot, nil if nothing is. The error is of the way to it.
@@ -97,7 +104,7 @@ func (w *walker) problem(ctx context.Context, s stored) (problem, err error) {
 }
 
 func (w *walker) walk(ctx context.Context, root *snapshot.DirEntry) error {
-	t := &tree{walker: w, seen: idSet{}}
+	t := &tree{walker: w, seen: idSet{}, looked: idSet{}}
 	if err := t.entry(ctx, root); err != nil {
 		return err
 	}
@@ -118,9 +125,8 @@ func (w *walker) walk(ctx context.Context, root *snapshot.DirEntry) error {
 			return err
 		}
 	}
-	for n := range t.seen {
-		w.good[n] = struct{}{}
-	}
+	maps.Copy(w.good, t.seen)
+	maps.Copy(w.lists, t.looked)
 	return nil
 }
 
@@ -129,9 +135,10 @@ type tree struct {
 	*walker
 	pieces atomic.Int64
 
-	mu   sync.Mutex  // protects the following
-	seen idSet       // directories of it, and lists of pieces
-	next []object.ID // directories that are still to be read
+	mu     sync.Mutex  // protects the following
+	seen   idSet       // directories of it
+	looked idSet       // lists of pieces of it
+	next   []object.ID // directories that are still to be read
 }
 
 // entry looks at an entry. A directory is read later.
@@ -176,17 +183,18 @@ func honest(e *snapshot.DirEntry) error {
 func (t *tree) later(id object.ID) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if !t.isNew(id) {
+	if t.good.has(id) || !t.seen.add(id) {
 		return false
 	}
 	t.next = append(t.next, id)
 	return true
 }
 
-// isNew says whether nobody has looked at a directory or a list before. The lock is held.
-func (t *tree) isNew(id object.ID) bool {
-	_, good := t.good[maphash.Comparable(idSeed, id)]
-	return !good && t.seen.add(id)
+// listNew says whether a list needs a look. A directory may have one, and its id.
+func (t *tree) listNew(id object.ID) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return !t.lists.has(id) && t.looked.add(id)
 }
 
 func (t *tree) directory(ctx context.Context, id object.ID) error {
@@ -293,10 +301,7 @@ func (t *tree) object(ctx context.Context, id object.ID, depth int) error {
 	if depth > mostDepth {
 		return errors.New("its pieces are listed in lists of lists")
 	}
-	t.mu.Lock()
-	isNew := t.isNew(id)
-	t.mu.Unlock()
-	if !isNew {
+	if !t.listNew(id) {
 		return nil
 	}
 	if err := t.object(ctx, index, depth+1); err != nil {
