@@ -86,14 +86,6 @@ func TestFrontClientThatDoesNotRead(t *testing.T) {
 			resp := send("u", one.Password)
 			defer resp.Body.Close()
 			within := time.After(20 * time.Second)
-			wait := func(what string, done <-chan struct{}) {
-				t.Helper()
-				select {
-				case <-done:
-				case <-within:
-					t.Fatalf("%s: not within 20 s", what)
-				}
-			}
 			select {
 			case n := <-said:
 				if (n < c.says) != c.over {
@@ -108,7 +100,11 @@ func TestFrontClientThatDoesNotRead(t *testing.T) {
 				}
 				f.sessions.end("1")
 			}
-			wait("the stream is cut", gone)
+			select {
+			case <-gone:
+			case <-within:
+				t.Fatal("the stream is not cut within 20 s")
+			}
 			testenv.Eventually(t, 20*time.Second, "its slot is free", func() bool { return len(f.slots) == 0 })
 			if _, ok := f.sessions.authenticate("u", "h", one.Password); ok {
 				t.Error("the session goes on")

@@ -18,6 +18,8 @@ import (
 	"github.com/kopia/kopia/repo/object"
 	"github.com/kopia/kopia/snapshot"
 	"golang.org/x/sync/errgroup"
+
+	"github.com/kanister-kopia/kanister-kopia/agent/contents"
 )
 
 // walker finds out whether Kopia's collection can walk snapshots: whether all directories
@@ -155,22 +157,17 @@ func (t *tree) entry(ctx context.Context, e *snapshot.DirEntry) error {
 	return nil
 }
 
-// honest says that an entry is of a kind that there is, and what it names, too: directories
-// are written with the prefix k, and nothing else is. Kopia's collection looks at an object
-// once: it does not go into a directory that it has met as a file, and what is in it goes.
+// honest says that an entry is of a kind that there is, and what it names, too. Kopia's
+// collection looks at an object once: it does not go into a directory that it has met as a
+// file, and what is in it goes.
 func honest(e *snapshot.DirEntry) error {
-	id := e.ObjectID
-	for index, listed := id.IndexObjectID(); listed; index, listed = id.IndexObjectID() {
-		id = index
-	}
-	content, _, _ := id.ContentID()
 	switch e.Type {
 	case snapshot.EntryTypeDirectory:
-		if content.Prefix() != "k" {
+		if !contents.IsDirectory(e.ObjectID) {
 			return fmt.Errorf("%s is no directory", e.ObjectID)
 		}
 	case snapshot.EntryTypeFile, snapshot.EntryTypeSymlink:
-		if content.Prefix() == "k" {
+		if contents.IsDirectory(e.ObjectID) {
 			return fmt.Errorf("%s is a directory", e.ObjectID)
 		}
 	default:

@@ -24,6 +24,7 @@ import (
 
 	"github.com/kopia/kopia/repo/compression"
 	"github.com/kopia/kopia/repo/content"
+	"github.com/kopia/kopia/repo/object"
 )
 
 // Protocol is the protocol's name in the TLS handshake (ALPN).
@@ -82,6 +83,16 @@ type request struct {
 // x for the parts of objects that have several. Kopia has others for its own, and m, of
 // manifests, may never be written here.
 var writePrefixes = []content.IDPrefix{"", "k", "x"}
+
+// IsDirectory says whether an object was written as a directory's: all of its contents have
+// the prefix k, the list of them, too, and no other object's have (Kopia v0.23).
+func IsDirectory(id object.ID) bool {
+	for list, listed := id.IndexObjectID(); listed; list, listed = id.IndexObjectID() {
+		id = list
+	}
+	first, _, _ := id.ContentID()
+	return first.Prefix() == "k"
+}
 
 // verdict is how a login or a request ended.
 type verdict byte

@@ -14,7 +14,6 @@ import (
 	"path"
 	"slices"
 	"sort"
-	"strings"
 	"time"
 
 	"github.com/kopia/kopia/repo"
@@ -22,6 +21,7 @@ import (
 	"github.com/kopia/kopia/snapshot"
 
 	"github.com/kanister-kopia/kanister-kopia/agent/api"
+	"github.com/kanister-kopia/kanister-kopia/agent/contents"
 )
 
 // recordType is the manifest type of backup records. The access control of the
@@ -142,7 +142,7 @@ func checkRoot(ctx context.Context, rep objects, root *snapshot.DirEntry) error 
 			}
 		}
 	case snapshot.EntryTypeFile, snapshot.EntryTypeSymlink:
-		if strings.HasPrefix(strings.TrimLeft(root.ObjectID.String(), "I"), "k") {
+		if contents.IsDirectory(root.ObjectID) {
 			return errors.New("it is said to be a file, and is a directory")
 		}
 		if root.FileSize > 0 {
