@@ -192,7 +192,7 @@ func (v *server) answer(conn net.Conn) {
 	}
 	unread := NewUnread()
 	_ = Serve(v.ctx, conn, v.store, v.parameters, v.limits, unread)
-	if !unread.room.TryAcquire(MaxContent) {
+	if !unread.room.TryAcquire(mostUnread) {
 		v.held.Add(1)
 	}
 	v.ends.Add(1)
@@ -643,53 +643,82 @@ func TestContentsRoomOfUnreadAnswers(t *testing.T) {
 	})
 }
 
-// What a session leaves lying of its answers takes no more memory than one large content,
-// however many streams it has, and no turn that another session needs.
+// What a session leaves lying of its answers takes little memory, however many streams it
+// has, and no turn that another session needs. Of larger contents one lies at a time, and no
+// longer than a minute: it is others' room.
 func TestContentsUnread(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		const length = 5 << 20
-		s := &store{known: map[content.ID][]byte{idOf(1): make([]byte, length), idOf(2): make([]byte, MaxContent)}}
-		limits, unread := NewLimits(3), NewUnread()
-		var streams sync.WaitGroup
-		open := func(unread *Unread) net.Conn {
-			client, conn := net.Pipe()
-			streams.Go(func() { _ = Serve(t.Context(), conn, s, parameters, limits, unread) })
-			_, err := readFrame(bufio.NewReader(client))
-			must(t, err)
-			return client
-		}
-		ask := func(client net.Conn, ids ...int) {
-			w := bufio.NewWriter(client)
-			for _, id := range ids {
-				must(t, writeRequest(w, request{kind: kindRead, id: idOf(id)}))
-			}
-			must(t, w.Flush())
-		}
-		var stalled []net.Conn
-		for range 4 {
-			stalled = append(stalled, open(unread))
-			ask(stalled[len(stalled)-1], 1, 1, 1, 1)
-		}
-		synctest.Wait()
-		if given := s.given.Load(); given > MaxContent || given <= MaxContent-length {
-			t.Errorf("%d bytes lie about, of %d that may", given, MaxContent)
-		}
-		other := open(NewUnread())
-		for range 2 {
-			ask(other, 2)
-			f, err := readFrame(bufio.NewReader(other))
-			if err != nil || len(f.body) != MaxContent {
-				t.Errorf("another session: %d bytes, %v", len(f.body), err)
-			}
-		}
-		for _, c := range append(stalled, other) {
-			c.Close()
-		}
-		streams.Wait()
-		if !unread.room.TryAcquire(MaxContent) {
-			t.Error("room is taken by a session without streams")
-		}
-	})
+	const length, larger = 3 << 20, MaxContent - 5
+	for name, c := range map[string]struct {
+		lengths     map[int]int // of contents, by the number
+		asked       []int       // by each of four streams
+		most, least int         // bytes that lie about
+		room        bool        // of all, is taken
+	}{
+		"small":  {map[int]int{1: length}, []int{1, 1, 1, 1}, mostUnread, mostUnread - length + 1, false},
+		"larger": {map[int]int{1: larger}, []int{1, 1}, larger, larger, true},
+		"mixed":  {map[int]int{1: length, 2: larger}, []int{1, 2, 1}, larger, length, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := &store{known: map[content.ID][]byte{idOf(9): make([]byte, larger)}}
+				for id, length := range c.lengths {
+					s.known[idOf(id)] = make([]byte, length)
+				}
+				limits, unread := NewLimits(3), NewUnread()
+				var streams sync.WaitGroup
+				open := func(unread *Unread) net.Conn {
+					client, conn := net.Pipe()
+					streams.Go(func() { _ = Serve(t.Context(), conn, s, parameters, limits, unread) })
+					_, err := readFrame(bufio.NewReader(client))
+					must(t, err)
+					return client
+				}
+				ask := func(client net.Conn, ids ...int) {
+					w := bufio.NewWriter(client)
+					for _, id := range ids {
+						must(t, writeRequest(w, request{kind: kindRead, id: idOf(id)}))
+					}
+					must(t, w.Flush())
+				}
+				var stalled []net.Conn
+				for range 4 {
+					stalled = append(stalled, open(unread))
+					ask(stalled[len(stalled)-1], c.asked...)
+				}
+				synctest.Wait()
+				if given := int(s.given.Load()); given > c.most || given < c.least {
+					t.Errorf("%d bytes lie about, want %d to %d", given, c.least, c.most)
+				}
+				other := open(NewUnread())
+				for range 2 {
+					ask(other, 9)
+					f, err := readFrame(bufio.NewReader(other))
+					if err != nil || len(f.body) != larger {
+						t.Errorf("another session: %d bytes, %v", len(f.body), err)
+					}
+				}
+				if c.room {
+					synctest.Wait()
+					if limits.room.TryAcquire(2 * MaxContent) {
+						t.Error("a larger content takes no room of all")
+					}
+					before := s.given.Load()
+					time.Sleep(roomTimeout + time.Second) // of the fake clock
+					synctest.Wait()
+					if s.given.Load() == before {
+						t.Error("a larger content lies about for more than a minute")
+					}
+				}
+				for _, c := range append(stalled, other) {
+					c.Close()
+				}
+				streams.Wait()
+				if !unread.room.TryAcquire(mostUnread) || !limits.room.TryAcquire(2*MaxContent) {
+					t.Error("room is taken by a session without streams")
+				}
+			})
+		})
+	}
 }
 
 func FuzzProtocol(f *testing.F) {

@@ -36,30 +36,35 @@ type Repository interface {
 type Limits struct {
 	// requests are under way at once.
 	requests chan struct{}
-	// room in bytes is what contents that are written may take while they are in memory.
+	// room in bytes is what contents that are written may take while they are in memory, and
+	// those that are read and are larger than mostUnread.
 	room *semaphore.Weighted
 }
 
-// NewLimits lets so many requests be under way at once. Contents that are written take at
-// most twice MaxContent of memory.
+// NewLimits lets so many requests be under way at once. Contents that are written, and the
+// largest of those that are read, take at most twice MaxContent of memory.
 func NewLimits(requests int) *Limits {
 	return &Limits{make(chan struct{}, requests), semaphore.NewWeighted(2 * MaxContent)}
 }
 
-// Unread is what the streams of one session leave lying of their answers: as many bytes as
-// the largest content has. Who takes none has that much of the server's memory.
+// Unread is what the streams of one session leave lying of their answers. Who takes none has
+// mostUnread bytes of the server's memory, or one larger content in the room of all.
 type Unread struct{ room *semaphore.Weighted }
 
 // NewUnread is for one session.
-func NewUnread() *Unread { return &Unread{semaphore.NewWeighted(MaxContent)} }
+func NewUnread() *Unread { return &Unread{semaphore.NewWeighted(mostUnread)} }
+
+// mostUnread is several contents of the default splitter.
+const mostUnread = 8 << 20
 
 const (
 	// parallel requests of one stream are under way.
 	parallel = 4
 	// answerTimeout is how long a client may leave an answer lying.
 	answerTimeout = 2 * time.Minute
-	// bodyTimeout is how long a client may take to send one content: it takes others' room.
-	bodyTimeout = time.Minute
+	// roomTimeout is how long a client may take to send a content, or to take one that is
+	// larger than mostUnread: it has others' room.
+	roomTimeout = time.Minute
 )
 
 // Accept reads a stream's login.
@@ -151,8 +156,8 @@ type numbered struct {
 // answered is an answer that is to be written.
 type answered struct {
 	frame
-	to     kind
-	unread int64 // bytes of the session's that it has until then
+	to      kind
+	written func() // gives its room back
 }
 
 func (s *served) read(ctx context.Context) error {
@@ -186,7 +191,7 @@ func (s *served) body(ctx context.Context, r *bufio.Reader, length int) ([]byte,
 	}
 	data := bodies.get(length)
 	if r.Buffered() < length {
-		_ = s.conn.SetReadDeadline(time.Now().Add(bodyTimeout))
+		_ = s.conn.SetReadDeadline(time.Now().Add(roomTimeout))
 		defer func() { _ = s.conn.SetReadDeadline(time.Time{}) }()
 	}
 	if _, err := io.ReadFull(r, data); err != nil {
@@ -210,7 +215,7 @@ func (s *served) work(ctx context.Context) {
 // come. The error is that ctx has ended.
 func (s *served) answer(ctx context.Context, q numbered) (a answered, err error) {
 	defer s.giveBack(q.data) // the client may leave the answer lying
-	a = answered{frame: frame{number: q.number}, to: q.kind}
+	a = answered{frame: frame{number: q.number}, to: q.kind, written: func() {}}
 	do := func() ([]byte, error) { return s.do(ctx, q.request) }
 	if q.kind == kindRead {
 		length, read, err := s.rep.Content(ctx, q.id)
@@ -218,9 +223,9 @@ func (s *served) answer(ctx context.Context, q numbered) (a answered, err error)
 			a.verdict, a.body = verdictOf(err)
 			return a, nil
 		}
-		do, a.unread = read, min(length, MaxContent)
+		do = read
 		// Before its turn: who waits for his client keeps nobody else waiting.
-		if err := s.unread.room.Acquire(ctx, a.unread); err != nil {
+		if a.written, err = s.toLie(ctx, length); err != nil {
 			return a, err
 		}
 	}
@@ -228,13 +233,41 @@ func (s *served) answer(ctx context.Context, q numbered) (a answered, err error)
 	case s.limits.requests <- struct{}{}:
 		defer func() { <-s.limits.requests }()
 	case <-ctx.Done():
-		s.unread.room.Release(a.unread)
+		a.written()
 		return a, ctx.Err()
 	}
 	if a.body, err = do(); err != nil {
 		a.verdict, a.body = verdictOf(err)
 	}
+	if written := a.written; len(a.body) > mostUnread {
+		tooLong := time.AfterFunc(roomTimeout, s.cancel)
+		a.written = func() {
+			tooLong.Stop()
+			written()
+		}
+	}
 	return a, nil
+}
+
+// toLie waits for the room in which an answer of a length lies until it is written.
+func (s *served) toLie(ctx context.Context, length int64) (written func(), err error) {
+	// A session has one of the largest at a time, whoever else waits for that room.
+	own := min(length, mostUnread)
+	if err := s.unread.room.Acquire(ctx, own); err != nil {
+		return nil, err
+	}
+	if length <= mostUnread {
+		return func() { s.unread.room.Release(own) }, nil
+	}
+	length = min(length, MaxContent)
+	if err := s.limits.room.Acquire(ctx, length); err != nil {
+		s.unread.room.Release(own)
+		return nil, err
+	}
+	return func() {
+		s.limits.room.Release(length)
+		s.unread.room.Release(own)
+	}, nil
 }
 
 // giveBack takes a content back that was written, and its room.
@@ -277,12 +310,12 @@ func (s *served) write() {
 	var err error
 	for a := range s.answers {
 		if err != nil {
-			s.unread.room.Release(a.unread)
+			a.written()
 			continue
 		}
 		_ = s.conn.SetWriteDeadline(time.Now().Add(answerTimeout))
 		err = writeFrame(w, a.frame)
-		s.unread.room.Release(a.unread)
+		a.written()
 		ready, open := s.ready.Add(-1), s.open.Add(-1)
 		if err == nil && (open == 0 || a.to != kindRead && ready == 0) {
 			err = w.Flush()
