@@ -213,8 +213,7 @@ const collectRounds = 10
 // collect removes the snapshots that are of no use to anybody, and counts them. What is left
 // of ours is walked, backups too, and one that cannot be ends it: nothing that an agent can
 // store ends Kopia's walk without a word of whose it is.
-func collect(ctx context.Context, rep repo.DirectRepository, now time.Time, log *slog.Logger, result *MaintenanceResult) error {
-	w := newWalker(rep)
+func collect(ctx context.Context, w *walker, now time.Time, log *slog.Logger, result *MaintenanceResult) error {
 	for round := 1; ; round++ {
 		if err := collectOnce(ctx, w, now, log, result); err != nil {
 			return err
@@ -243,7 +242,7 @@ func collectOnce(ctx context.Context, w *walker, now time.Time, log *slog.Logger
 	gone, doubtful := sortOut(all, n, now)
 	broken := map[manifest.ID]error{}
 	for _, s := range doubtful {
-		problem, err := w.problem(ctx, s)
+		problem, err := w.problem(ctx, s, n)
 		if err != nil {
 			return fmt.Errorf("look at snapshot %s: %w", s.ID, err)
 		}
@@ -317,7 +316,7 @@ func findDamage(ctx context.Context, w *walker, of func(stored) bool) (damaged [
 		if !of(s) {
 			continue
 		}
-		problem, err := w.problem(ctx, s)
+		problem, err := w.problem(ctx, s, n)
 		if err != nil {
 			return nil, 0, fmt.Errorf("look at snapshot %s: %w", s.ID, err)
 		}

@@ -9,6 +9,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"math/rand/v2"
@@ -266,6 +267,84 @@ func TestIntegrationMaintainKeeps(t *testing.T) {
 				t.Errorf("content of %q: %v, marked for deletion: %t", what, err, info.Deleted)
 			}
 		}
+	}
+}
+
+// Who saves more than anybody can look at loses what no record names, in his own namespace,
+// and is told by name where records name it. Others lose nothing.
+func TestIntegrationMaintainEffort(t *testing.T) {
+	t.Parallel()
+	f := newDatedFolder(t)
+	other := "0" + namespace[1:]
+	data := noise(1, 100)
+	listed := func(ctx context.Context, w repo.RepositoryWriter, seed byte, pieces int) *snapshot.DirEntry {
+		piece, err := put(ctx, w, "", data)
+		f.must(err)
+		var entries []object.IndirectObjectEntry
+		for i := range pieces {
+			entries = append(entries, object.IndirectObjectEntry{Start: int64(i * len(data)), Length: int64(len(data)), Object: piece})
+		}
+		last, err := put(ctx, w, "", noise(seed, 10))
+		f.must(err)
+		entries = append(entries, object.IndirectObjectEntry{Start: int64(pieces * len(data)), Length: 10, Object: last})
+		raw, err := json.Marshal(map[string]any{"entries": entries})
+		f.must(err)
+		id, err := put(ctx, w, "x", append([]byte(`{"stream":"kopia:indirect",`), raw[1:]...))
+		f.must(err)
+		id, err = object.ParseID("I" + id.String())
+		f.must(err)
+		return &snapshot.DirEntry{Name: "f", Type: snapshot.EntryTypeFile, ObjectID: id}
+	}
+	saved := func(host, path string, seed byte, pieces int) (man *snapshot.Manifest) {
+		f.write(func(ctx context.Context, w repo.RepositoryWriter) error {
+			man = f.manifest(host, path, listed(ctx, w, seed, pieces))
+			_, err := snapshot.SaveSnapshot(ctx, w, man)
+			return err
+		})
+		return man
+	}
+	const pieces = 1000
+	most := effort{backups: 3*pieces + 900, loose: 2*pieces + 900}
+	run := func() (result MaintenanceResult, err error) {
+		f.must(f.rep.Refresh(f.ctx))
+		w := newWalker(f.rep)
+		w.most = most
+		err = collect(f.ctx, w, f.now(), slog.New(slog.DiscardHandler), &result)
+		return result, err
+	}
+	f.record("own", saved(namespace, "/own", 10, pieces))
+	f.record("others", saved(other, "/others", 11, 2*pieces))
+	for i := range 5 {
+		saved(namespace, "/running-"+string(rune('a'+i)), byte(20+i), pieces)
+	}
+	saved(other, "/running", 30, 2*pieces)
+	if result, err := run(); err != nil || result.UnusableCollected != 3 {
+		t.Errorf("with snapshots of more effort than a namespace has: %+v, %v, want 3 collected", result, err)
+	}
+	left := func() (own, others int) {
+		all, err := listSnapshots(f.ctx, f.rep)
+		f.must(err)
+		for _, s := range all {
+			switch s.source().Host {
+			case namespace:
+				own++
+			case other:
+				others++
+			}
+		}
+		return own, others
+	}
+	if own, others := left(); own != 3 || others != 2 {
+		t.Errorf("%d snapshots of the namespace are left and %d of the other, want 3 and 2", own, others)
+	}
+	for i := range 3 {
+		f.record(fmt.Sprint("more-", i), saved(namespace, "/more", byte(40+i), pieces))
+	}
+	if _, err := run(); err == nil || !strings.Contains(err.Error(), "backup more-") || !strings.Contains(err.Error(), "take longer") || strings.Contains(err.Error(), "others") {
+		t.Errorf("with backups of more effort than a namespace has: %v, want one by its name", err)
+	}
+	if _, others := left(); others != 2 {
+		t.Errorf("%d snapshots of the other namespace are left, want 2", others)
 	}
 }
 

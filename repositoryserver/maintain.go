@@ -82,7 +82,7 @@ func Maintain(ctx context.Context, o MaintainOptions) (result MaintenanceResult,
 	mode := maintenance.ModeQuick
 	if o.Full {
 		mode = maintenance.ModeFull
-		err = collect(ctx, rep, start, o.Log, &result)
+		err = collect(ctx, newWalker(rep), start, o.Log, &result)
 	}
 	if err == nil {
 		o.Log.Info("maintenance begins", "mode", mode, "storedBytes", before)

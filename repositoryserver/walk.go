@@ -31,6 +31,21 @@ type walker struct {
 	good  idSet               // directories with all that is below them
 	lists idSet               // of pieces, with all of them
 	bad   map[object.ID]error // roots
+	most  effort
+	left  map[account]*atomic.Int64
+}
+
+// effort bounds the walks of all snapshots of one account, in steps of a few microseconds: a
+// piece that is looked up is one, and a list that is read listSteps.
+type effort struct {
+	backups int64 // of what records name
+	loose   int64 // of what none does
+}
+
+// account is of the snapshots of one host, which is a namespace, and no client's to choose.
+type account struct {
+	host    string
+	backups bool
 }
 
 const (
@@ -46,9 +61,15 @@ const (
 	// anybody lives to walk.
 	mostPieces  = 64 << 20
 	listedPiece = 1 << 10
+	listSteps   = 32
 	// mostDepth is of lists of lists.
 	mostDepth = 16
 )
+
+// mostEffort is some two hours for the backups of a namespace, and a quarter of an hour for
+// what its running operations have saved: a few contents, saved as many snapshots, would else
+// keep a maintenance until its time is over, which then could not say why.
+var mostEffort = effort{backups: 32 * mostPieces, loose: 4 * mostPieces}
 
 const (
 	directoryStream = "kopia:directory"
@@ -75,11 +96,24 @@ func (s idSet) has(id object.ID) bool {
 }
 
 func newWalker(rep repo.DirectRepository) *walker {
-	return &walker{rep: rep, good: idSet{}, lists: idSet{}, bad: map[object.ID]error{}}
+	return &walker{rep: rep, good: idSet{}, lists: idSet{}, bad: map[object.ID]error{}, most: mostEffort, left: map[account]*atomic.Int64{}}
+}
+
+// leftOf is what is left of the effort for a snapshot.
+func (w *walker) leftOf(s stored, n named) *atomic.Int64 {
+	a := account{s.source().Host, n.names(s) || !s.ours()}
+	if w.left[a] == nil {
+		w.left[a] = &atomic.Int64{}
+		w.left[a].Store(w.most.loose)
+		if a.backups {
+			w.left[a].Store(w.most.backups)
+		}
+	}
+	return w.left[a]
 }
 
 // problem is what is wrong with a snapshot, nil if nothing is. The error is of the way to it.
-func (w *walker) problem(ctx context.Context, s stored) (problem, err error) {
+func (w *walker) problem(ctx context.Context, s stored, n named) (problem, err error) {
 	switch {
 	case s.man == nil:
 		return nil, nil // Kopia skips it
@@ -91,9 +125,12 @@ func (w *walker) problem(ctx context.Context, s stored) (problem, err error) {
 	if problem = w.bad[root.ObjectID]; problem != nil && directory {
 		return problem, nil // of many snapshots with one root, one is walked
 	}
-	problem = w.walk(ctx, root)
-	if problem == nil {
+	problem = w.walk(ctx, root, w.leftOf(s, n))
+	switch {
+	case problem == nil:
 		return nil, nil
+	case errors.Is(problem, errTooMany): // which is not of its root
+		return problem, nil
 	}
 	// A storage that does not answer says nothing about a snapshot.
 	if err := w.rep.BlobReader().GetBlob(ctx, format.KopiaRepositoryBlobID, 0, -1, &discard{}); err != nil {
@@ -105,8 +142,8 @@ func (w *walker) problem(ctx context.Context, s stored) (problem, err error) {
 	return problem, nil
 }
 
-func (w *walker) walk(ctx context.Context, root *snapshot.DirEntry) error {
-	t := &tree{walker: w, seen: idSet{}, looked: idSet{}}
+func (w *walker) walk(ctx context.Context, root *snapshot.DirEntry, left *atomic.Int64) error {
+	t := &tree{walker: w, effort: left, seen: idSet{}, looked: idSet{}}
 	if err := t.entry(ctx, root); err != nil {
 		return err
 	}
@@ -136,6 +173,7 @@ func (w *walker) walk(ctx context.Context, root *snapshot.DirEntry) error {
 type tree struct {
 	*walker
 	pieces atomic.Int64
+	effort *atomic.Int64 // that is left for it and others
 
 	mu     sync.Mutex  // protects the following
 	seen   idSet       // directories of it
@@ -210,6 +248,9 @@ func (t *tree) directory(ctx context.Context, id object.ID) error {
 // list reads the entries of a directory or of an object's pieces, one by one. They stand
 // where Kopia writes them: what can be read in two ways, somebody reads in the other.
 func (t *tree) list(ctx context.Context, id object.ID, stream string, entry func(*json.Decoder) error) error {
+	if err := t.steps(listSteps); err != nil {
+		return err
+	}
 	r, err := t.rep.OpenObject(ctx, id)
 	if err != nil {
 		return err
@@ -218,7 +259,7 @@ func (t *tree) list(ctx context.Context, id object.ID, stream string, entry func
 	if r.Length() > mostListing {
 		return fmt.Errorf("object %s has %d bytes", id, r.Length())
 	}
-	rest := &bounded{r: r, left: mostEntry, pieces: &t.pieces}
+	rest := &bounded{r: r, left: mostEntry, count: t.count}
 	d := json.NewDecoder(rest)
 	expect := func(all ...json.Token) error {
 		for _, want := range all {
@@ -269,9 +310,9 @@ func (t *tree) list(ctx context.Context, id object.ID, stream string, entry func
 
 // bounded reads until so much is read of one entry, or of all lists together.
 type bounded struct {
-	r      io.Reader
-	left   int
-	pieces *atomic.Int64
+	r     io.Reader
+	left  int
+	count func(int64) error
 }
 
 func (b *bounded) Read(p []byte) (int, error) {
@@ -280,13 +321,31 @@ func (b *bounded) Read(p []byte) (int, error) {
 	}
 	n, err := b.r.Read(p)
 	b.left -= n
-	if b.pieces.Add(int64(n)/listedPiece) > mostPieces {
-		return n, errTooLong
+	if err := b.count(int64(n) / listedPiece); err != nil {
+		return n, err
 	}
 	return n, err
 }
 
-var errTooLong = errors.New("it has more pieces than any backup")
+var (
+	errTooLong = errors.New("it has more pieces than any backup")
+	errTooMany = errors.New("the snapshots of its namespace take longer to look at, all together, than any namespace's")
+)
+
+// count counts pieces.
+func (t *tree) count(pieces int64) error {
+	if t.pieces.Add(pieces) > mostPieces {
+		return errTooLong
+	}
+	return t.steps(pieces)
+}
+
+func (t *tree) steps(n int64) error {
+	if t.effort.Add(-n) < 0 {
+		return errTooMany
+	}
+	return nil
+}
 
 // object looks for all contents of an object.
 func (t *tree) object(ctx context.Context, id object.ID, depth int) error {
@@ -332,8 +391,8 @@ func (t *tree) object(ctx context.Context, id object.ID, depth int) error {
 
 // piece looks for an object that is one content, and returns its length in bytes.
 func (t *tree) piece(ctx context.Context, id object.ID) (int64, error) {
-	if t.pieces.Add(1) > mostPieces {
-		return 0, errTooLong
+	if err := t.count(1); err != nil {
+		return 0, err
 	}
 	content, compressed, ok := id.ContentID()
 	switch {
