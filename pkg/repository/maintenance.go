@@ -419,16 +419,20 @@ func (r *Reconciler) changeLease(ctx context.Context, rs *kopiav1alpha1.Reposito
 }
 
 // endMaintenance takes the outcome of a run that has ended and removes its pod. The
-// status is written before the pod goes, so that a controller killed in between
-// reads the outcome again.
+// status is written before the pod goes, so that a controller killed in between reads
+// the outcome again, and counts it once.
 func (r *Reconciler) endMaintenance(ctx context.Context, before, rs *kopiav1alpha1.RepositoryServer, pod *corev1.Pod) error {
-	r.outcome(rs, pod)
+	run := pod.Annotations[runAnnotation]
+	if s := maintenanceStatus(rs); s.LastRun != run {
+		r.outcome(rs, pod)
+		s.LastRun = run
+	}
 	if err := r.report(ctx, before, rs); err != nil {
 		return err
 	}
 	*before = *rs.DeepCopy()
 	if ended(pod) {
-		if err := r.giveLease(ctx, rs, pod.Annotations[runAnnotation]); err != nil {
+		if err := r.giveLease(ctx, rs, run); err != nil {
 			return err
 		}
 	}

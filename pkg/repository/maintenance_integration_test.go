@@ -6,6 +6,7 @@ package repository_test
 
 import (
 	"context"
+	"errors"
 	"strings"
 	"sync"
 	"testing"
@@ -204,5 +205,27 @@ func TestIntegrationMaintenanceFindsNoNode(t *testing.T) {
 	}
 	if s := w.get().Status.Maintenance; s.FullFailures != 1 {
 		t.Errorf("it has a node, and failed: %+v", s)
+	}
+
+	// It fails there, and its pod is not removed at once: it failed once.
+	refused := 0
+	r.Client = interceptor.NewClient(w, interceptor.Funcs{
+		Delete: func(ctx context.Context, c client.WithWatch, o client.Object, opts ...client.DeleteOption) error {
+			if o.GetUID() == second.UID && refused < 2 {
+				refused++
+				return apierrors.NewConflict(corev1.Resource("pods"), o.GetName(), errors.New("not now"))
+			}
+			return c.Delete(ctx, o, append(opts, client.GracePeriodSeconds(0))...) // there is no kubelet
+		},
+	})
+	failed := pod()
+	failed.Status.Phase = corev1.PodFailed
+	failed.Status.ContainerStatuses = []corev1.ContainerStatus{{
+		Name: repository.Container, State: corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{ExitCode: 1, Reason: "Error", Message: "it broke"}},
+	}}
+	w.must(w.Status().Update(ctx, failed))
+	w.turn(r, "its pod goes", func() bool { return pod() == nil })
+	if s := w.get().Status.Maintenance; s.FullFailures != 2 || refused != 2 || holder() != "" {
+		t.Errorf("it failed once, and its pod was not removed %d times: %+v, the Lease is of %q", refused, s, holder())
 	}
 }

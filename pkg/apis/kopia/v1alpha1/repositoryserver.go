@@ -414,6 +414,10 @@ type MaintenanceStatus struct {
 	LastQuick *metav1.Time `json:"lastQuick,omitempty"`
 	// +optional
 	LastFull *metav1.Time `json:"lastFull,omitempty"`
+	// LastRun is the run whose outcome was counted last.
+	//
+	// +optional
+	LastRun string `json:"lastRun,omitempty"`
 	// QuickFailures and FullFailures are failures in a row. A full one that fails keeps
 	// no quick one from its turn.
 	//
