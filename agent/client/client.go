@@ -59,7 +59,7 @@ type Client struct {
 var ErrPin = errors.New("the agent's key is not the pinned one")
 
 // ErrGone is wrapped by a Dial that knows that trying again is no use: the
-// agent's pod has ended.
+// agent's pod has been deleted.
 var ErrGone = errors.New("the agent's pod is gone")
 
 // ErrDetached is the cause of a context whose caller goes away and will ask again:

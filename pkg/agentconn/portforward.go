@@ -15,14 +15,18 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/portforward"
 	"k8s.io/client-go/transport/spdy"
 	"k8s.io/streaming/pkg/httpstream"
+
+	"github.com/kanister-kopia/kanister-kopia/agent/client"
 )
 
 // portForward opens one connection to a port of a pod's loopback. Nothing listens
 // on this side. Websockets first; SPDY for API servers and proxies without them.
+// It returns client.ErrGone if there is no such pod.
 func (c *Connector) portForward(ctx context.Context, namespace, pod string, port int) (net.Conn, error) {
 	target := c.clientset.CoreV1().RESTClient().Post().
 		Resource("pods").Namespace(namespace).Name(pod).SubResource("portforward").URL()
@@ -36,6 +40,10 @@ func dialPort(ctx context.Context, config *rest.Config, target *url.URL, port in
 		return nil, fmt.Errorf("forward port %d: %w", port, err)
 	}
 	upstream, err := dialStreams(ctx, dialer)
+	if isGone(err) {
+		// One that comes back by the name, as a StatefulSet's does, is another, with another key.
+		return nil, fmt.Errorf("%w: %w", client.ErrGone, err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("forward port %d: %w", port, err)
 	}
@@ -58,8 +66,15 @@ func newDialer(config *rest.Config, target *url.URL) (httpstream.Dialer, error) 
 	}
 	plain := spdy.NewDialerForStreaming(upgrader, &http.Client{Transport: transport}, http.MethodPost, target)
 	return portforward.NewFallbackDialerForStreaming(overWebsocket, plain, func(err error) bool {
-		return httpstream.IsUpgradeFailure(err) || httpstream.IsHTTPSProxyError(err)
+		return !isGone(err) && httpstream.IsUpgradeFailure(err) || httpstream.IsHTTPSProxyError(err)
 	}), nil
+}
+
+// isGone says that there is no such pod, in the API server's own words: who knows no
+// websockets may say that, too, that nothing is found.
+func isGone(err error) bool {
+	var refused *httpstream.UpgradeFailureError
+	return errors.As(err, &refused) && apierrors.IsNotFound(refused.Cause)
 }
 
 // dialStreams dials with a context, which the dialers do not take. A connection
