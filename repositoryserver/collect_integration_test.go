@@ -348,6 +348,41 @@ func TestIntegrationMaintainEffort(t *testing.T) {
 	}
 }
 
+// What is saved while a maintenance looks is in nobody's way, either.
+func TestIntegrationMaintainMeanwhile(t *testing.T) {
+	t.Parallel()
+	f := newDatedFolder(t)
+	f.record("good", f.save(namespace, "/good", noise(1, 100), ""))
+	plant := func() {
+		f.write(func(ctx context.Context, w repo.RepositoryWriter) error {
+			_, err := snapshot.SaveSnapshot(ctx, w, f.manifest(namespace, "/broken", &snapshot.DirEntry{Name: "f", Type: snapshot.EntryTypeFile}))
+			return err
+		})
+		f.clock.Step(time.Second)
+	}
+	plant()
+	const meanwhile = 4
+	planted := 0
+	log := slog.New(slog.NewTextHandler(writerFunc(func(p []byte) (int, error) { // tells of one that goes
+		if planted < meanwhile {
+			planted++
+			plant()
+		}
+		return len(p), nil
+	}), nil))
+	var result MaintenanceResult
+	f.must(collect(f.ctx, newWalker(f.rep), f.now(), log, &result))
+	left, err := listSnapshots(f.ctx, f.rep)
+	f.must(err)
+	if planted != meanwhile || result.UnusableCollected != meanwhile+1 || len(left) != 2 { // the good one and the canary
+		t.Errorf("%d were saved meanwhile, %d collected, %d are left", planted, result.UnusableCollected, len(left))
+	}
+}
+
+type writerFunc func([]byte) (int, error)
+
+func (w writerFunc) Write(p []byte) (int, error) { return w(p) }
+
 // A snapshot that cannot be walked, whatever is wrong with it, is in nobody's way if it is no
 // backup. A backup stops the collection, by its name, and not the compaction of indexes.
 func TestIntegrationMaintainDamage(t *testing.T) {
