@@ -23,11 +23,12 @@ type PodFailure struct {
 
 // Failure judges a container of a pod. A container that ended by itself has
 // failed, even while the kubelet is about to start it again: the reason is known
-// and waiting does not change it. Nil: it runs, or it may yet.
+// and waiting does not change it. Nil: it runs, or it may yet. One that has started is not
+// judged by how the one before it ended, nor by its readiness, which may pause.
 func Failure(pod *corev1.Pod, container string) *PodFailure {
 	for i := range pod.Status.ContainerStatuses {
 		s := &pod.Status.ContainerStatuses[i]
-		if s.Name != container || s.Ready {
+		if s.Name != container || s.Ready || HasStarted(s) {
 			continue
 		}
 		if w := s.State.Waiting; w != nil && slices.Contains(imageReasons, w.Reason) {
@@ -47,6 +48,11 @@ func Failure(pod *corev1.Pod, container string) *PodFailure {
 		return &PodFailure{"Evicted", cmp.Or(strings.TrimSpace(pod.Status.Reason+" "+pod.Status.Message), "the pod failed without a reason")}
 	}
 	return nil
+}
+
+// HasStarted says that a container runs and that its startup probe has succeeded.
+func HasStarted(s *corev1.ContainerStatus) bool {
+	return s.State.Running != nil && s.Started != nil && *s.Started
 }
 
 // Not ErrImagePull: the first try may meet a registry that is just restarting.

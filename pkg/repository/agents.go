@@ -25,19 +25,25 @@ type way struct {
 
 var errReplaced = errors.New("its pod is being replaced: run the action again")
 
-// agentOf reaches the agent of a ready server. errReplaced: none of its pods is ready.
+// agentOf reaches the agent of a server that has come up. errReplaced: none of its pods has.
 func (m *Manager) agentOf(ctx context.Context, rs *kopiav1alpha1.RepositoryServer) (*agentclient.Client, error) {
 	var pods corev1.PodList
 	if err := m.Client.List(ctx, &pods, client.InNamespace(rs.Namespace), client.MatchingLabels(labels(rs))); err != nil {
 		return nil, err
 	}
 	for _, pod := range pods.Items {
-		if judge([]corev1.Pod{pod}, rs.Status.Revision).phase == kopiav1alpha1.PhaseReady {
+		if isUp(&pod, rs.Status.Revision) {
 			return m.reach(ctx, rs.Name, &pod)
 		}
 	}
 	m.forget(rs.Name, nil)
 	return nil, errReplaced
+}
+
+// isUp says that a pod of a revision has come up, also while its readiness pauses.
+func isUp(pod *corev1.Pod, revision string) bool {
+	v := judge([]corev1.Pod{*pod}, revision)
+	return v.phase == kopiav1alpha1.PhaseReady || v.reason == reasonPaused
 }
 
 func (m *Manager) reach(ctx context.Context, id string, pod *corev1.Pod) (*agentclient.Client, error) {

@@ -93,13 +93,10 @@ func (m *Manager) activity(ctx context.Context, rs *kopiav1alpha1.RepositoryServ
 	return a, err
 }
 
-// works says whether a ready server has work that need not be of this controller: of one
+// works says whether a server has work that need not be of this controller: of one
 // before it, or beside it. One that is there and cannot be asked may have some. The lock
 // deciding is held.
 func (m *Manager) works(ctx context.Context, rs *kopiav1alpha1.RepositoryServer) bool {
-	if rs.Status.Phase != kopiav1alpha1.PhaseReady {
-		return false
-	}
 	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
 	defer cancel()
 	a, err := m.activity(ctx, rs, func(agent *agentclient.Client) (api.Activity, error) { return agent.Activity(ctx) })

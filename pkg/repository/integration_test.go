@@ -23,6 +23,7 @@ import (
 
 	certmanagerv1 "github.com/cert-manager/cert-manager/pkg/apis/certmanager/v1"
 	cmmeta "github.com/cert-manager/cert-manager/pkg/apis/meta/v1"
+	"golang.org/x/sync/errgroup"
 	appsv1 "k8s.io/api/apps/v1"
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -528,7 +529,8 @@ func TestIntegrationLifeCycle(t *testing.T) {
 		t.Errorf("the operation that is picked up: %v, or another password", err)
 	}
 
-	// Another controller has decided to stop it; who asks gets the next one.
+	// Another controller has decided to stop it; who asks gets the next one, and of many at
+	// once nobody another one than the others.
 	agent, err := w.Connect(ctx, "", w.pod.Name, "")
 	w.must(err)
 	w.must(agent.EndSession(ctx, "op-1"))
@@ -537,14 +539,28 @@ func TestIntegrationLifeCycle(t *testing.T) {
 		return err == nil && a.Draining
 	})
 	old := w.pod.Name
+	ids := []string{"op-2", "op-2-b", "op-2-c"}
 	w.open(r, func() (*repository.Repository, error) {
-		_, err := repo.Session(ctx, "op-2", "pvc.data", "ns-uid")
-		return repo, err
+		var all errgroup.Group
+		for _, id := range ids {
+			all.Go(func() error {
+				_, err := repo.Session(ctx, id, "pvc.data", "ns-uid")
+				return err
+			})
+		}
+		return repo, all.Wait()
 	})
 	if w.pod.Name == old {
-		t.Error("the session is of the server that drains")
+		t.Error("the sessions are of the server that drains")
 	}
-	w.must(repo.EndSession(ctx, "op-2"))
+	agent, err = w.Connect(ctx, "", w.pod.Name, "")
+	w.must(err)
+	if a, err := agent.Activity(ctx); err != nil || a.Sessions != len(ids) {
+		t.Errorf("the server that runs knows %d sessions of %d, %v", a.Sessions, len(ids), err)
+	}
+	for _, id := range ids {
+		w.must(repo.EndSession(ctx, id))
+	}
 
 	// Its pod has just gone, and no status says so yet; who asks gets the next one.
 	fresh := &repository.Manager{Client: w, Namespace: w.namespace, Agents: w, Clock: clock.RealClock{}, CA: w.manager.CA}

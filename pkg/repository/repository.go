@@ -44,10 +44,14 @@ func (r *Repository) Close() {
 	})
 }
 
-// drop forgets the way to the server's agent. The lock is held.
-func (r *Repository) drop() {
-	r.manager.forget(r.id, r.agent)
+// drop forgets a way to the server's agent; false: it is another by now. The lock is held.
+func (r *Repository) drop(agent *agentclient.Client) bool {
+	if r.agent != agent {
+		return false
+	}
+	r.manager.forget(r.id, agent)
 	r.agent = nil
+	return true
 }
 
 // ID names the repository; tokens of its backups begin with it.
@@ -157,7 +161,7 @@ func codeOf(err error) api.Code {
 func (r *Repository) ask(ctx context.Context, call func(*agentclient.Client) error) error {
 	broke := false
 	for {
-		agent, err := r.connect(ctx)
+		agent, revision, err := r.connect(ctx)
 		if err != nil {
 			return err
 		}
@@ -166,22 +170,29 @@ func (r *Repository) ask(ctx context.Context, call func(*agentclient.Client) err
 		case err == nil || ctx.Err() != nil:
 			return err
 		case code == api.CodeDraining:
-			r.mu.Lock()
-			r.drop()
-			err := r.bringUp(ctx, r.rs.Status.Revision)
-			r.mu.Unlock()
-			if err != nil {
+			if err := r.replace(ctx, agent, revision); err != nil {
 				return err
 			}
 		case code == "" && !broke:
 			broke = true
 			r.mu.Lock()
-			r.drop()
+			r.drop(agent)
 			r.mu.Unlock()
 		default:
 			return err
 		}
 	}
+}
+
+// replace brings another server up than the one of this agent and revision, which stops,
+// unless somebody has done so meanwhile: what he got may be at work already.
+func (r *Repository) replace(ctx context.Context, agent *agentclient.Client, revision string) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.drop(agent) {
+		return nil
+	}
+	return r.bringUp(ctx, revision)
 }
 
 // Record makes a snapshot a backup and returns the record as it is stored.
@@ -300,13 +311,14 @@ func (r *Repository) follow(ctx context.Context, req api.StartRequest, progress 
 // agentTimeout bounds how long a ready server's agent may be out of reach.
 const agentTimeout = 30 * time.Second
 
-// connect reaches the server's own agent. A pod that was replaced meanwhile is
-// waited for.
-func (r *Repository) connect(ctx context.Context) (*agentclient.Client, error) {
+// connect reaches the server's own agent, and says of which revision the server is. A pod
+// that was replaced meanwhile is waited for.
+func (r *Repository) connect(ctx context.Context) (_ *agentclient.Client, revision string, _ error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	revision = r.rs.Status.Revision
 	if r.agent != nil {
-		return r.agent, nil
+		return r.agent, revision, nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, agentTimeout)
 	defer cancel()
@@ -317,13 +329,13 @@ func (r *Repository) connect(ctx context.Context) (*agentclient.Client, error) {
 		agent, err := r.manager.agentOf(ctx, rs)
 		if err == nil {
 			r.agent = agent
-			return agent, nil
+			return agent, revision, nil
 		}
 		if !errors.Is(err, errReplaced) && !apierrors.IsNotFound(err) || pause.For(ctx, replacedPause) != nil {
-			return nil, fmt.Errorf("reach repository server %s: %w", r.ID(), err)
+			return nil, "", fmt.Errorf("reach repository server %s: %w", r.ID(), err)
 		}
-		if rs, err = r.manager.awaitReady(ctx, r.ID(), r.rs.Status.Revision); err != nil {
-			return nil, fmt.Errorf("reach repository server %s: %w", r.ID(), err)
+		if rs, err = r.manager.awaitReady(ctx, r.ID(), revision); err != nil {
+			return nil, "", fmt.Errorf("reach repository server %s: %w", r.ID(), err)
 		}
 	}
 }

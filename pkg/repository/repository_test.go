@@ -10,6 +10,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/utils/ptr"
 
 	kopiav1alpha1 "github.com/kanister-kopia/kanister-kopia/pkg/apis/kopia/v1alpha1"
 	"github.com/kanister-kopia/kanister-kopia/pkg/param"
@@ -229,6 +230,10 @@ func TestJudge(t *testing.T) {
 	lost.Spec.NodeName = "node-7"
 	unready := *lost.DeepCopy()
 	unready.Status.ContainerStatuses[0].Ready = false // by the kubelet's word
+	// It has come up, after one that had not.
+	paused := crashed.DeepCopy()
+	paused.Phase, paused.ContainerStatuses[0].Started = corev1.PodRunning, ptr.To(true)
+	paused.ContainerStatuses[0].State.Running = &corev1.ContainerStateRunning{}
 	given := pod("r", ready)
 	given.DeletionTimestamp = at(0)
 	for name, c := range map[string]struct {
@@ -238,6 +243,7 @@ func TestJudge(t *testing.T) {
 	}{
 		"its node is lost":       {[]corev1.Pod{lost}, kopiav1alpha1.PhaseStarting, "node-7 does not answer"},
 		"its probe fails":        {[]corev1.Pod{unready}, kopiav1alpha1.PhaseStarting, "starting"},
+		"its readiness pauses":   {[]corev1.Pod{pod("r", *paused)}, kopiav1alpha1.PhaseStarting, "is not ready at the moment"},
 		"it is given up":         {[]corev1.Pod{given}, kopiav1alpha1.PhaseStarting, "waiting"},
 		"its successor starts":   {[]corev1.Pod{given, pod("r", homeless)}, kopiav1alpha1.PhaseStarting, "0/1 nodes"},
 		"its successor is ready": {[]corev1.Pod{given, pod("r", ready)}, kopiav1alpha1.PhaseReady, "serving"},

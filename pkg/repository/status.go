@@ -18,6 +18,7 @@ const (
 	reasonStopped       = "Stopped"
 	reasonCertificate   = "WaitingForCertificate"
 	reasonStarting      = "Starting"
+	reasonPaused        = "NotReady"
 	reasonUnschedulable = "Unschedulable"
 	reasonNodeLost      = "NodeLost"
 	reasonLocationTaken = "LocationTaken"
@@ -60,5 +61,15 @@ func judge(pods []corev1.Pod, revision string) verdict {
 	if why := kube.Unschedulable(&pod); why != "" {
 		return verdict{kopiav1alpha1.PhaseStarting, reasonUnschedulable, "no node takes the pod: " + why}
 	}
+	if hasStarted(&pod) {
+		return verdict{kopiav1alpha1.PhaseStarting, reasonPaused, "it has come up, and is not ready at the moment"}
+	}
 	return verdict{kopiav1alpha1.PhaseStarting, reasonStarting, "starting"}
+}
+
+// hasStarted says that a server has come up in a pod.
+func hasStarted(pod *corev1.Pod) bool {
+	return slices.ContainsFunc(pod.Status.ContainerStatuses, func(s corev1.ContainerStatus) bool {
+		return s.Name == Container && kube.HasStarted(&s)
+	})
 }
