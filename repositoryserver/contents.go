@@ -71,10 +71,12 @@ func (s *streams) serve(_ *http.Server, conn *tls.Conn, _ http.Handler) {
 		return
 	}
 	defer s.memory.use()()
-	one := &stream{rep: s.rep, kopia: s.kopia, large: s.large, readOnly: session.readOnly}
+	ctx, cancel := context.WithCancel(session.ctx)
+	defer cancel()
+	one := &stream{session: session, end: cancel, rep: s.rep, kopia: s.kopia, large: s.large}
 	defer one.close()
 	f := s.rep.ContentReader().ContentFormat()
-	err = contents.Serve(session.ctx, conn, one, contents.Parameters{
+	err = contents.Serve(ctx, conn, one, contents.Parameters{
 		Hash: f.GetHashFunction(), HMACSecret: f.GetHmacSecret(), Splitter: s.rep.ObjectFormat().Splitter,
 		Compression: s.rep.ContentReader().SupportsContentCompression(),
 	}, s.limits, session.unread)
@@ -159,11 +161,11 @@ var errReadOnly = errors.New("access denied: the operation restores: it may read
 
 // stream is the repository as one stream sees it: with what it wrote and did not flush yet.
 type stream struct {
-	rep   repo.DirectRepository
-	kopia *kopiaServer
-	large chan struct{}
-	// readOnly streams are of who restores.
-	readOnly bool
+	session *session
+	end     context.CancelFunc
+	rep     repo.DirectRepository
+	kopia   *kopiaServer
+	large   chan struct{}
 
 	mu     sync.Mutex // protects the following
 	writer repo.DirectRepositoryWriter
@@ -210,7 +212,7 @@ func (s *stream) HasContent(ctx context.Context, id content.ID) error {
 
 func (s *stream) WriteContent(ctx context.Context, data []byte, prefix content.IDPrefix, comp compression.HeaderID) (content.ID, error) {
 	switch {
-	case s.readOnly:
+	case s.session.readOnly:
 		return content.EmptyID, errReadOnly
 	case !compressions[comp]:
 		return content.EmptyID, fmt.Errorf("access denied: compression %#x is not an operation's to choose", uint32(comp))
@@ -222,7 +224,9 @@ func (s *stream) WriteContent(ctx context.Context, data []byte, prefix content.I
 	return writeContent(ctx, w.ContentManager().WriteContent, data, prefix, comp)
 }
 
-// toWrite begins a write session with the stream's first write.
+// toWrite begins a write session with the stream's first write. Another stream of the session
+// that writes ends: an operation has one, and begins another when that one broke. Each has a
+// pack of every kind in memory.
 func (s *stream) toWrite(ctx context.Context) (repo.DirectRepositoryWriter, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -232,15 +236,21 @@ func (s *stream) toWrite(ctx context.Context) (repo.DirectRepositoryWriter, erro
 			return nil, fmt.Errorf("begin write session: %w", err)
 		}
 		s.writer = w
+		if before := s.session.writer.Swap(s); before != nil {
+			before.end()
+		}
 	}
 	s.dirty = true // so a flush finds a writer
 	return s.writer, nil
 }
 
+// AwaitFlush waits while the session has flushed too often.
+func (s *stream) AwaitFlush(ctx context.Context) error { return s.session.flushes.Wait(ctx) }
+
 // Flush brings what was written to the storage, and to Kopia's server, which reads the
 // index for itself: whoever is told of a backup may look at it through Kopia.
 func (s *stream) Flush(ctx context.Context) error {
-	if s.readOnly {
+	if s.session.readOnly {
 		return errReadOnly
 	}
 	s.mu.Lock()
@@ -263,6 +273,7 @@ func (s *stream) close() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.writer != nil {
+		s.session.writer.CompareAndSwap(s, nil)
 		_ = s.writer.Close(context.Background())
 	}
 }

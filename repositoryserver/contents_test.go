@@ -26,7 +26,7 @@ func TestStreamCompressions(t *testing.T) {
 	if lz4 := compression.ByName["lz4"]; lz4 != nil && compressions[lz4.HeaderID()] {
 		t.Error("lz4, which Kopia has given up, is taken")
 	}
-	if _, err := (&stream{}).WriteContent(t.Context(), []byte("data"), "", 0xdead); err == nil {
+	if _, err := (&stream{session: &session{}}).WriteContent(t.Context(), []byte("data"), "", 0xdead); err == nil {
 		t.Error("an unknown compression is taken")
 	}
 }

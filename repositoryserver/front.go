@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"github.com/kopia/kopia/repo"
+	"golang.org/x/sync/semaphore"
 
 	"github.com/kanister-kopia/kanister-kopia/agent/contents"
 )
@@ -46,6 +47,9 @@ const (
 	// long as the connection. The others are for those that broke without a word: it takes
 	// minutes until they are known to be gone, and what comes back meanwhile is not refused.
 	maxSessionStreams = 16
+	// mostTalks of them are with Kopia, which has all manifests of the repository in memory for
+	// each.
+	mostTalks = 4
 	// maxStreams bounds all clients together: as many as the sessions in use may have.
 	maxStreams = mostSessions * maxSessionStreams
 )
@@ -71,8 +75,9 @@ func newFront(s *sessions, k *kopiaServer, rep repo.DirectRepository, certificat
 		FlushInterval: -1, // each message at once
 		BufferPool:    &buffers{},
 		ModifyResponse: func(resp *http.Response) error {
-			session := resp.Request.Context().Value(sessionKey{}).(*session)
-			resp.Body = newAnswers(resp.Body, &session.untaken, func() {
+			talk := resp.Request.Context().Value(talkKey{}).(talk)
+			session := talk.session
+			resp.Body = newAnswers(resp.Body, &session.untaken, talk.unanswered, func() {
 				log.Warn("a session ends whose client does not take Kopia's answers", "session", session.ID, "user", session.Username+"@"+session.Hostname)
 				f.sessions.end(session.ID)
 			})
@@ -93,22 +98,31 @@ func newFront(s *sessions, k *kopiaServer, rep repo.DirectRepository, certificat
 			contents.Protocol: newStreams(f, k, rep, log).serve,
 		},
 		ReadHeaderTimeout: 10 * time.Second,
+		// Whoever has no password takes none of the memory that operations need.
+		MaxHeaderBytes: 16 << 10,
 		// net/http also keeps what it has of a connection that was cut for as long.
 		IdleTimeout: time.Minute,
 		HTTP2: &http.HTTP2Config{
-			MaxConcurrentStreams: 64, // of one connection
+			MaxConcurrentStreams: 16, // of one connection
 			// A client that is gone without a word is found out; one that stands still for a
 			// while, on a starved node or a paused one, is not.
 			SendPingTimeout: 30 * time.Second, PingTimeout: time.Minute,
-			MaxReceiveBufferPerConnection: 4 << 20, MaxReceiveBufferPerStream: 2 << 20,
+			// What is said here is small: contents go another way.
+			MaxReceiveBufferPerConnection: 256 << 10, MaxReceiveBufferPerStream: 128 << 10,
 		},
 		ErrorLog: quiet,
 	}
 	return f
 }
 
-// sessionKey is of a call's session in its context.
-type sessionKey struct{}
+// talk is one stream with Kopia.
+type talk struct {
+	session    *session
+	unanswered *unanswered
+}
+
+// talkKey is of a call's talk in its context.
+type talkKey struct{}
 
 func http2Only() *http.Protocols {
 	p := &http.Protocols{}
@@ -118,7 +132,7 @@ func http2Only() *http.Protocols {
 
 // serve serves until the server is shut down.
 func (f *front) serve(l net.Listener) error {
-	return fmt.Errorf("serve repository: %w", f.server.ServeTLS(l, "", ""))
+	return fmt.Errorf("serve repository: %w", f.server.ServeTLS(newConnections(l), "", ""))
 }
 
 // enter finds the session of a password and counts its stream, which has a slot, until leave.
@@ -161,6 +175,11 @@ func (f *front) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		refuse(w, r, grpcPermissionDenied, errReadOnly.Error())
 		return
 	}
+	if !session.talks.TryAcquire(1) {
+		refuse(w, r, grpcResourceExhausted, contents.ErrBusy.Error())
+		return
+	}
+	defer session.talks.Release(1)
 	private, err := f.password(r.Context(), user, host)
 	if err != nil {
 		refuse(w, r, grpcUnavailable, err.Error())
@@ -180,8 +199,10 @@ func (f *front) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			<-cut // w is this call's only
 		}
 	}()
-	r = r.WithContext(context.WithValue(ctx, sessionKey{}, session))
-	r.Body, r.ContentLength = newRequests(r.Body, &session.saved), -1
+	with := talk{session, &unanswered{room: session.unanswered}}
+	defer with.unanswered.end()
+	r = r.WithContext(context.WithValue(ctx, talkKey{}, with))
+	r.Body, r.ContentLength = newRequests(ctx, r.Body, session, with.unanswered), -1
 	// Exactly these: a second value of a header would be another user's word.
 	r.Header["Kopia-Username"], r.Header["Kopia-Hostname"], r.Header["Kopia-Password"] = []string{user}, []string{host}, []string{private}
 	f.proxy.ServeHTTP(w, r)
@@ -193,11 +214,15 @@ const (
 	refuseLimit   = 64 << 10
 )
 
+// refusals are waited for by so many at once: whoever has no password says all that he likes.
+var refusals = semaphore.NewWeighted(256)
+
 // refuse answers a gRPC call with an error, without a body. It waits for the first
 // message: a client that is answered while it still sends sees a broken stream and
 // never reads why.
 func refuse(w http.ResponseWriter, r *http.Request, code int, message string) {
-	if err := http.NewResponseController(w).SetReadDeadline(time.Now().Add(refuseTimeout)); err == nil {
+	if err := http.NewResponseController(w).SetReadDeadline(time.Now().Add(refuseTimeout)); err == nil && refusals.TryAcquire(1) {
+		defer refusals.Release(1)
 		header := make([]byte, 5)
 		if _, err := io.ReadFull(r.Body, header); err == nil {
 			_, _ = io.CopyN(io.Discard, r.Body, min(refuseLimit, int64(binary.BigEndian.Uint32(header[1:]))))

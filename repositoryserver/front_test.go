@@ -24,7 +24,7 @@ import (
 
 // startFront runs a front with one session, of u@h, before something that it takes for
 // Kopia. send calls it.
-func startFront(t *testing.T, kopia http.HandlerFunc) (f *front, session api.Session, send func(user, password string) *http.Response) {
+func startFront(t *testing.T, kopia http.HandlerFunc) (f *front, address string, session api.Session, send func(user, password string) *http.Response) {
 	t.Helper()
 	behind := httptest.NewUnstartedServer(kopia)
 	behind.EnableHTTP2 = true
@@ -48,7 +48,7 @@ func startFront(t *testing.T, kopia http.HandlerFunc) (f *front, session api.Ses
 	roots.AddCert(behind.Certificate())
 	client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots}, ForceAttemptHTTP2: true}}
 	t.Cleanup(client.CloseIdleConnections)
-	return f, session, func(user, password string) *http.Response {
+	return f, l.Addr().String(), session, func(user, password string) *http.Response {
 		t.Helper()
 		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "https://"+l.Addr().String()+kopiaService+"Session", strings.NewReader(""))
 		if err != nil {
@@ -72,10 +72,10 @@ func TestFrontClientThatDoesNotRead(t *testing.T) {
 	}{"little": {mostUntaken / 2, false}, "without end": {1 << 40, true}} {
 		t.Run(name, func(t *testing.T) {
 			said, gone := make(chan int64, 1), make(chan struct{})
-			f, one, send := startFront(t, func(w http.ResponseWriter, r *http.Request) {
+			f, _, one, send := startFront(t, func(w http.ResponseWriter, r *http.Request) {
 				defer close(gone)
 				n := int64(0)
-				for block := make([]byte, 64<<10); n < c.says; n += int64(len(block)) {
+				for block := []byte(message(text(17, string(make([]byte, 64<<10))))); n < c.says; n += int64(len(block)) {
 					if _, err := w.Write(block); err != nil {
 						break
 					}
@@ -152,7 +152,7 @@ func TestFrontStreamsOfSession(t *testing.T) {
 func TestFrontGuards(t *testing.T) {
 	var reached atomic.Int32
 	var seen atomic.Pointer[http.Header]
-	f, session, send := startFront(t, func(_ http.ResponseWriter, r *http.Request) {
+	f, _, session, send := startFront(t, func(_ http.ResponseWriter, r *http.Request) {
 		reached.Add(1)
 		seen.Store(&r.Header)
 	})

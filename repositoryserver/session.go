@@ -14,6 +14,9 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sync/semaphore"
+	"golang.org/x/time/rate"
+
 	"github.com/kanister-kopia/kanister-kopia/agent/api"
 	"github.com/kanister-kopia/kanister-kopia/agent/contents"
 )
@@ -45,13 +48,20 @@ type session struct {
 	readOnly bool
 	ctx      context.Context // ends with the session
 	cancel   context.CancelFunc
-	unread   *contents.Unread
-	untaken  atomic.Int64 // bytes of Kopia's answers
-	saved    atomic.Int64 // bytes of manifests
-	streams  int
-	callers  int       // who asked for it, but for those who gave it up
-	asked    time.Time // by its controller, the last time
-	touched  time.Time // asked for, or a stream of it ended
+	// sourcePath is of the one source that it may save manifests of; "": of any.
+	sourcePath string
+	unread     *contents.Unread
+	untaken    atomic.Int64 // bytes of Kopia's answers
+	unanswered *semaphore.Weighted
+	manifests  atomic.Int64           // that it saved
+	saved      atomic.Int64           // bytes of them
+	talks      *semaphore.Weighted    // streams of Kopia's
+	writer     atomic.Pointer[stream] // the stream of contents that writes
+	flushes    *rate.Limiter
+	streams    int
+	callers    int       // who asked for it, but for those who gave it up
+	asked      time.Time // by its controller, the last time
+	touched    time.Time // asked for, or a stream of it ended
 }
 
 const (
@@ -64,6 +74,11 @@ const (
 	// longestOperation is how long it works at most. No controller may come back to end it,
 	// and who keeps a stream open would keep the server up for ever.
 	longestOperation = 7 * 24 * time.Hour
+	// mostFlushes come at once, and then one each flushPause. An operation flushes every few
+	// minutes. Each is an index blob, which makes a repository slow until hours later, and has
+	// Kopia read the repository's index again while everybody waits.
+	mostFlushes = 60
+	flushPause  = 15 * time.Second
 )
 
 func newSessions(most int, now func() time.Time) *sessions {
@@ -122,7 +137,12 @@ func errDraining() *api.Problem {
 
 // add makes a session. The lock is held.
 func (s *sessions) add(req api.SessionRequest, now time.Time) *session {
-	n := &session{Session: api.Session{ID: req.ID, Username: req.Username, Hostname: req.Hostname, Password: rand.Text() + rand.Text()}, readOnly: req.ReadOnly, unread: contents.NewUnread(), callers: 1, asked: now, touched: now}
+	n := &session{
+		Session:  api.Session{ID: req.ID, Username: req.Username, Hostname: req.Hostname, Password: rand.Text() + rand.Text()},
+		readOnly: req.ReadOnly, sourcePath: req.SourcePath, callers: 1, asked: now, touched: now,
+		unread: contents.NewUnread(), unanswered: semaphore.NewWeighted(mostUnanswered), talks: semaphore.NewWeighted(mostTalks),
+		flushes: rate.NewLimiter(rate.Every(flushPause), mostFlushes),
+	}
 	n.hash = sha256.Sum256([]byte(n.Password))
 	n.ctx, n.cancel = context.WithCancel(context.Background())
 	s.by[req.ID] = n

@@ -495,6 +495,8 @@ type SessionRequest struct {
 	Hostname string `json:"hostname"`
 	// ReadOnly is for who restores: the password reads contents by their ids, and does nothing else.
 	ReadOnly bool `json:"readOnly,omitempty" since:"2,hint"`
+	// SourcePath is of the source that the operation backs up: it saves no snapshot of another.
+	SourcePath string `json:"sourcePath,omitempty" since:"2,hint"`
 }
 
 // Session is the answer: what an agent needs, but for URL and CA, which the

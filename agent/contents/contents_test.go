@@ -121,6 +121,8 @@ func (s *store) WriteContent(_ context.Context, data []byte, prefix content.IDPr
 	return content.IDFromHash(prefix, h.Sum(nil)[:16])
 }
 
+func (s *store) AwaitFlush(context.Context) error { return nil }
+
 func (s *store) Flush(context.Context) error {
 	if s.flush != nil {
 		s.flush()

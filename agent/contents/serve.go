@@ -29,6 +29,8 @@ type Repository interface {
 	HasContent(ctx context.Context, id content.ID) error
 	// WriteContent may keep nothing of data.
 	WriteContent(ctx context.Context, data []byte, prefix content.IDPrefix, comp compression.HeaderID) (content.ID, error)
+	// AwaitFlush waits until a flush may have a turn.
+	AwaitFlush(ctx context.Context) error
 	Flush(ctx context.Context) error
 }
 
@@ -217,7 +219,12 @@ func (s *served) answer(ctx context.Context, q numbered) (a answered, err error)
 	defer s.giveBack(q.data) // the client may leave the answer lying
 	a = answered{frame: frame{number: q.number}, to: q.kind, written: func() {}}
 	do := func() ([]byte, error) { return s.do(ctx, q.request) }
-	if q.kind == kindRead {
+	switch q.kind {
+	case kindFlush:
+		if err := s.rep.AwaitFlush(ctx); err != nil {
+			return a, err
+		}
+	case kindRead:
 		length, read, err := s.rep.Content(ctx, q.id)
 		if err != nil {
 			a.verdict, a.body = verdictOf(err)

@@ -64,7 +64,9 @@ func (d *Data) take(ctx context.Context, call Call, repo *repository.Repository,
 	}
 	defer done()
 	step("opening a session")
-	credentials, end, err := d.session(ctx, repo, repo.Session, b.operation, b.username, hostname)
+	credentials, end, err := d.session(ctx, repo, b.operation, func(ctx context.Context, id string) (*api.Credentials, error) {
+		return repo.Session(ctx, id, b.username, hostname, sourcePath)
+	})
 	if err != nil {
 		return api.Record{}, err
 	}

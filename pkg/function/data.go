@@ -48,8 +48,8 @@ const endTimeout = 15 * time.Second
 
 // session mints a password for one operation. Call end: the password stops working when
 // it returns, unless the controller goes away: the next one asks for the same session.
-func (d *Data) session(ctx context.Context, repo *repository.Repository, open opensSession, id, username, hostname string) (credentials *api.Credentials, end func(), err error) {
-	credentials, err = open(ctx, id, username, hostname)
+func (d *Data) session(ctx context.Context, repo *repository.Repository, id string, open opensSession) (credentials *api.Credentials, end func(), err error) {
+	credentials, err = open(ctx, id)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -66,8 +66,8 @@ func (d *Data) session(ctx context.Context, repo *repository.Repository, open op
 	}), nil
 }
 
-// opensSession is Session or ReadSession of the repository.
-type opensSession func(ctx context.Context, id, username, hostname string) (*api.Credentials, error)
+// opensSession is Session or ReadSession of the repository, for somebody.
+type opensSession func(ctx context.Context, id string) (*api.Credentials, error)
 
 // detached says that the controller goes away and what runs is to go on.
 func detached(ctx context.Context) bool {

@@ -52,7 +52,9 @@ func (d *Data) restore(ctx context.Context, call Call, repo *repository.Reposito
 		Prefix: r.moverPrefix, OperationID: r.operation, Namespace: r.namespace, Claims: []string{r.claim},
 		Identity: identity.Or(mover.FromOwner(r.record.Snapshot.Root.UID, r.record.Snapshot.Root.GID)),
 	}, pod, func(m *mover.Mover) error {
-		credentials, end, err := d.session(ctx, repo, repo.ReadSession, r.operation, restoreUser, repo.Tenant().NamespaceUID)
+		credentials, end, err := d.session(ctx, repo, r.operation, func(ctx context.Context, id string) (*api.Credentials, error) {
+			return repo.ReadSession(ctx, id, restoreUser, repo.Tenant().NamespaceUID)
+		})
 		if err != nil {
 			return err
 		}

@@ -55,7 +55,7 @@ func TestIntegrationExternal(t *testing.T) {
 
 	repo := w.open(r, open)
 	defer repo.Close()
-	credentials, err := repo.Session(ctx, "op-1", "pvc.data", "ns-uid")
+	credentials, err := repo.Session(ctx, "op-1", "pvc.data", "ns-uid", "/")
 	w.must(err)
 	if credentials.Username != theirs.Username || credentials.Hostname != theirs.Hostname || credentials.Password != theirs.Password ||
 		credentials.URL != theirs.URL || credentials.CA != string(ca.PEM) {

@@ -424,7 +424,11 @@ func (w *world) agent(volume string) *agentclient.Client {
 func (w *world) run(repo *repository.Repository, agent *agentclient.Client, username string, req api.StartRequest) *api.Result {
 	w.Helper()
 	ctx := w.Context()
-	credentials, err := repo.Session(ctx, req.ID, username, repo.Tenant().NamespaceUID)
+	sourcePath := ""
+	if req.Snapshot != nil {
+		sourcePath = req.Snapshot.SourcePath
+	}
+	credentials, err := repo.Session(ctx, req.ID, username, repo.Tenant().NamespaceUID, sourcePath)
 	w.must(err)
 	if strings.Contains(credentials.URL, ".svc:") { // a Service leads to the process
 		credentials.URL = fmt.Sprintf("https://127.0.0.1:%d", w.listen)
@@ -501,7 +505,7 @@ func TestIntegrationLifeCycle(t *testing.T) {
 		t.Errorf("a namespace that is not listed: %v", err)
 	}
 	repo := w.open(r, func() (*repository.Repository, error) { return w.manager.Open(ctx, w.ref("shop")) })
-	credentials, err := repo.Session(ctx, "op-1", "pvc.data", "ns-uid")
+	credentials, err := repo.Session(ctx, "op-1", "pvc.data", "ns-uid", "/")
 	w.must(err)
 	if credentials.CA != string(w.plane.CA.PEM) || credentials.URL != "https://shared.control.svc:51515" {
 		t.Errorf("credentials for %s", credentials.URL)
@@ -525,7 +529,7 @@ func TestIntegrationLifeCycle(t *testing.T) {
 	changed := w.ref("shop")
 	changed.InsecureTLS = true
 	repo = w.open(r, func() (*repository.Repository, error) { return w.manager.Open(ctx, changed) })
-	if again, err := repo.Session(ctx, "op-1", "pvc.data", "ns-uid"); err != nil || again.Password != credentials.Password {
+	if again, err := repo.Session(ctx, "op-1", "pvc.data", "ns-uid", "/"); err != nil || again.Password != credentials.Password {
 		t.Errorf("the operation that is picked up: %v, or another password", err)
 	}
 
@@ -544,7 +548,7 @@ func TestIntegrationLifeCycle(t *testing.T) {
 		var all errgroup.Group
 		for _, id := range ids {
 			all.Go(func() error {
-				_, err := repo.Session(ctx, id, "pvc.data", "ns-uid")
+				_, err := repo.Session(ctx, id, "pvc.data", "ns-uid", "/")
 				return err
 			})
 		}
@@ -572,7 +576,7 @@ func TestIntegrationLifeCycle(t *testing.T) {
 	w.mu.Unlock()
 	asked := make(chan error, 1)
 	go func() {
-		_, err := other.Session(ctx, "op-3", "pvc.data", "ns-uid")
+		_, err := other.Session(ctx, "op-3", "pvc.data", "ns-uid", "/")
 		asked <- err
 	}()
 	testenv.Eventually(w, time.Minute, "the pod that is gone is asked", func() bool { return w.lost.Load() > 0 })
@@ -583,7 +587,7 @@ func TestIntegrationLifeCycle(t *testing.T) {
 	fresh = &repository.Manager{Client: w, Namespace: w.namespace, Agents: w, Clock: clock.RealClock{}, CA: w.manager.CA}
 	stalled, err := fresh.Open(ctx, changed)
 	w.must(err)
-	_, err = stalled.Session(ctx, "op-3", "pvc.data", "ns-uid")
+	_, err = stalled.Session(ctx, "op-3", "pvc.data", "ns-uid", "/")
 	w.must(err)
 	w.stall.Cut()
 	w.stall = nil
@@ -648,7 +652,7 @@ func TestIntegrationNodeLost(t *testing.T) {
 	r := w.reconciler()
 	repo := w.open(r, func() (*repository.Repository, error) { return w.manager.Open(ctx, w.ref("shop")) })
 	defer repo.Close()
-	_, err := repo.Session(ctx, "op-1", "pvc.data", "ns-uid")
+	_, err := repo.Session(ctx, "op-1", "pvc.data", "ns-uid", "/")
 	w.must(err)
 
 	w.must(w.process.Cmd.Process.Signal(syscall.SIGSTOP))
@@ -683,7 +687,7 @@ func TestIntegrationNodeLost(t *testing.T) {
 		t.Errorf("the server is on %s", w.pod.Spec.NodeName)
 	}
 	// It is the one that is asked, by who was connected with the other, too.
-	again, err := repo.Session(ctx, "op-1", "pvc.data", "ns-uid")
+	again, err := repo.Session(ctx, "op-1", "pvc.data", "ns-uid", "/")
 	if err != nil {
 		t.Fatalf("the operation, asked for again: %v", err)
 	}
@@ -877,7 +881,7 @@ func TestIntegrationNewImage(t *testing.T) {
 		return d.Spec.Template.Spec.Containers[0].Image
 	}
 	repo := w.open(r, func() (*repository.Repository, error) { return w.manager.Open(ctx, w.ref("shop")) })
-	credentials, err := repo.Session(ctx, "op-1", "pvc.data", "ns-uid")
+	credentials, err := repo.Session(ctx, "op-1", "pvc.data", "ns-uid", "/")
 	w.must(err)
 	repo.Close()
 	old := w.pod.Name
@@ -894,7 +898,7 @@ func TestIntegrationNewImage(t *testing.T) {
 		return time.Now().After(end)
 	})
 	repo = w.open(r, func() (*repository.Repository, error) { return w.manager.Open(ctx, w.ref("shop")) })
-	if again, err := repo.Session(ctx, "op-1", "pvc.data", "ns-uid"); err != nil || again.Password != credentials.Password {
+	if again, err := repo.Session(ctx, "op-1", "pvc.data", "ns-uid", "/"); err != nil || again.Password != credentials.Password {
 		t.Errorf("the operation that goes on: %v, or another password", err)
 	}
 	w.must(repo.EndSession(ctx, "op-1"))

@@ -89,10 +89,10 @@ func (r *Repository) SourcePath(username, pathInVolume string) string {
 const queuePause = 2 * time.Second
 
 // Session mints a password for one user and one operation, when it is the
-// operation's turn. The same id again gives the same password, so a phase that goes
-// on after a restart asks anew. End it with EndSession.
-func (r *Repository) Session(ctx context.Context, id, username, hostname string) (*api.Credentials, error) {
-	return r.session(ctx, api.SessionRequest{ID: id, Username: username, Hostname: hostname})
+// operation's turn, which backs up one source. The same id again gives the same password,
+// so a phase that goes on after a restart asks anew. End it with EndSession.
+func (r *Repository) Session(ctx context.Context, id, username, hostname, sourcePath string) (*api.Credentials, error) {
+	return r.session(ctx, api.SessionRequest{ID: id, Username: username, Hostname: hostname, SourcePath: sourcePath})
 }
 
 // ReadSession is Session for an operation that restores: its password reads contents and does

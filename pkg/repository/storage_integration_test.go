@@ -119,7 +119,7 @@ func TestIntegrationStorageOutage(t *testing.T) {
 	if c.Reason != "StorageUnavailable" || !strings.Contains(c.Message, "the storage has not answered since") {
 		t.Errorf("condition %+v", c)
 	}
-	if _, err := repo.Session(ctx, "op-1", "pvc.data", "ns-uid"); err == nil || !strings.Contains(err.Error(), "the storage has not answered since") {
+	if _, err := repo.Session(ctx, "op-1", "pvc.data", "ns-uid", "/"); err == nil || !strings.Contains(err.Error(), "the storage has not answered since") {
 		t.Errorf("a session in the outage: %v", err)
 	}
 	if p := w.get().Status.Phase; p != kopiav1alpha1.PhaseReady {
@@ -127,7 +127,7 @@ func TestIntegrationStorageOutage(t *testing.T) {
 	}
 	w.s3.Gateway = w.s3.Gateway.Again(t)
 	testenv.Eventually(t, time.Minute, "a session after the outage", func() bool {
-		_, err := repo.Session(ctx, "op-1", "pvc.data", "ns-uid")
+		_, err := repo.Session(ctx, "op-1", "pvc.data", "ns-uid", "/")
 		return err == nil
 	})
 	w.turn(r, "the end of the outage is told", degraded(metav1.ConditionFalse))
