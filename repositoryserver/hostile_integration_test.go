@@ -434,11 +434,20 @@ func TestIntegrationUsersSayLittleToKopia(t *testing.T) {
 	const (
 		initialize = 10 // the requests' numbers, and those of the answers
 		flush      = 12
+		save       = 16
 		find       = 17
 	)
-	session := w.protocol(w.session(s, "hostile", "pvc.data"))
+	session := w.protocol(w.sessionOf(s, api.SessionRequest{ID: "hostile", Username: "pvc.data", Hostname: host, SourcePath: "/data"}))
 	if kind, _ := session(initialize); kind != initialize {
 		t.Fatalf("the session began with %d", kind)
+	}
+	snapshotOf := func(paths ...string) string {
+		label := func(name, value string) string { return protoText(2, protoText(1, name)+protoText(2, value)) }
+		said := protoText(1, "{}") + label("type", "snapshot") + label("username", "pvc.data") + label("hostname", host)
+		for _, path := range paths {
+			said += label("path", path)
+		}
+		return said
 	}
 	known := strings.Repeat("0", 32)
 	for name, c := range map[string]struct {
@@ -449,7 +458,9 @@ func TestIntegrationUsersSayLittleToKopia(t *testing.T) {
 		"write a content":      {13, protoText(1, "k") + protoText(2, "content")},
 		"write a manifest's":   {13, protoText(1, "m") + protoText(2, "content")},
 		"read a content":       {14, protoText(1, known)},
-		"write too much":       {16, protoText(1, strings.Repeat(" ", 1<<20)+"{}")},
+		"write too much":       {save, protoText(1, strings.Repeat(" ", 1<<20)+"{}")},
+		"another source's":     {save, snapshotOf("/other")},
+		"two sources'":         {save, snapshotOf("/data", "/other")},
 		"delete":               {18, protoText(1, known)},
 		"fill a cache":         {19, protoText(1, known)},
 		"apply retention":      {20, protoText(1, "/")},
@@ -460,8 +471,11 @@ func TestIntegrationUsersSayLittleToKopia(t *testing.T) {
 			t.Errorf("%s is answered with %d (%d), want an error", name, kind, code)
 		}
 	}
-	for name, kind := range map[string]int{"flush": flush, "look for manifests": find} {
-		if got, code := session(kind); got != kind {
+	for name, c := range map[string]struct {
+		kind int
+		body string
+	}{"flush": {flush, ""}, "look for manifests": {find, ""}, "save a snapshot of its source": {save, snapshotOf("/data")}} {
+		if got, code := session(c.kind, c.body); got != c.kind {
 			t.Errorf("%s is answered with %d (%d)", name, got, code)
 		}
 	}

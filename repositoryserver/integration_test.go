@@ -232,7 +232,7 @@ func snapshotRequest(id string, c *api.Credentials, path string) api.StartReques
 func (w *world) backup(s *server, agent *client.Client, id, path string) api.Record {
 	w.Helper()
 	ctx := w.context()
-	result, err := agent.Run(ctx, snapshotRequest(id, w.session(s, id, "pvc.data"), path), func(api.Progress) {})
+	result, err := agent.Run(ctx, snapshotRequest(id, w.sessionOf(s, api.SessionRequest{ID: id, Username: "pvc.data", Hostname: host, SourcePath: path}), path), func(api.Progress) {})
 	w.must(err)
 	w.must(s.agent.EndSession(ctx, id))
 	return w.record(s, id, prefix, path, *result.Snapshot)
