@@ -27,6 +27,19 @@ import (
 	"github.com/kanister-kopia/kanister-kopia/repositoryserver"
 )
 
+// Fewer operations work at once in little memory; the others wait.
+func TestIntegrationLittleMemory(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.environment = []string{"GOMEMLIMIT=200MiB"}
+	s := w.serve()
+	w.session(s, "one", "pvc.data")
+	w.session(s, "two", "pvc.data")
+	if _, err := s.agent.StartSession(w.context(), api.SessionRequest{ID: "three", Username: "pvc.data", Hostname: host}); code(err) != api.CodeBusy {
+		t.Errorf("a third operation: %v, want that it waits", err)
+	}
+}
+
 // A server that is in use does not drain; one that drains lets nobody in, and says so.
 func TestIntegrationDrain(t *testing.T) {
 	t.Parallel()

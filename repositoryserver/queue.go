@@ -3,8 +3,14 @@
 package repositoryserver
 
 import (
+	"context"
+	"fmt"
 	"maps"
 	"time"
+
+	"github.com/kopia/kopia/repo"
+	"github.com/kopia/kopia/repo/manifest"
+	"github.com/kopia/kopia/snapshot"
 
 	"github.com/kanister-kopia/kanister-kopia/agent/api"
 )
@@ -12,6 +18,36 @@ import (
 // mostSessions bounds what uploads at once: it is what the server's memory is made
 // for. More wait.
 const mostSessions = 16
+
+// What a server has in memory, in bytes: by itself, and for each operation, to which Kopia's
+// library adds a copy of all manifests, more than half as large again in memory.
+const (
+	baseMemory    = 150 << 20
+	sessionMemory = 24 << 20
+	// entryMemory is of a manifest beside what it says.
+	entryMemory = 400
+)
+
+// sessionsIn is how many sessions a limit of memory has room for, with manifests of so many
+// bytes: two at least, which is for who set the limit.
+func sessionsIn(limit, manifests int64) int {
+	each := sessionMemory + manifests*17/10
+	return int(min(max((limit-baseMemory)/each, 2), mostSessions))
+}
+
+// manifestBytes is what the manifests of backups take: snapshots and records.
+func manifestBytes(ctx context.Context, rep repo.Repository) (total int64, err error) {
+	for _, kind := range []string{snapshot.ManifestType, recordType} {
+		entries, err := rep.FindManifests(ctx, map[string]string{manifest.TypeLabelKey: kind})
+		if err != nil {
+			return 0, fmt.Errorf("measure manifests: %w", err)
+		}
+		for _, e := range entries {
+			total += int64(e.Length) + entryMemory
+		}
+	}
+	return total, nil
+}
 
 // waiterPatience is how long a place in the queue is kept for somebody who does not
 // ask again.

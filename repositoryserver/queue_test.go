@@ -4,6 +4,7 @@ package repositoryserver
 
 import (
 	"fmt"
+	"math"
 	"testing"
 	"time"
 
@@ -139,5 +140,26 @@ func TestDrain(t *testing.T) {
 	}
 	if a := s.drain(time.Hour); !a.Draining {
 		t.Error("a server that drains serves again")
+	}
+}
+
+// A server with little memory, or with the manifests of many backups, lets fewer in at once.
+func TestSessionsIn(t *testing.T) {
+	const mib = 1 << 20
+	for name, c := range map[string]struct {
+		limit, manifests int64
+		want             int
+	}{
+		"usual":               {614 * mib, 0, mostSessions},
+		"some":                {614 * mib, 2 * mib, mostSessions},
+		"ten thousand":        {614 * mib, 20 * mib, 8},
+		"the same, more room": {1200 * mib, 20 * mib, mostSessions},
+		"little room":         {200 * mib, 0, 2},
+		"none":                {10 * mib, 0, 2},
+		"no limit":            {math.MaxInt64, 100 * mib, mostSessions},
+	} {
+		if got := sessionsIn(c.limit, c.manifests); got != c.want {
+			t.Errorf("%s: %d, want %d", name, got, c.want)
+		}
 	}
 }

@@ -91,6 +91,15 @@ func serveRepository(ctx context.Context, o Options, seed func(context.Context, 
 		return o.scrubbed(err)
 	}
 	o.Log.Info("repository is seeded", "repository", o.Config.RepositoryID)
+	manifests, err := manifestBytes(kctx, rep)
+	if err != nil {
+		return o.scrubbed(err)
+	}
+	if most := sessionsIn(debug.SetMemoryLimit(-1), manifests); most < mostSessions {
+		o.Log.Warn("fewer operations than usual work at once, or there is not memory enough: spec.resources of the RepositoryServer gives more, and deleted backups take none",
+			"operations", most, "of", mostSessions, "manifestBytes", manifests)
+		open.fit(most)
+	}
 
 	startCtx, stopStart := context.WithTimeout(ctx, startTimeout)
 	defer stopStart()

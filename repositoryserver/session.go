@@ -85,6 +85,13 @@ func newSessions(most int, now func() time.Time) *sessions {
 	return &sessions{now: now, most: most, by: map[string]*session{}, waiting: map[string]*waiter{}, used: now()}
 }
 
+// fit changes how many may be in use at once.
+func (s *sessions) fit(most int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.most = most
+}
+
 var (
 	// kopiaName is Kopia's alphabet for the parts of a user's name.
 	kopiaName = regexp.MustCompile(`^[a-z0-9._-]{1,253}$`)
