@@ -74,13 +74,16 @@ func TestIntegrationHostileMemory(t *testing.T) {
 	label := func(field int, name, value string) string {
 		return protoText(field, protoText(1, name)+protoText(2, value))
 	}
-	snapshot := protoText(1, "{}") + label(2, "type", "snapshot") + label(2, "username", "pvc.data") + label(2, "hostname", host) + label(2, "path", "/")
+	source := func(field int, path string) string {
+		return label(field, "type", "snapshot") + label(field, "username", "pvc.data") + label(field, "hostname", host) + label(field, "path", path)
+	}
+	snapshot := protoText(1, "{}") + source(2, "/")
 	w.must(says(10, ""))
 	for range 9_000 {
 		w.must(says(16, snapshot))
 	}
 	w.must(says(12, ""))
-	search := label(1, "type", "snapshot") + label(1, "path", "/none") + protoText(9, strings.Repeat("x", 200<<10))
+	search := source(1, "/none") + protoText(9, strings.Repeat("x", 200<<10))
 	asking := make(chan error, 1)
 	asks, stop := context.WithCancel(ctx)
 	go func() {
