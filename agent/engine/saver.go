@@ -4,7 +4,9 @@ package engine
 
 import (
 	"context"
+	"unicode/utf8"
 
+	"github.com/kopia/kopia/fs"
 	"github.com/kopia/kopia/repo"
 	"github.com/kopia/kopia/repo/manifest"
 	"github.com/kopia/kopia/snapshot"
@@ -26,14 +28,40 @@ func (*saver) ApplyRetentionPolicy(context.Context, string, bool) ([]manifest.ID
 // its directories have as many, and the snapshot itself has all (Kopia v0.23).
 const mostFailed = 10
 
+// mostSaid bytes of each path and reason stay: a snapshot of a week saves a manifest every few
+// minutes, and the server takes so many bytes of them in a session.
+const mostSaid = 300
+
 // PutManifest saves no more of what could not be read than Kopia says that it does. The
 // operation's result has what there is to know.
 func (s *saver) PutManifest(ctx context.Context, labels map[string]string, payload any) (manifest.ID, error) {
-	if man, ok := payload.(*snapshot.Manifest); ok && man.RootEntry != nil && man.RootEntry.DirSummary != nil && len(man.RootEntry.DirSummary.FailedEntries) > mostFailed {
+	if man, ok := payload.(*snapshot.Manifest); ok && man.RootEntry != nil && man.RootEntry.DirSummary != nil && len(man.RootEntry.DirSummary.FailedEntries) > 0 {
 		short, root, summary := *man, *man.RootEntry, man.RootEntry.DirSummary.Clone()
-		summary.FailedEntries = summary.FailedEntries[:mostFailed]
+		summary.FailedEntries = shortened(summary.FailedEntries)
 		root.DirSummary, short.RootEntry = &summary, &root
 		payload = &short
 	}
 	return s.RepositoryWriter.PutManifest(ctx, labels, payload)
+}
+
+// shortened are the first entries, with as much of each as stays.
+func shortened(failed []*fs.EntryWithError) []*fs.EntryWithError {
+	var short []*fs.EntryWithError
+	for _, e := range failed[:min(len(failed), mostFailed)] {
+		short = append(short, &fs.EntryWithError{EntryPath: cut(e.EntryPath), Error: cut(e.Error)})
+	}
+	return short
+}
+
+// cut is the end of a text that is too long, at a character's edge: there is what tells
+// entries apart, and the reason.
+func cut(text string) string {
+	if len(text) <= mostSaid {
+		return text
+	}
+	begin := len(text) - mostSaid
+	for begin < len(text) && !utf8.RuneStart(text[begin]) {
+		begin++
+	}
+	return "…" + text[begin:]
 }
