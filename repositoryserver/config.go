@@ -22,6 +22,8 @@ type Config struct {
 	Password string        `json:"password"`
 	// RepositoryID is the name of the RepositoryServer.
 	RepositoryID string `json:"repositoryID"`
+	// Replaces is the name of one whose repository it takes over.
+	Replaces string `json:"replaces,omitempty"`
 	// AllowCreate lets an empty storage be initialised: only a repository that was
 	// never seen may be made.
 	AllowCreate bool   `json:"allowCreate"`

@@ -75,6 +75,9 @@ func Maintain(ctx context.Context, o MaintainOptions) (result MaintenanceResult,
 		return result, err
 	}
 	defer rep.Close(ctx)
+	if err := checkOwner(ctx, rep, o.Config); err != nil {
+		return result, fmt.Errorf("maintain: %w", err)
+	}
 	before, err := storedBytes(ctx, rep)
 	if err != nil {
 		return result, err

@@ -87,6 +87,9 @@ func serveRepository(ctx context.Context, o Options, seed func(context.Context, 
 		return o.scrubbed(err)
 	}
 	defer rep.Close(context.WithoutCancel(kctx))
+	if err := own(kctx, rep, o.Config); err != nil {
+		return o.scrubbed(err)
+	}
 	if err := seed(kctx, rep, o.Now()); err != nil {
 		return o.scrubbed(err)
 	}

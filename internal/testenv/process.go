@@ -273,7 +273,7 @@ func (s *S3) start(t testing.TB, posixArgs ...string) {
 	t.Helper()
 	data := filepath.Dir(s.Dir)
 	tls := filepath.Join(filepath.Dir(data), "tls")
-	s.CA.IssueTo(t, tls, Leaf{IPs: []net.IP{net.IPv4(127, 0, 0, 1)}, Usage: x509.ExtKeyUsageServerAuth, Age: Old})
+	s.CA.IssueTo(t, tls, Leaf{DNS: []string{"localhost"}, IPs: []net.IP{net.IPv4(127, 0, 0, 1)}, Usage: x509.ExtKeyUsageServerAuth, Age: Old})
 	args := []string{"--keep-alive", "--port", s.Endpoint, "--cert", filepath.Join(tls, "tls.crt"), "--key", filepath.Join(tls, "tls.key"), "--quiet", "posix"}
 	s.Gateway = Start(t, func(c *exec.Cmd) {
 		c.Env = append(os.Environ(), "ROOT_ACCESS_KEY="+s.AccessKey, "ROOT_SECRET_KEY="+s.SecretKey)

@@ -57,6 +57,10 @@ const (
 // backups may be deleted beyond its limit.
 const DeletionsAllowedAnnotation = Group + "/deletions-allowed-until"
 
+// ReplacesAnnotation on a RepositoryServer names another one, gone for ever, whose repository
+// it works with from now on.
+const ReplacesAnnotation = Group + "/replaces"
+
 // The agent's container and what is mounted into it.
 const (
 	// AgentContainer is the name of the injected native sidecar.

@@ -28,6 +28,7 @@ type serverConfig struct {
 	Storage      storageConfig `json:"storage"`
 	Password     string        `json:"password"`
 	RepositoryID string        `json:"repositoryID"`
+	Replaces     string        `json:"replaces,omitempty"`
 	AllowCreate  bool          `json:"allowCreate"`
 	Format       formatConfig  `json:"format,omitzero"`
 	External     *externalUser `json:"external,omitempty"`
@@ -77,6 +78,7 @@ func buildConfig(rs *kopiav1alpha1.RepositoryServer, a access, password string) 
 		Storage:      storageConfig{storageKeys: a.keys, CABundle: string(a.caBundle), InsecureTLS: a.insecureTLS},
 		Password:     password,
 		RepositoryID: rs.Name,
+		Replaces:     rs.Annotations[names.ReplacesAnnotation],
 		// Only a repository that was never seen ready may be made.
 		AllowCreate: rs.Status.Initialized == nil,
 	}
@@ -125,9 +127,9 @@ func parseConfigSecret(s *corev1.Secret) (serverConfig, string, error) {
 }
 
 // needsRestart says whether a server that runs with old must be replaced to run
-// with new. That the repository may no longer be created needs no new pod.
+// with new. That the repository may no longer be created, or whose it was, needs no new pod.
 func needsRestart(old, new serverConfig) bool {
-	old.AllowCreate = new.AllowCreate
+	old.AllowCreate, old.Replaces = new.AllowCreate, new.Replaces
 	return !reflect.DeepEqual(old, new)
 }
 

@@ -57,10 +57,11 @@ func TestBuildConfig(t *testing.T) {
 		},
 	} {
 		rs := &kopiav1alpha1.RepositoryServer{
-			ObjectMeta: metav1.ObjectMeta{Name: "id"}, Spec: kopiav1alpha1.RepositoryServerSpec{Storage: c.storage, Format: c.format},
-			Status: kopiav1alpha1.RepositoryServerStatus{Initialized: c.initialized},
+			ObjectMeta: metav1.ObjectMeta{Name: "id", Annotations: map[string]string{"kopia.kanister.io/replaces": "old"}},
+			Spec:       kopiav1alpha1.RepositoryServerSpec{Storage: c.storage, Format: c.format},
+			Status:     kopiav1alpha1.RepositoryServerStatus{Initialized: c.initialized},
 		}
-		c.want.RepositoryID, c.want.Password = "id", "password"
+		c.want.RepositoryID, c.want.Replaces, c.want.Password = "id", "old", "password"
 		got := buildConfig(rs, access{keys: keys, caBundle: []byte("CA"), insecureTLS: true}, "password")
 		if diff := cmp.Diff(c.want, got, cmp.AllowUnexported(storageConfig{})); diff != "" {
 			t.Errorf("%s:\n%s", name, diff)

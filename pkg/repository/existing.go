@@ -35,8 +35,8 @@ func (m *Manager) OpenExisting(ctx context.Context, ref Ref) (*Repository, error
 	other := false
 	for i := range servers.Items {
 		rs := &servers.Items[i]
-		if rs.Name == r.id {
-			return m.start(ctx, &Repository{id: r.id, tenant: r.tenant, ref: ref, key: r.key})
+		if rs.Name == r.id || sameRepository(rs, r.server(m.Namespace)) {
+			return m.start(ctx, &Repository{id: rs.Name, tenant: r.tenant, ref: ref, key: r.key})
 		}
 		if rs.Spec.Tenant == nil || *rs.Spec.Tenant != r.tenant {
 			continue

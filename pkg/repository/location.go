@@ -58,6 +58,14 @@ func (l location) overlaps(other location) bool {
 		(strings.HasPrefix(l.prefix, other.prefix) || strings.HasPrefix(other.prefix, l.prefix))
 }
 
+// sameRepository says that two RepositoryServers are of one tenant, key and location. Their
+// names differ where the storage's endpoint was changed in one: names are made of the first.
+func sameRepository(a, b *kopiav1alpha1.RepositoryServer) bool {
+	at, other := locationOf(a.Spec.Storage), locationOf(b.Spec.Storage)
+	return a.Spec.Tenant != nil && tenantOf(a) == tenantOf(b) && a.Spec.KeyID == b.Spec.KeyID &&
+		len(at.place) > 0 && at.samePlace(other) && at.prefix == other.prefix
+}
+
 // takenBy is the older RepositoryServer at the same location, "" if there is none.
 // Of two of the same second the first by name counts as the older.
 func takenBy(rs *kopiav1alpha1.RepositoryServer, all []kopiav1alpha1.RepositoryServer) string {

@@ -76,20 +76,19 @@ func (m *Manager) Open(ctx context.Context, ref Ref) (*Repository, error) {
 	}
 	var missing *kopiav1alpha1.RepositoryServer
 	if !r.shared {
-		missing = &kopiav1alpha1.RepositoryServer{
-			ObjectMeta: metav1.ObjectMeta{
-				Namespace: m.Namespace,
-				Name:      r.id,
-				Labels: map[string]string{
-					names.ManagedByLabel:  names.ManagedByValue,
-					names.RepositoryLabel: r.id,
-				},
-			},
-			Spec: kopiav1alpha1.RepositoryServerSpec{Storage: r.storage, Tenant: &r.tenant, KeyID: r.key.id},
-		}
+		missing = r.server(m.Namespace)
 	}
-	return m.start(ctx, &Repository{id: r.id, tenant: r.tenant, ref: ref, key: r.key, missing: missing})
+	repo, err := m.start(ctx, &Repository{id: r.id, tenant: r.tenant, ref: ref, key: r.key, missing: missing})
+	if moved := (*movedError)(nil); errors.As(err, &moved) {
+		return m.start(ctx, &Repository{id: moved.id, tenant: r.tenant, ref: ref, key: r.key})
+	}
+	return repo, err
 }
+
+// movedError is that a repository is there, under the name of its storage's former endpoint.
+type movedError struct{ id string }
+
+func (e *movedError) Error() string { return "it is RepositoryServer " + e.id }
 
 // OpenBackup returns the repository that a backupID or backupTag names, from
 // whatever namespace it was made. ErrNotFound: there is no such repository, or
@@ -222,6 +221,9 @@ func (r *Repository) readOrMake(ctx context.Context) (*kopiav1alpha1.RepositoryS
 	read := func() error { return c.Get(ctx, client.ObjectKey{Namespace: r.manager.Namespace, Name: r.id}, rs) }
 	err := read()
 	if apierrors.IsNotFound(err) && r.missing != nil {
+		if err := r.manager.moved(ctx, r.missing); err != nil {
+			return nil, err
+		}
 		rs = r.missing.DeepCopy()
 		err = c.Create(ctx, rs)
 		if err != nil && !apierrors.IsAlreadyExists(err) {
@@ -235,6 +237,20 @@ func (r *Repository) readOrMake(ctx context.Context) (*kopiav1alpha1.RepositoryS
 		return nil, fmt.Errorf("read RepositoryServer: %w", err)
 	}
 	return rs, nil
+}
+
+// moved returns a movedError if a missing RepositoryServer would be a second one.
+func (m *Manager) moved(ctx context.Context, missing *kopiav1alpha1.RepositoryServer) error {
+	var all kopiav1alpha1.RepositoryServerList
+	if err := m.Client.List(ctx, &all, client.InNamespace(m.Namespace)); err != nil {
+		return fmt.Errorf("list RepositoryServers: %w", err)
+	}
+	for i := range all.Items {
+		if sameRepository(&all.Items[i], missing) {
+			return &movedError{all.Items[i].Name}
+		}
+	}
+	return nil
 }
 
 // decide is configure of what was read. The lock deciding is held.

@@ -39,6 +39,21 @@ type resolved struct {
 	storage kopiav1alpha1.Storage
 }
 
+// server is the RepositoryServer of one that is not shared.
+func (r resolved) server(namespace string) *kopiav1alpha1.RepositoryServer {
+	return &kopiav1alpha1.RepositoryServer{
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace: namespace,
+			Name:      r.id,
+			Labels: map[string]string{
+				names.ManagedByLabel:  names.ManagedByValue,
+				names.RepositoryLabel: r.id,
+			},
+		},
+		Spec: kopiav1alpha1.RepositoryServerSpec{Storage: r.storage, Tenant: &r.tenant, KeyID: r.key.id},
+	}
+}
+
 // resolve says which repository a call means: the one that its namespace shares, but
 // for calls with an encryptionKey (another key is another repository); else the one
 // of the namespace and the key at the Profile's location.

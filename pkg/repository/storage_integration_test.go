@@ -133,3 +133,49 @@ func TestIntegrationStorageOutage(t *testing.T) {
 	w.turn(r, "the end of the outage is told", degraded(metav1.ConditionFalse))
 	w.must(repo.EndSession(ctx, "op-1"))
 }
+
+// The storage is reached by another name from now on: what it is called in the RepositoryServer,
+// too, is found there; and a second RepositoryServer of it is refused by the repository itself.
+func TestIntegrationEndpointChanges(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.name = ""
+	w.mayCrash = true
+	ctx := t.Context()
+	key := "correct horse"
+	at := func(endpoint string) repository.Ref {
+		ref := w.ref("own")
+		ref.Profile.Location.Endpoint, ref.EncryptionKey = endpoint, &key
+		return ref
+	}
+	opens := func(ref repository.Ref) func() (*repository.Repository, error) {
+		return func() (*repository.Repository, error) { return w.manager.Open(ctx, ref) }
+	}
+	otherwise := strings.Replace(w.s3.Endpoint, "127.0.0.1", "localhost", 1)
+	repo := w.open(w.reconciler(), opens(at(w.s3.Endpoint)))
+	first := repo.ID()
+	repo.Close()
+	w.leave()
+
+	if _, err := w.try(w.reconciler(), opens(at(otherwise))); err == nil || !strings.Contains(err.Error(), "RepositoryServer "+first) {
+		t.Errorf("a second RepositoryServer of one repository: %v", err)
+	}
+	w.must(w.Delete(ctx, w.get()))
+	w.leave()
+
+	w.name, w.left = first, nil
+	rs := w.get()
+	rs.Spec.Storage.S3.Endpoint = otherwise
+	w.must(w.Update(ctx, rs))
+	repo = w.open(w.reconciler(), opens(at(otherwise)))
+	if repo.ID() != first {
+		t.Errorf("it is RepositoryServer %s, want %s", repo.ID(), first)
+	}
+	repo.Close()
+	existing, err := w.manager.OpenExisting(ctx, at(otherwise))
+	w.must(err)
+	if existing.ID() != first {
+		t.Errorf("the existing one is RepositoryServer %s, want %s", existing.ID(), first)
+	}
+	existing.Close()
+}

@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build integration
+
+package repositoryserver
+
+import (
+	"log/slog"
+	"strings"
+	"testing"
+)
+
+// A repository is one RepositoryServer's, whatever its bucket is called: another one neither
+// serves nor maintains it, until somebody says that it replaces the first.
+func TestIntegrationOwner(t *testing.T) {
+	t.Parallel()
+	f := newFolder(t, Format{})
+	rep := f.open()
+	first, second := f.Config, f.Config
+	first.RepositoryID, second.RepositoryID = "first", "second"
+	maintains := func(c Config) error {
+		t.Helper()
+		_, err := Maintain(f.ctx, MaintainOptions{Config: c, StateDir: f.TempDir(), Log: slog.New(slog.DiscardHandler), Now: f.now})
+		return err
+	}
+	refused := func(what string, err error) {
+		t.Helper()
+		if err == nil || !strings.Contains(err.Error(), "RepositoryServer first") || !strings.Contains(err.Error(), "kopia.kanister.io/replaces=first") {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	for range 2 {
+		f.must(own(f.ctx, rep, first))
+	}
+	f.must(seed(f.ctx, rep, f.now()))
+	refused("another one", own(f.ctx, rep, second))
+	refused("its maintenance", maintains(second))
+	f.must(maintains(first))
+	second.Replaces = "another"
+	refused("one that replaces another", own(f.ctx, rep, second))
+	second.Replaces = "first"
+	f.must(own(f.ctx, rep, second))
+	f.must(maintains(second))
+	if err := own(f.ctx, rep, first); err == nil || !strings.Contains(err.Error(), "RepositoryServer second") {
+		t.Errorf("the one that was replaced: %v", err)
+	}
+}
