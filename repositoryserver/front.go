@@ -49,7 +49,7 @@ const (
 	maxSessionStreams = 16
 	// mostTalks of them are with Kopia, which has all manifests of the repository in memory for
 	// each.
-	mostTalks = 4
+	mostTalks = 6
 	// maxStreams bounds all clients together: as many as the sessions in use may have.
 	maxStreams = mostSessions * maxSessionStreams
 )
