@@ -114,7 +114,7 @@ func repositoryOf(token string) (string, error) {
 
 // isToken checks the alphabet before a token is used as an object's name.
 func isToken(s string) bool {
-	return len(s) <= 63 && strings.Trim(s, "abcdefghijklmnopqrstuvwxyz0123456789-") == "" && s[0] != '-'
+	return s != "" && len(s) <= 63 && strings.Trim(s, "abcdefghijklmnopqrstuvwxyz0123456789-") == "" && s[0] != '-'
 }
 
 // text is n characters [a-z2-7] of b.

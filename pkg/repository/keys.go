@@ -6,10 +6,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/utils/ptr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	kopiav1alpha1 "github.com/kanister-kopia/kanister-kopia/pkg/apis/kopia/v1alpha1"
@@ -65,9 +67,11 @@ func ExportKeys(ctx context.Context, c client.Client, namespace string) (Keys, e
 }
 
 // ImportKeys makes what Keys describe where it is missing, and returns the names of
-// what it made. What is there with another password is an error: nothing is
-// overwritten. Maintenance is suspended unless maintain is set: two clusters that
-// maintain one repository destroy it.
+// what it made. What is there as another repository, or with another password, is an
+// error: nothing is overwritten. Maintenance is suspended unless maintain is set: two
+// clusters that maintain one repository destroy it. A repository that this cluster has
+// used or imported before stays as it is: an import into the cluster that the keys come
+// from suspends nothing.
 func ImportKeys(ctx context.Context, c client.Client, namespace string, keys Keys, maintain bool) (made []string, err error) {
 	if keys.Version != keysVersion {
 		return nil, fmt.Errorf("import keys: version %d is not %d: use the controller that exported them", keys.Version, keysVersion)
@@ -88,54 +92,99 @@ func ImportKeys(ctx context.Context, c client.Client, namespace string, keys Key
 }
 
 func importKey(ctx context.Context, c client.Client, namespace string, k RepositoryKey, maintain bool) (isNew bool, err error) {
-	rs := &kopiav1alpha1.RepositoryServer{
-		ObjectMeta: metav1.ObjectMeta{
-			Namespace: namespace, Name: k.Name,
-			Labels: map[string]string{names.ManagedByLabel: names.ManagedByValue, names.RepositoryLabel: k.Name},
-		},
-		Spec: *k.Spec.DeepCopy(),
+	rs := &kopiav1alpha1.RepositoryServer{}
+	err = c.Get(ctx, client.ObjectKey{Namespace: namespace, Name: k.Name}, rs)
+	isNew = apierrors.IsNotFound(err)
+	switch {
+	case isNew:
+		rs = &kopiav1alpha1.RepositoryServer{
+			ObjectMeta: metav1.ObjectMeta{
+				Namespace: namespace, Name: k.Name,
+				Labels: map[string]string{names.ManagedByLabel: names.ManagedByValue, names.RepositoryLabel: k.Name},
+			},
+			Spec: *k.Spec.DeepCopy(),
+		}
+	case err != nil:
+		return false, fmt.Errorf("read the RepositoryServer: %w", err)
+	default:
+		if what := differs(rs, k.Spec); what != "" {
+			return false, fmt.Errorf("RepositoryServer %s is there with another %s: nothing was changed: "+
+				"import into another namespace, or delete it if it is not needed", k.Name, what)
+		}
 	}
+	// The password first: an object without it could not be used, and one that is
+	// used meanwhile would get another.
+	if err := importPassword(ctx, c, rs, k); err != nil {
+		return false, err
+	}
+	if !isNew && rs.Status.Initialized != nil {
+		return false, nil
+	}
+	before := rs.DeepCopy()
 	if !maintain {
 		if rs.Spec.Maintenance == nil {
 			rs.Spec.Maintenance = &kopiav1alpha1.Maintenance{}
 		}
 		rs.Spec.Maintenance.Suspend = true
 	}
-	// The password first: an object without it could not be used, and one that is
-	// used meanwhile would get another.
-	if k.Spec.KeyID == DefaultKeyID {
-		if k.Password == "" {
-			return false, errors.New("its password is missing in the file")
-		}
-		s := buildPasswordSecret(rs, k.Password)
-		if err := c.Create(ctx, s); apierrors.IsAlreadyExists(err) {
-			var have corev1.Secret
-			if err := c.Get(ctx, client.ObjectKeyFromObject(s), &have); err != nil {
-				return false, fmt.Errorf("read its password: %w", err)
-			}
-			if string(have.Data[passwordKey]) != k.Password {
-				return false, fmt.Errorf("Secret %s is there with another password: nothing was changed", s.Name)
-			}
-		} else if err != nil {
-			return false, fmt.Errorf("keep its password: %w", err)
-		}
+	// Before the status: what is initialized is maintained.
+	if isNew {
+		err = c.Create(ctx, rs)
+	} else {
+		err = c.Patch(ctx, rs, client.MergeFrom(before))
 	}
-	err = c.Create(ctx, rs)
-	if err != nil && !apierrors.IsAlreadyExists(err) {
-		return false, fmt.Errorf("make the RepositoryServer: %w", err)
+	if err != nil {
+		return false, fmt.Errorf("write the RepositoryServer: %w", err)
 	}
-	isNew = err == nil
-	if !isNew {
-		if err := c.Get(ctx, client.ObjectKeyFromObject(rs), rs); err != nil {
-			return false, fmt.Errorf("read the RepositoryServer: %w", err)
-		}
-	}
-	if rs.Status.Initialized == nil {
-		before := rs.DeepCopy()
-		rs.Status.Initialized = k.Initialized
-		if err := c.Status().Patch(ctx, rs, client.MergeFrom(before)); err != nil {
-			return isNew, fmt.Errorf("note that it exists: %w", err)
-		}
+	before = rs.DeepCopy()
+	rs.Status.Initialized = k.Initialized
+	if err := c.Status().Patch(ctx, rs, client.MergeFrom(before)); err != nil {
+		return isNew, fmt.Errorf("note that it exists: %w", err)
 	}
 	return isNew, nil
+}
+
+// differs names what makes a RepositoryServer another repository than an exported one;
+// "": nothing. Who may share it may have changed since the export, but one that was never
+// used shares nothing yet: it would give its namespaces what others have stored.
+func differs(rs *kopiav1alpha1.RepositoryServer, exported kopiav1alpha1.RepositoryServerSpec) string {
+	have, want := locationOf(rs.Spec.Storage), locationOf(exported.Storage)
+	among := func(namespaces []string) []string { return slices.Sorted(slices.Values(namespaces)) }
+	switch {
+	case rs.Spec.External != nil || !have.samePlace(want) || have.prefix != want.prefix:
+		return "storage"
+	case rs.Spec.KeyID != exported.KeyID:
+		return "keyID"
+	case tenantOf(rs) != ptr.Deref(exported.Tenant, kopiav1alpha1.Tenant{}):
+		return "tenant"
+	case rs.Status.Initialized == nil && !slices.Equal(among(rs.Spec.Namespaces), among(exported.Namespaces)):
+		return "list of namespaces"
+	}
+	return ""
+}
+
+// importPassword keeps an exported password, unless the key is a Blueprint's.
+func importPassword(ctx context.Context, c client.Client, rs *kopiav1alpha1.RepositoryServer, k RepositoryKey) error {
+	if k.Spec.KeyID != DefaultKeyID {
+		return nil
+	}
+	if k.Password == "" {
+		return errors.New("its password is missing in the file")
+	}
+	s := buildPasswordSecret(rs, k.Password)
+	err := c.Create(ctx, s)
+	if err != nil && !apierrors.IsAlreadyExists(err) {
+		return fmt.Errorf("keep its password: %w", err)
+	}
+	if err == nil {
+		return nil
+	}
+	var have corev1.Secret
+	if err := c.Get(ctx, client.ObjectKeyFromObject(s), &have); err != nil {
+		return fmt.Errorf("read its password: %w", err)
+	}
+	if string(have.Data[passwordKey]) != k.Password {
+		return fmt.Errorf("Secret %s is there with another password: nothing was changed", s.Name)
+	}
+	return nil
 }

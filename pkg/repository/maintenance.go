@@ -85,6 +85,10 @@ func maintenanceLabels(rs *kopiav1alpha1.RepositoryServer) map[string]string {
 	return l
 }
 
+func isSuspended(rs *kopiav1alpha1.RepositoryServer) bool {
+	return rs.Spec.Maintenance != nil && rs.Spec.Maintenance.Suspend
+}
+
 // due says which maintenance is to run now, or after which pause one is. "" and 0:
 // none ever.
 func due(rs *kopiav1alpha1.RepositoryServer, now time.Time) (mode string, pause time.Duration) {
@@ -92,7 +96,7 @@ func due(rs *kopiav1alpha1.RepositoryServer, now time.Time) (mode string, pause 
 	if m == nil {
 		m = &kopiav1alpha1.Maintenance{}
 	}
-	if rs.Status.Initialized == nil || rs.Spec.External != nil || m.Suspend {
+	if rs.Status.Initialized == nil || rs.Spec.External != nil || isSuspended(rs) {
 		return "", 0
 	}
 	var s kopiav1alpha1.MaintenanceStatus

@@ -6,9 +6,11 @@ import (
 	"testing"
 	"time"
 
+	certmanagerv1 "github.com/cert-manager/cert-manager/pkg/apis/certmanager/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 	clocktesting "k8s.io/utils/clock/testing"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
@@ -16,15 +18,23 @@ import (
 	kopiav1alpha1 "github.com/kanister-kopia/kanister-kopia/pkg/apis/kopia/v1alpha1"
 )
 
+// clusterOf is an API server that has objects.
+func clusterOf(t *testing.T, objects ...client.Object) client.WithWatch {
+	t.Helper()
+	scheme := runtime.NewScheme()
+	for _, add := range []func(*runtime.Scheme) error{clientgoscheme.AddToScheme, certmanagerv1.AddToScheme, kopiav1alpha1.AddToScheme} {
+		if err := add(scheme); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return fake.NewClientBuilder().WithScheme(scheme).WithStatusSubresource(&kopiav1alpha1.RepositoryServer{}).WithObjects(objects...).Build()
+}
+
 // A server that does not start is tried again after a growing pause, which a success ends;
 // and one that nobody waits for is given up.
 func TestStartPauses(t *testing.T) {
-	scheme := runtime.NewScheme()
-	if err := kopiav1alpha1.AddToScheme(scheme); err != nil {
-		t.Fatal(err)
-	}
 	rs := &kopiav1alpha1.RepositoryServer{ObjectMeta: metav1.ObjectMeta{Namespace: "control", Name: "id", Annotations: map[string]string{revisionAnnotation: "r"}}}
-	c := fake.NewClientBuilder().WithScheme(scheme).WithObjects(rs).Build()
+	c := clusterOf(t, rs)
 	now := clocktesting.NewFakePassiveClock(noon)
 	m := &Manager{Client: c, Namespace: "control", CA: func() ([]byte, error) { return nil, nil }}
 	r := &Reconciler{Manager: m, Clock: now, IdleTimeout: time.Minute}
