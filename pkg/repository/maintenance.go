@@ -281,10 +281,13 @@ func (r *Reconciler) startMaintenance(ctx context.Context, rs *kopiav1alpha1.Rep
 		return runPause, nil // a cache that was behind
 	}
 	if err != nil {
+		r.condition(rs, kopiav1alpha1.ConditionMaintained, false, reasonRefused, fmt.Sprintf(
+			"%s maintenance is due, but the API server does not take its pod: %s", mode, err))
 		return 0, fmt.Errorf("start maintenance of repository %s: %w", rs.Name, err)
 	}
 	tried(rs, mode, metav1.NewTime(r.Clock.Now()))
 	forgetCondition(rs, reasonNoKeys)
+	forgetCondition(rs, reasonRefused)
 	return 0, nil
 }
 

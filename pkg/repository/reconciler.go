@@ -7,8 +7,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
+	"unicode"
 
 	certmanagerv1 "github.com/cert-manager/cert-manager/pkg/apis/certmanager/v1"
 	cmmeta "github.com/cert-manager/cert-manager/pkg/apis/meta/v1"
@@ -19,6 +21,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/util/workqueue"
 	"k8s.io/utils/clock"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/builder"
@@ -74,8 +77,13 @@ func (r *Reconciler) SetupWithManager(mgr ctrl.Manager) error {
 				Namespace: o.GetNamespace(), Name: o.GetLabels()[names.RepositoryLabel],
 			}}}
 		}), builder.WithPredicates(ours)).
-		// A look at a server that does not answer keeps no other waiting.
-		WithOptions(ctrlcontroller.Options{MaxConcurrentReconciles: 8}).
+		WithOptions(ctrlcontroller.Options{
+			// A look at a server that does not answer keeps no other waiting.
+			MaxConcurrentReconciles: 8,
+			// What the API server refuses is tried again while phases wait for it, and keeps no
+			// server that runs from being looked at.
+			RateLimiter: workqueue.NewTypedItemExponentialFailureRateLimiter[reconcile.Request](5*time.Millisecond, lookPeriod),
+		}).
 		Complete(r)
 }
 
@@ -95,23 +103,24 @@ func (r *Reconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Resu
 	before := rs.DeepCopy()
 	revision := rs.Annotations[revisionAnnotation]
 	var v verdict
-	var err error
+	var refused error
 	if other := takenBy(&rs, all.Items); other != "" {
 		// Two repositories that see each other's blobs delete them.
 		v = verdict{kopiav1alpha1.PhaseFailed, reasonLocationTaken, fmt.Sprintf(
 			"RepositoryServer %s is at this location already: delete this one, or choose a prefix beside that one's, not within it", other)}
-		_, err = r.scaleToZero(ctx, &rs)
+		_, refused = r.scaleToZero(ctx, &rs)
 	} else {
-		v, err = r.ensure(ctx, &rs, revision)
+		v, refused = r.ensure(ctx, &rs, revision)
 	}
-	if err != nil {
-		return ctrl.Result{}, err
+	if v == (verdict{}) {
+		return ctrl.Result{}, refused
 	}
+	// What is refused is tried again, after all that does not depend on it.
 	r.judged(ctx, &rs, revision, v)
 	if before.Status.Initialized == nil && rs.Status.Initialized != nil {
 		// First: a status that says so promises it.
 		if err := r.Manager.forbidCreate(ctx, &rs); err != nil {
-			return ctrl.Result{}, err
+			return ctrl.Result{}, errors.Join(refused, err)
 		}
 	}
 	again, stopped, err := r.lookAt(ctx, before, &rs)
@@ -119,17 +128,19 @@ func (r *Reconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Resu
 		log.FromContext(ctx).Info("repository server does not say what uses it", "repository", rs.Name, "error", err.Error())
 	}
 	if stopped {
-		return ctrl.Result{}, nil // the object has changed, and comes again
+		return ctrl.Result{}, refused // the object has changed, and comes again
 	}
 	if v.reason != reasonLocationTaken {
 		due, err := r.maintain(ctx, before, &rs)
-		if err != nil {
-			return ctrl.Result{}, errors.Join(err, r.report(ctx, before, &rs))
-		}
+		refused = errors.Join(refused, err)
 		again = sooner(again, due)
 	}
 	again = sooner(again, r.released(&rs))
-	return ctrl.Result{RequeueAfter: again}, r.report(ctx, before, &rs)
+	again = sooner(again, v.unwatched())
+	if err := errors.Join(refused, r.report(ctx, before, &rs)); err != nil {
+		return ctrl.Result{}, err
+	}
+	return ctrl.Result{RequeueAfter: again}, nil
 }
 
 // sooner is the smaller of two pauses; 0 is none.
@@ -217,49 +228,84 @@ func (r *Reconciler) nextLook(name string, in time.Duration) time.Duration {
 	return in
 }
 
-// ensure makes what is missing, in the order in which one needs the other.
+// ensure makes what is missing and says what the pods say. With an error the verdict tells
+// it, and the phase stays what they say: what runs needs nothing that is refused. No verdict:
+// they could not be judged.
 func (r *Reconciler) ensure(ctx context.Context, rs *kopiav1alpha1.RepositoryServer, revision string) (verdict, error) {
 	if revision == "" {
 		ran, err := r.scaleToZero(ctx, rs)
-		message := "no phase has needed it yet"
-		if ran {
-			message = "no operation uses it: the next phase that needs it starts it"
+		v := verdict{kopiav1alpha1.PhaseStopped, reasonStopped, "no phase has needed it yet"}
+		switch {
+		case err != nil:
+			v.reason, v.message = reasonRefused, steady(rs, "no operation uses it, but it does not stop: "+err.Error())
+		case ran:
+			v.message = "no operation uses it: the next phase that needs it starts it"
 		}
-		return verdict{kopiav1alpha1.PhaseStopped, reasonStopped, message}, err
-	}
-	if rs.Spec.External == nil {
-		if err := kube.Apply(ctx, r.Client, buildService(rs)); err != nil {
-			return verdict{}, err
-		}
-		if rs.Spec.TLS == nil || rs.Spec.TLS.Secret == "" {
-			// A pod that mounts a Secret before it is there is tried again only after a
-			// growing pause, so the Deployment waits for the certificate instead.
-			if ready, message, err := r.certificate(ctx, rs); err != nil || !ready {
-				return verdict{kopiav1alpha1.PhaseStarting, reasonCertificate, "waiting for the certificate: " + message}, err
-			}
-		}
-	}
-	var have appsv1.Deployment
-	err := r.Client.Get(ctx, client.ObjectKeyFromObject(rs), &have)
-	if client.IgnoreNotFound(err) != nil {
-		return verdict{}, fmt.Errorf("read the server of repository %s: %w", rs.Name, err)
+		return v, err
 	}
 	var pods corev1.PodList
 	if err := r.Client.List(ctx, &pods, client.InNamespace(rs.Namespace), client.MatchingLabels(labels(rs))); err != nil {
 		return verdict{}, fmt.Errorf("list the pods of repository %s: %w", rs.Name, err)
 	}
 	v := judge(pods.Items, revision)
+	missing, err := r.makeObjects(ctx, rs, revision, v)
+	switch {
+	case missing != "":
+		v = verdict{kopiav1alpha1.PhaseStarting, reasonCertificate, "waiting for the certificate: " + missing}
+	case err == nil:
+	case v.reason == reasonStarting, v.reason == reasonUnschedulable:
+		v.reason, v.message = reasonRefused, steady(rs, "the API server does not take what it needs: "+err.Error())
+	default:
+		v.message = steady(rs, v.message+"; the API server does not take what it would get now: "+err.Error())
+	}
+	return v, err
+}
+
+// steady is what the Ready condition says already, if that differs in numbers alone: the
+// port in an error's words is another one with each try, and a status that changes is looked
+// at again at once.
+func steady(rs *kopiav1alpha1.RepositoryServer, message string) string {
+	words := func(s string) string {
+		return strings.Map(func(c rune) rune {
+			if unicode.IsDigit(c) {
+				return -1
+			}
+			return c
+		}, truncate(s, maxMessage))
+	}
+	if said := readyMessage(rs); words(said) == words(message) {
+		return said
+	}
+	return message
+}
+
+// makeObjects makes what is missing, in the order in which one needs the other. It says
+// what the certificate waits for, "" if nothing. The verdict is that of the pods.
+func (r *Reconciler) makeObjects(ctx context.Context, rs *kopiav1alpha1.RepositoryServer, revision string, v verdict) (missing string, err error) {
+	if rs.Spec.External == nil {
+		if err := kube.Apply(ctx, r.Client, buildService(rs)); err != nil {
+			return "", err
+		}
+		// A pod that mounts a Secret before it is there is tried again only after a
+		// growing pause, so the Deployment waits for the certificate instead.
+		if missing, err := r.certificate(ctx, rs); err != nil || missing != "" {
+			return missing, err
+		}
+	}
+	var have appsv1.Deployment
+	err = r.Client.Get(ctx, client.ObjectKeyFromObject(rs), &have)
+	if client.IgnoreNotFound(err) != nil {
+		return "", fmt.Errorf("read the server of repository %s: %w", rs.Name, err)
+	}
 	want := buildDeployment(rs, r.Image, revision, 1)
 	// What runs is left as it is, whatever image or resources it would get today: a
 	// new pod would cut its operations. Manager.look replaces it when it is idle.
 	runs := v.phase != kopiav1alpha1.PhaseFailed && v.reason != reasonUnschedulable
 	if have.Spec.Template.Annotations[revisionAnnotation] != revision || have.Spec.Replicas == nil || *have.Spec.Replicas != 1 ||
 		!runs && outdated(&have, want) {
-		if err := kube.Apply(ctx, r.Client, want); err != nil {
-			return verdict{}, err
-		}
+		return "", kube.Apply(ctx, r.Client, want)
 	}
-	return v, nil
+	return "", nil
 }
 
 // outdated says that a Deployment's pods are not what would be made today.
@@ -283,17 +329,27 @@ func (r *Reconciler) scaleToZero(ctx context.Context, rs *kopiav1alpha1.Reposito
 	return true, nil
 }
 
-// certificate asks for one and says whether it is there.
-func (r *Reconciler) certificate(ctx context.Context, rs *kopiav1alpha1.RepositoryServer) (bool, string, error) {
-	if err := kube.Apply(ctx, r.Client, buildCertificate(rs, r.Issuer)); err != nil {
-		return false, "", err
+// certificate asks for one and says what it waits for; "": it is there.
+func (r *Reconciler) certificate(ctx context.Context, rs *kopiav1alpha1.RepositoryServer) (missing string, err error) {
+	if rs.Spec.TLS != nil && rs.Spec.TLS.Secret != "" {
+		return "", nil
 	}
 	var cert certmanagerv1.Certificate
-	if err := r.Client.Get(ctx, client.ObjectKeyFromObject(rs), &cert); client.IgnoreNotFound(err) != nil {
-		return false, "", fmt.Errorf("read the certificate of repository %s: %w", rs.Name, err)
+	err = r.Client.Get(ctx, client.ObjectKeyFromObject(rs), &cert)
+	if client.IgnoreNotFound(err) != nil {
+		return "", fmt.Errorf("read the certificate of repository %s: %w", rs.Name, err)
 	}
-	ready, message := certificateReady(&cert)
-	return ready, message, nil
+	// One that is as it should be is not written: a cert-manager that is away keeps no
+	// server from starting that has its certificate.
+	if want := buildCertificate(rs, r.Issuer); !equality.Semantic.DeepEqual(cert.Spec, want.Spec) {
+		if err := kube.Apply(ctx, r.Client, want); err != nil {
+			return "", err
+		}
+	}
+	if ready, message := certificateReady(&cert); !ready {
+		return message, nil
+	}
+	return "", nil
 }
 
 // certificateReady says whether a certificate was issued, for names that have not
@@ -315,6 +371,11 @@ var startPauses = []time.Duration{0, 10 * time.Second, 30 * time.Second, time.Mi
 func (r *Reconciler) judged(ctx context.Context, rs *kopiav1alpha1.RepositoryServer, revision string, v verdict) {
 	s := &rs.Status
 	now := metav1.NewTime(r.Clock.Now())
+	// A server that is stopped refuses nothing, and whether the storage answers nobody knows.
+	if c := meta.FindStatusCondition(s.Conditions, kopiav1alpha1.ConditionDegraded); c != nil &&
+		(c.Reason == reasonLocationTaken && v.reason != reasonLocationTaken || c.Reason == reasonStorage && v.phase == kopiav1alpha1.PhaseStopped) {
+		r.degraded(rs, false, v.reason, "")
+	}
 	switch {
 	case v.phase == kopiav1alpha1.PhaseReady:
 		s.Failures, s.NextTry = 0, nil
@@ -339,11 +400,6 @@ func (r *Reconciler) judged(ctx context.Context, rs *kopiav1alpha1.RepositorySer
 			s.NextTry = &next
 		}
 		r.degraded(rs, true, v.reason, v.message)
-	case v.phase == kopiav1alpha1.PhaseStopped:
-		// It refuses nothing, and whether the storage answers nobody knows.
-		if c := meta.FindStatusCondition(s.Conditions, kopiav1alpha1.ConditionDegraded); c != nil && c.Reason == reasonStorage {
-			r.degraded(rs, false, v.reason, "")
-		}
 	}
 	if v.phase != kopiav1alpha1.PhaseReady {
 		s.Users = 0
@@ -358,13 +414,16 @@ func (r *Reconciler) degraded(rs *kopiav1alpha1.RepositoryServer, yes bool, reas
 	r.condition(rs, kopiav1alpha1.ConditionDegraded, yes, reason, message)
 }
 
+// maxMessage is how much of an error a condition says.
+const maxMessage = 2048
+
 func (r *Reconciler) condition(rs *kopiav1alpha1.RepositoryServer, name string, yes bool, reason, message string) {
 	status := metav1.ConditionFalse
 	if yes {
 		status = metav1.ConditionTrue
 	}
 	meta.SetStatusCondition(&rs.Status.Conditions, metav1.Condition{
-		Type: name, Status: status, Reason: reason, Message: truncate(message, 2048), ObservedGeneration: rs.Generation,
+		Type: name, Status: status, Reason: reason, Message: truncate(message, maxMessage), ObservedGeneration: rs.Generation,
 	})
 }
 

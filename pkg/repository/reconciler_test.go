@@ -3,17 +3,25 @@
 package repository
 
 import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
 	"testing"
 	"time"
 
 	certmanagerv1 "github.com/cert-manager/cert-manager/pkg/apis/certmanager/v1"
+	cmmeta "github.com/cert-manager/cert-manager/pkg/apis/meta/v1"
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 	clocktesting "k8s.io/utils/clock/testing"
+	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
+	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 
 	kopiav1alpha1 "github.com/kanister-kopia/kanister-kopia/pkg/apis/kopia/v1alpha1"
 )
@@ -92,5 +100,142 @@ func TestStartPauses(t *testing.T) {
 	}
 	if r.judged(ctx, rs, "", stopped); !meta.IsStatusConditionFalse(rs.Status.Conditions, kopiav1alpha1.ConditionDegraded) {
 		t.Error("it is stopped and refuses operations")
+	}
+}
+
+// refusing is a cluster whose API server refuses what the test says, with its words.
+func refusing(c client.WithWatch, refused func(kind string) string) client.WithWatch {
+	say := func(kind string) error {
+		if words := refused(kind); words != "" {
+			return errors.New(words)
+		}
+		return nil
+	}
+	return interceptor.NewClient(c, interceptor.Funcs{
+		Apply: func(ctx context.Context, c client.WithWatch, o runtime.ApplyConfiguration, opts ...client.ApplyOption) error {
+			if err := say(o.(interface{ GetKind() string }).GetKind()); err != nil {
+				return err
+			}
+			return c.Apply(ctx, o, opts...)
+		},
+		Create: func(ctx context.Context, c client.WithWatch, o client.Object, opts ...client.CreateOption) error {
+			if err := say(strings.TrimPrefix(fmt.Sprintf("%T", o), "*v1.")); err != nil {
+				return err
+			}
+			return c.Create(ctx, o, opts...)
+		},
+	})
+}
+
+// What the API server refuses is told where people look, tried again, and keeps nothing
+// waiting that does not need it.
+func TestObjectsRefused(t *testing.T) {
+	ctx := t.Context()
+	s3 := kopiav1alpha1.Storage{S3: &kopiav1alpha1.S3Storage{Bucket: "b", Prefix: "p/"}}
+	rs := &kopiav1alpha1.RepositoryServer{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "control", Name: "id", Annotations: map[string]string{revisionAnnotation: "r"}},
+		Spec:       kopiav1alpha1.RepositoryServerSpec{Storage: s3},
+	}
+	cert := buildCertificate(rs, "plane")
+	cert.Status.Conditions = []certmanagerv1.CertificateCondition{{Type: certmanagerv1.CertificateConditionReady, Status: cmmeta.ConditionTrue}}
+	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "control", Name: "id-x", Labels: labels(rs), Annotations: map[string]string{revisionAnnotation: "r"}}}
+	pod.Status.Conditions = []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}}
+	keys := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: "control", Name: "id-config", Annotations: map[string]string{revisionAnnotation: "r"}}, Data: map[string][]byte{configKey: []byte("{}")}}
+	initialized := rs.DeepCopy()
+	initialized.Status.Initialized = at(-48 * time.Hour)
+	const words = "dial tcp 10.0.0.1:%d: connection refused"
+	for name, c := range map[string]struct {
+		refused string
+		objects []client.Object
+		phase   kopiav1alpha1.Phase
+		reason  string
+		fails   bool
+		says    string // of conditions
+		looks   string // what goes on nevertheless is seen by this pod
+	}{
+		"Service":                {"Service", []client.Object{rs}, kopiav1alpha1.PhaseStarting, reasonRefused, true, "10.0.0.1", ""},
+		"Certificate":            {"Certificate", []client.Object{rs}, kopiav1alpha1.PhaseStarting, reasonRefused, true, "10.0.0.1", ""},
+		"Certificate, issued":    {"Certificate", []client.Object{rs, cert}, kopiav1alpha1.PhaseStarting, reasonStarting, false, "waiting for the pod", ""},
+		"Deployment":             {"Deployment", []client.Object{rs, cert}, kopiav1alpha1.PhaseStarting, reasonRefused, true, "10.0.0.1", ""},
+		"Service, while it runs": {"Service", []client.Object{initialized, pod, keys}, kopiav1alpha1.PhaseReady, reasonReady, true, "serving; the API server does not take", "id-maintenance"},
+		"a maintenance":          {"Pod", []client.Object{initialized, pod, keys, cert}, kopiav1alpha1.PhaseReady, reasonReady, true, "full maintenance is due, but the API server does not take its pod: dial", ""},
+	} {
+		port := 4000
+		var objects []client.Object
+		for _, o := range c.objects {
+			objects = append(objects, o.DeepCopyObject().(client.Object))
+		}
+		cluster := refusing(clusterOf(t, objects...), func(kind string) string {
+			if kind != c.refused {
+				return ""
+			}
+			port++
+			return fmt.Sprintf(words, port)
+		})
+		m := &Manager{Client: cluster, Namespace: "control", CA: func() ([]byte, error) { return nil, nil }, Clock: clocktesting.NewFakePassiveClock(noon)}
+		r := &Reconciler{Client: cluster, Manager: m, Namespace: "control", Issuer: "plane", Clock: m.Clock}
+		key := client.ObjectKeyFromObject(rs)
+		look := func() kopiav1alpha1.RepositoryServer {
+			t.Helper()
+			if _, err := r.Reconcile(ctx, ctrl.Request{NamespacedName: key}); (err != nil) != c.fails || err != nil && !strings.Contains(err.Error(), "10.0.0.1") {
+				t.Errorf("%s: error %v", name, err)
+			}
+			var now kopiav1alpha1.RepositoryServer
+			if err := cluster.Get(ctx, key, &now); err != nil {
+				t.Fatal(err)
+			}
+			return now
+		}
+		now := look()
+		ready := meta.FindStatusCondition(now.Status.Conditions, kopiav1alpha1.ConditionReady)
+		if ready == nil || now.Status.Phase != c.phase || ready.Reason != c.reason || !strings.Contains(fmt.Sprint(now.Status.Conditions), c.says) {
+			t.Errorf("%s: phase %q, conditions %+v", name, now.Status.Phase, now.Status.Conditions)
+		}
+		if c.looks != "" {
+			if err := cluster.Get(ctx, client.ObjectKey{Namespace: "control", Name: c.looks}, &corev1.Pod{}); err != nil {
+				t.Errorf("%s: nothing else went on: %v", name, err)
+			}
+		}
+		if c.refused == "Pod" {
+			continue // its Lease bounds how often it is tried
+		}
+		// Another port in its words is no news, which would be looked at at once.
+		if again := look(); again.ResourceVersion != now.ResourceVersion && c.fails && c.looks == "" {
+			t.Errorf("%s: told again: %+v", name, again.Status.Conditions)
+		}
+	}
+}
+
+// That a location is taken is said no longer than it is, though nobody touches the
+// RepositoryServer that is told.
+func TestLocationNoLongerTaken(t *testing.T) {
+	ctx := t.Context()
+	make := func(name, prefix string, age time.Duration) *kopiav1alpha1.RepositoryServer {
+		return &kopiav1alpha1.RepositoryServer{
+			ObjectMeta: metav1.ObjectMeta{Namespace: "control", Name: name, CreationTimestamp: *at(-age)},
+			Spec:       kopiav1alpha1.RepositoryServerSpec{Storage: kopiav1alpha1.Storage{S3: &kopiav1alpha1.S3Storage{Bucket: "b", Prefix: prefix}}},
+		}
+	}
+	older, younger := make("older", "p/", time.Hour), make("younger", "p/q/", time.Minute)
+	c := clusterOf(t, older, younger)
+	r := &Reconciler{Client: c, Manager: &Manager{Client: c, Namespace: "control"}, Namespace: "control", Clock: clocktesting.NewFakePassiveClock(noon)}
+	look := func() (ctrl.Result, kopiav1alpha1.RepositoryServer) {
+		t.Helper()
+		var now kopiav1alpha1.RepositoryServer
+		result, err := r.Reconcile(ctx, ctrl.Request{NamespacedName: client.ObjectKeyFromObject(younger)})
+		if err := errors.Join(err, c.Get(ctx, client.ObjectKeyFromObject(younger), &now)); err != nil {
+			t.Fatal(err)
+		}
+		return result, now
+	}
+	result, now := look()
+	if result.RequeueAfter != time.Minute || now.Status.Phase != kopiav1alpha1.PhaseFailed || !meta.IsStatusConditionTrue(now.Status.Conditions, kopiav1alpha1.ConditionDegraded) {
+		t.Errorf("taken: again after %s, %+v", result.RequeueAfter, now.Status)
+	}
+	if err := c.Delete(ctx, older); err != nil {
+		t.Fatal(err)
+	}
+	if _, now = look(); now.Status.Phase != kopiav1alpha1.PhaseStopped || !meta.IsStatusConditionFalse(now.Status.Conditions, kopiav1alpha1.ConditionDegraded) {
+		t.Errorf("free again: %+v", now.Status)
 	}
 }

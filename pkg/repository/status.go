@@ -5,6 +5,7 @@ package repository
 import (
 	"fmt"
 	"slices"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 
@@ -23,12 +24,21 @@ const (
 	reasonNodeLost      = "NodeLost"
 	reasonLocationTaken = "LocationTaken"
 	reasonStorage       = "StorageUnavailable"
+	reasonRefused       = "ObjectsRefused"
 )
 
 // verdict is what the pods of a server say.
 type verdict struct {
 	phase           kopiav1alpha1.Phase
 	reason, message string
+}
+
+// unwatched is after which pause it may be another one that no watch tells of; 0: never.
+func (v verdict) unwatched() time.Duration {
+	if v.reason == reasonLocationTaken {
+		return time.Minute // the other repository may have gone
+	}
+	return 0
 }
 
 // judge decides from the pods of one revision.
