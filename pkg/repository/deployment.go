@@ -110,6 +110,18 @@ func podSpec(rs *kopiav1alpha1.RepositoryServer, image Image, resources corev1.R
 		mount(&spec, corev1.VolumeMount{Name: "repository", MountPath: claimDir}, corev1.VolumeSource{
 			PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: fs.Claim},
 		})
+		// A claim that one node at a time may mount is where the other of the two pods is.
+		spec.Affinity = &corev1.Affinity{PodAffinity: &corev1.PodAffinity{
+			PreferredDuringSchedulingIgnoredDuringExecution: []corev1.WeightedPodAffinityTerm{{
+				Weight: 100,
+				PodAffinityTerm: corev1.PodAffinityTerm{
+					LabelSelector: &metav1.LabelSelector{MatchLabels: map[string]string{
+						names.ManagedByLabel: names.ManagedByValue, names.RepositoryLabel: rs.Name,
+					}},
+					TopologyKey: corev1.LabelHostname,
+				},
+			}},
+		}}
 	}
 	return spec
 }

@@ -166,7 +166,14 @@ func (r *Reconciler) maintain(ctx context.Context, before, rs *kopiav1alpha1.Rep
 	case err != nil:
 		return 0, fmt.Errorf("read the maintenance pod of repository %s: %w", rs.Name, err)
 	case pod.DeletionTimestamp != nil:
+		if hasRun(&pod) {
+			if err := r.takeOutcome(ctx, before, rs, &pod); err != nil {
+				return 0, err
+			}
+		}
 		return r.buryMaintenance(ctx, rs, &pod)
+	case pod.Spec.NodeName == "" && isSuspended(rs):
+		return r.withdrawMaintenance(ctx, rs, &pod)
 	case len(pod.Spec.SchedulingGates) > 0:
 		return r.admitMaintenance(ctx, rs, &pod)
 	case pod.Status.Phase != corev1.PodSucceeded && pod.Status.Phase != corev1.PodFailed && pod.Spec.NodeName == "":
@@ -193,20 +200,38 @@ func (r *Reconciler) awaitNode(ctx context.Context, rs *kopiav1alpha1.Repository
 		}
 		return left, nil
 	}
-	// Only as it was seen: a node may take it at this very moment. Then the run has its Lease
-	// as long as it may take.
-	err := r.Client.Delete(ctx, pod, client.Preconditions{UID: &pod.UID, ResourceVersion: &pod.ResourceVersion})
-	if apierrors.IsConflict(err) || apierrors.IsNotFound(err) {
-		return runPause, nil
-	}
-	if err != nil {
-		return 0, fmt.Errorf("remove the maintenance pod of repository %s, which no node takes: %w", rs.Name, err)
+	gone, err := r.removeAsSeen(ctx, rs, pod)
+	if err != nil || !gone {
+		return runPause, err
 	}
 	if err := r.giveLease(ctx, rs, pod.Annotations[runAnnotation]); err != nil {
 		return 0, err
 	}
 	r.failed(rs, pod, reasonUnschedulable, problem)
 	return runPause, nil
+}
+
+// withdrawMaintenance ends a run that no node has, and that somebody has suspended since.
+func (r *Reconciler) withdrawMaintenance(ctx context.Context, rs *kopiav1alpha1.RepositoryServer, pod *corev1.Pod) (time.Duration, error) {
+	gone, err := r.removeAsSeen(ctx, rs, pod)
+	if err != nil || !gone {
+		return runPause, err
+	}
+	r.suspended(rs)
+	return 0, r.giveLease(ctx, rs, pod.Annotations[runAnnotation])
+}
+
+// removeAsSeen removes a pod that no node has; false: it has changed. Its gate may be opened,
+// or a node take it, at this very moment: then the run has its Lease as long as it may take.
+func (r *Reconciler) removeAsSeen(ctx context.Context, rs *kopiav1alpha1.RepositoryServer, pod *corev1.Pod) (bool, error) {
+	err := r.Client.Delete(ctx, pod, client.Preconditions{UID: &pod.UID, ResourceVersion: &pod.ResourceVersion})
+	if apierrors.IsConflict(err) || apierrors.IsNotFound(err) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("remove the maintenance pod of repository %s, which no node has: %w", rs.Name, err)
+	}
+	return true, nil
 }
 
 // admittedAt is when a pod's gate was opened.
@@ -231,16 +256,22 @@ func forgetCondition(rs *kopiav1alpha1.RepositoryServer, reason string) {
 	}
 }
 
-// suspended warns of locks that nobody extends.
+// suspended warns of locks that nobody extends, and takes back what no run will mend here.
 func (r *Reconciler) suspended(rs *kopiav1alpha1.RepositoryServer) {
-	m, f := rs.Spec.Maintenance, rs.Spec.Format
-	if m == nil || !m.Suspend || f == nil || f.ObjectLock == nil {
+	c := meta.FindStatusCondition(rs.Status.Conditions, kopiav1alpha1.ConditionMaintained)
+	switch {
+	case !isSuspended(rs):
 		forgetCondition(rs, reasonSuspended)
-		return
+	case rs.Spec.Format != nil && rs.Spec.Format.ObjectLock != nil:
+		r.condition(rs, kopiav1alpha1.ConditionMaintained, false, reasonSuspended, fmt.Sprintf(
+			"spec.maintenance.suspend is set: unless another cluster maintains the repository, its object locks end %s after they were last extended: "+
+				"remove the field when no other cluster does", rs.Spec.Format.ObjectLock.Period.Duration))
+	case c != nil && c.Status == metav1.ConditionFalse:
+		meta.SetStatusCondition(&rs.Status.Conditions, metav1.Condition{
+			Type: kopiav1alpha1.ConditionMaintained, Status: metav1.ConditionUnknown, Reason: reasonSuspended, ObservedGeneration: rs.Generation,
+			Message: "spec.maintenance.suspend is set: another cluster maintains the repository, or nobody does",
+		})
 	}
-	r.condition(rs, kopiav1alpha1.ConditionMaintained, false, reasonSuspended, fmt.Sprintf(
-		"spec.maintenance.suspend is set: unless another cluster maintains the repository, its object locks end %s after they were last extended: "+
-			"remove the field when no other cluster does", f.ObjectLock.Period.Duration))
 }
 
 // startMaintenance takes the Lease and makes the pod.
@@ -319,11 +350,8 @@ func (r *Reconciler) admitMaintenance(ctx context.Context, rs *kopiav1alpha1.Rep
 		return 0, err
 	}
 	if !held {
-		err := r.Client.Delete(ctx, pod, client.Preconditions{UID: &pod.UID, ResourceVersion: &pod.ResourceVersion})
-		if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) {
-			return 0, fmt.Errorf("remove the maintenance pod of repository %s, which has lost its Lease: %w", rs.Name, err)
-		}
-		return runPause, nil
+		_, err := r.removeAsSeen(ctx, rs, pod)
+		return runPause, err
 	}
 	open := pod.DeepCopy()
 	open.Spec.SchedulingGates = nil
@@ -429,6 +457,18 @@ func (r *Reconciler) changeLease(ctx context.Context, rs *kopiav1alpha1.Reposito
 // status is written before the pod goes, so that a controller killed in between reads
 // the outcome again, and counts it once.
 func (r *Reconciler) endMaintenance(ctx context.Context, before, rs *kopiav1alpha1.RepositoryServer, pod *corev1.Pod) error {
+	if err := r.takeOutcome(ctx, before, rs, pod); err != nil {
+		return err
+	}
+	err := r.Client.Delete(ctx, pod, client.Preconditions{UID: &pod.UID})
+	if client.IgnoreNotFound(err) != nil {
+		return fmt.Errorf("remove the maintenance pod of repository %s: %w", rs.Name, err)
+	}
+	return nil
+}
+
+// takeOutcome counts a run that has ended and gives its Lease back, if that is certain.
+func (r *Reconciler) takeOutcome(ctx context.Context, before, rs *kopiav1alpha1.RepositoryServer, pod *corev1.Pod) error {
 	run := pod.Annotations[runAnnotation]
 	if s := maintenanceStatus(rs); s.LastRun != run {
 		r.outcome(rs, pod)
@@ -439,15 +479,19 @@ func (r *Reconciler) endMaintenance(ctx context.Context, before, rs *kopiav1alph
 	}
 	*before = *rs.DeepCopy()
 	if ended(pod) {
-		if err := r.giveLease(ctx, rs, run); err != nil {
-			return err
-		}
-	}
-	err := r.Client.Delete(ctx, pod, client.Preconditions{UID: &pod.UID})
-	if client.IgnoreNotFound(err) != nil {
-		return fmt.Errorf("remove the maintenance pod of repository %s: %w", rs.Name, err)
+		return r.giveLease(ctx, rs, run)
 	}
 	return nil
+}
+
+// hasRun says that the kubelet saw the container of a pod run to its end. For a pod that is
+// about to end nothing less will do: one that waits there may have been started since, by a
+// kubelet that is out of reach. The object may go between the kubelet's word and our look:
+// then the Lease runs out. A finalizer would keep it, and would keep pods for ever where the
+// controller was removed before them.
+func hasRun(pod *corev1.Pod) bool {
+	return (pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed) &&
+		slices.ContainsFunc(pod.Status.ContainerStatuses, func(s corev1.ContainerStatus) bool { return s.Name == Container && s.State.Terminated != nil })
 }
 
 // ended says that the kubelet saw the container end, or never started it.
@@ -551,6 +595,9 @@ func (r *Reconciler) crowded(rs *kopiav1alpha1.RepositoryServer) {
 func resultOf(pod *corev1.Pod) (maintenanceResult, error) {
 	var result maintenanceResult
 	if pod.Status.Phase != corev1.PodSucceeded {
+		if pod.Status.Reason == "DeadlineExceeded" && !hasBegun(pod) {
+			return result, fmt.Errorf("its container did not start within %s: look at what it mounts, such as a volume that another node has", runDeadline)
+		}
 		if pod.Status.Reason == "DeadlineExceeded" {
 			return result, fmt.Errorf("it took longer than %s: raise spec.maintenance.resources", runDeadline)
 		}
@@ -572,6 +619,14 @@ func resultOf(pod *corev1.Pod) (maintenanceResult, error) {
 		}
 	}
 	return result, errors.New("its pod succeeded without a result")
+}
+
+// hasBegun says that the container was ever started. The kubelet says of one that was not
+// that it waits, or that it ended without having begun.
+func hasBegun(pod *corev1.Pod) bool {
+	return !slices.ContainsFunc(pod.Status.ContainerStatuses, func(s corev1.ContainerStatus) bool {
+		return s.Name == Container && (s.State.Waiting != nil || s.State.Terminated != nil && s.State.Terminated.StartedAt.IsZero())
+	})
 }
 
 // runAnnotation on a maintenance pod names the holder of the Lease.
@@ -607,17 +662,6 @@ func buildMaintenancePod(rs *kopiav1alpha1.RepositoryServer, image Image, mode, 
 	spec.RestartPolicy = corev1.RestartPolicyNever
 	spec.ActiveDeadlineSeconds = &deadline
 	spec.Containers[0].Args = []string{"maintain", "--mode", mode, "--verify-percent", strconv.Itoa(int(verify))}
-	if rs.Spec.Storage.Filesystem != nil {
-		// A claim that one node at a time may mount is where the server is.
-		spec.Affinity = &corev1.Affinity{PodAffinity: &corev1.PodAffinity{
-			PreferredDuringSchedulingIgnoredDuringExecution: []corev1.WeightedPodAffinityTerm{{
-				Weight: 100,
-				PodAffinityTerm: corev1.PodAffinityTerm{
-					LabelSelector: &metav1.LabelSelector{MatchLabels: labels(rs)}, TopologyKey: corev1.LabelHostname,
-				},
-			}},
-		}}
-	}
 	meta := ownedMeta(rs, maintenanceName(rs))
 	meta.Labels = maintenanceLabels(rs)
 	meta.Annotations = map[string]string{modeAnnotation: mode, runAnnotation: run}

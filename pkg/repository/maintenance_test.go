@@ -8,10 +8,15 @@ import (
 	"testing"
 	"time"
 
+	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	apilabels "k8s.io/apimachinery/pkg/labels"
+	clocktesting "k8s.io/utils/clock/testing"
+	"k8s.io/utils/ptr"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	kopiav1alpha1 "github.com/kanister-kopia/kanister-kopia/pkg/apis/kopia/v1alpha1"
 )
@@ -185,9 +190,142 @@ func TestMaintenanceOutcome(t *testing.T) {
 	if c := crowded(); c.Status != metav1.ConditionTrue || !strings.Contains(c.Message, "501 sources") || !strings.Contains(c.Message, "delete the backups") {
 		t.Errorf("501 sources: %+v", c)
 	}
+	// One that was over time is told what to give it, unless its container never started.
+	over := pod(modeQuick, corev1.PodFailed, "Error", "")
+	over.Status.Reason = "DeadlineExceeded"
+	state := &over.Status.ContainerStatuses[0].State
+	for words, is := range map[string]corev1.ContainerState{
+		"raise spec.maintenance.resources": {Terminated: &corev1.ContainerStateTerminated{StartedAt: *at(-time.Hour), ExitCode: 137}},
+		"did not start within 12h0m0s":     {Waiting: &corev1.ContainerStateWaiting{Reason: "ContainerCreating"}},
+		"look at what it mounts":           {Terminated: &corev1.ContainerStateTerminated{Reason: "ContainerStatusUnknown", ExitCode: 137}},
+	} {
+		*state = is
+		if r.outcome(rs, over); !strings.Contains(message(), words) {
+			t.Errorf("over time, %+v: %q, want %q", is, message(), words)
+		}
+	}
+	rs.Status.Maintenance.QuickFailures = 0
 	r.outcome(rs, pod(modeQuick, corev1.PodSucceeded, "Completed", "what?"))
 	if s := rs.Status.Maintenance; s.QuickFailures != 1 {
 		t.Errorf("a pod that says nothing has succeeded: %+v", s)
+	}
+}
+
+// A volume that one node at a time may mount lets in a server beside its maintenance, and a
+// maintenance beside its server, if both want the same node.
+func TestMaintenanceBesideServer(t *testing.T) {
+	rs := &kopiav1alpha1.RepositoryServer{ObjectMeta: metav1.ObjectMeta{Name: "id"}}
+	near := func(a *corev1.Affinity, pod map[string]string) bool {
+		for _, term := range a.PodAffinity.PreferredDuringSchedulingIgnoredDuringExecution {
+			selector, err := metav1.LabelSelectorAsSelector(term.PodAffinityTerm.LabelSelector)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return selector.Matches(apilabels.Set(pod)) && term.PodAffinityTerm.TopologyKey == corev1.LabelHostname
+		}
+		return false
+	}
+	if a := buildDeployment(rs, Image{}, "r", 1).Spec.Template.Spec.Affinity; a != nil {
+		t.Errorf("a bucket is everywhere: %+v", a)
+	}
+	rs.Spec.Storage.Filesystem = &kopiav1alpha1.FilesystemStorage{Claim: "c"}
+	other := rs.DeepCopy()
+	other.Name = "other"
+	server, maintenance := buildDeployment(rs, Image{}, "r", 1).Spec.Template, buildMaintenancePod(rs, Image{}, modeFull, "run")
+	if !near(server.Spec.Affinity, maintenance.Labels) || !near(maintenance.Spec.Affinity, server.Labels) {
+		t.Errorf("one is not drawn to the other: %+v, %+v", server.Spec.Affinity, maintenance.Spec.Affinity)
+	}
+	if near(server.Spec.Affinity, maintenanceLabels(other)) || near(maintenance.Spec.Affinity, labels(other)) {
+		t.Error("they are drawn to another repository's")
+	}
+}
+
+// maintenanceWorld is a repository whose maintenance has a pod and the Lease.
+func maintenanceWorld(t *testing.T, change func(*kopiav1alpha1.RepositoryServer, *corev1.Pod)) (*Reconciler, *kopiav1alpha1.RepositoryServer, *corev1.Pod, func() string) {
+	t.Helper()
+	rs := &kopiav1alpha1.RepositoryServer{ObjectMeta: metav1.ObjectMeta{Namespace: "control", Name: "id"}}
+	run, taken, seconds := "run", metav1.NewMicroTime(noon), int32(leaseDuration/time.Second)
+	lease := &coordinationv1.Lease{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "control", Name: maintenanceName(rs)},
+		Spec:       coordinationv1.LeaseSpec{HolderIdentity: &run, RenewTime: &taken, LeaseDurationSeconds: &seconds},
+	}
+	pod := buildMaintenancePod(rs, Image{}, modeFull, run)
+	change(rs, pod)
+	c := clusterOf(t, rs, pod, lease)
+	r := &Reconciler{Client: c, Manager: &Manager{Client: c, Namespace: "control"}, Clock: clocktesting.NewFakePassiveClock(noon)}
+	holder := func() string {
+		t.Helper()
+		if err := c.Get(t.Context(), client.ObjectKeyFromObject(lease), lease); err != nil {
+			t.Fatal(err)
+		}
+		return ptr.Deref(lease.Spec.HolderIdentity, "")
+	}
+	return r, rs, pod, holder
+}
+
+// A maintenance that ends because its pod is deleted (a drain, an eviction, somebody) counts
+// once and gives its Lease back on the kubelet's word, and on no less.
+func TestMaintenanceDeleted(t *testing.T) {
+	ctx := t.Context()
+	for name, c := range map[string]struct {
+		phase    corev1.PodPhase
+		state    corev1.ContainerState
+		failures int32
+		holder   string
+	}{
+		"ended":                 {corev1.PodFailed, corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{ExitCode: 143}}, 1, ""},
+		"ended, not said yet":   {corev1.PodRunning, corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{ExitCode: 143}}, 0, "run"},
+		"goes on":               {corev1.PodRunning, corev1.ContainerState{Running: &corev1.ContainerStateRunning{}}, 0, "run"},
+		"out of reach":          {corev1.PodFailed, corev1.ContainerState{Running: &corev1.ContainerStateRunning{}}, 0, "run"},
+		"may have been started": {corev1.PodFailed, corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: "ContainerCreating"}}, 0, "run"},
+	} {
+		r, rs, pod, holder := maintenanceWorld(t, func(_ *kopiav1alpha1.RepositoryServer, pod *corev1.Pod) {
+			pod.Spec.SchedulingGates, pod.Spec.NodeName = nil, "node-1"
+			pod.Finalizers = []string{"kubelet/keeps-it"} // as a kubelet does until all of it has gone
+			pod.Status.Phase = c.phase
+			pod.Status.ContainerStatuses = []corev1.ContainerStatus{{Name: Container, State: c.state}}
+		})
+		if err := r.Client.Delete(ctx, pod); err != nil {
+			t.Fatal(err)
+		}
+		for range 2 {
+			if _, err := r.maintain(ctx, rs.DeepCopy(), rs); err != nil {
+				t.Errorf("%s: %v", name, err)
+			}
+		}
+		if got := maintenanceStatus(rs).FullFailures; got != c.failures || holder() != c.holder {
+			t.Errorf("%s: %d failures, want %d; the Lease is of %q, want %q", name, got, c.failures, holder(), c.holder)
+		}
+	}
+}
+
+// A maintenance that is suspended before any node has it never starts; one that runs does
+// not lose its Lease.
+func TestMaintenanceSuspendedMeanwhile(t *testing.T) {
+	ctx := t.Context()
+	for name, c := range map[string]struct {
+		suspend bool
+		change  func(*corev1.Pod)
+		stays   bool
+	}{
+		"behind its gate": {true, func(*corev1.Pod) {}, false},
+		"without a node":  {true, func(p *corev1.Pod) { p.Spec.SchedulingGates = nil }, false},
+		"running": {true, func(p *corev1.Pod) {
+			p.Spec.SchedulingGates, p.Spec.NodeName, p.Status.Phase = nil, "node-1", corev1.PodRunning
+		}, true},
+		"not suspended": {false, func(*corev1.Pod) {}, true},
+	} {
+		r, rs, pod, holder := maintenanceWorld(t, func(rs *kopiav1alpha1.RepositoryServer, p *corev1.Pod) {
+			rs.Spec.Maintenance = &kopiav1alpha1.Maintenance{Suspend: c.suspend}
+			c.change(p)
+		})
+		if _, err := r.maintain(ctx, rs.DeepCopy(), rs); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		err := r.Client.Get(ctx, client.ObjectKeyFromObject(pod), pod)
+		if stays := err == nil; stays != c.stays || (holder() == "run") != c.stays {
+			t.Errorf("%s: its pod: %v, the Lease is of %q", name, err, holder())
+		}
 	}
 }
 
@@ -211,6 +349,17 @@ func TestMaintenanceSuspended(t *testing.T) {
 		got := meta.FindStatusCondition(rs.Status.Conditions, kopiav1alpha1.ConditionMaintained)
 		if (got != nil) != c.want || got != nil && (got.Status != metav1.ConditionFalse || !strings.Contains(got.Message, "72h0m0s") || !strings.Contains(got.Message, "remove the field")) {
 			t.Errorf("%s: %+v, want a condition: %t", name, got, c.want)
+		}
+		// A failure of before, which no run will mend here, is no reason to alert.
+		r.condition(rs, kopiav1alpha1.ConditionMaintained, false, reasonFailed, "it broke")
+		r.suspended(rs)
+		failed := meta.FindStatusCondition(rs.Status.Conditions, kopiav1alpha1.ConditionMaintained)
+		if !c.suspend && failed.Reason != reasonFailed || c.suspend && failed.Reason != reasonSuspended ||
+			c.suspend && !c.want && failed.Status != metav1.ConditionUnknown {
+			t.Errorf("%s, after a failure: %+v", name, failed)
+		}
+		if !c.suspend {
+			meta.RemoveStatusCondition(&rs.Status.Conditions, kopiav1alpha1.ConditionMaintained)
 		}
 		rs.Spec.Maintenance = nil
 		r.suspended(rs)
