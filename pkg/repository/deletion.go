@@ -11,6 +11,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/utils/ptr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	kopiav1alpha1 "github.com/kanister-kopia/kanister-kopia/pkg/apis/kopia/v1alpha1"
@@ -18,7 +19,8 @@ import (
 	"github.com/kanister-kopia/kanister-kopia/pkg/names"
 )
 
-// deletionWindow is what a repository's deletion limit counts over.
+// deletionWindow is what a repository's deletion limit counts over. It begins with the first
+// deletion and ends as a whole.
 const deletionWindow = time.Hour
 
 // defaultDeletionLimit is for objects made before the field was there.
@@ -47,7 +49,7 @@ func judgeDeletion(rs *kopiav1alpha1.RepositoryServer, now time.Time) (next kopi
 }
 
 // mayDelete counts a deletion, and waits while it is beyond the repository's limit:
-// for the hour to pass, or for somebody to say that it is meant. The count is in the
+// for the hour to pass, for another limit, or for somebody to say that it is meant. The count is in the
 // status, so that a restart of the controller does not begin it anew.
 func (m *Manager) mayDelete(ctx context.Context, id string) error {
 	key := client.ObjectKey{Namespace: m.Namespace, Name: id}
@@ -82,7 +84,7 @@ func (m *Manager) countDeletion(ctx context.Context, rs *kopiav1alpha1.Repositor
 		rs.Status.Deletions = &next
 	} else {
 		held.Status, held.Reason = metav1.ConditionTrue, "LimitReached"
-		held.Message = fmt.Sprintf("%d backups were deleted since %s: further deletions wait until %s, or for annotation %s with a time until which they are meant, such as %s",
+		held.Message = fmt.Sprintf("%d backups were deleted since %s: further deletions wait until %s, for a higher spec.deletionLimit, or for annotation %s with a time until which they are meant, such as %s",
 			next.Count-1, next.Since.UTC().Format(time.RFC3339), next.Since.Add(deletionWindow).UTC().Format(time.RFC3339),
 			names.DeletionsAllowedAnnotation, m.Clock.Now().Add(deletionWindow).UTC().Format(time.RFC3339))
 	}
@@ -109,15 +111,15 @@ func (r *Reconciler) released(rs *kopiav1alpha1.RepositoryServer) time.Duration 
 
 var errWindowOver = errors.New("the hour is over")
 
-// awaitLeave waits until the annotation changes or wait is over.
+// awaitLeave waits until the annotation or the limit changes, or wait is over.
 func (m *Manager) awaitLeave(ctx context.Context, rs *kopiav1alpha1.RepositoryServer, wait time.Duration) error {
-	said := rs.Annotations[names.DeletionsAllowedAnnotation]
+	said, limit := rs.Annotations[names.DeletionsAllowedAnnotation], rs.Spec.DeletionLimit
 	bounded, cancel := context.WithTimeoutCause(ctx, wait, errWindowOver)
 	defer cancel()
 	err := kube.Await(bounded, m.Client, client.ObjectKeyFromObject(rs),
 		&kopiav1alpha1.RepositoryServer{}, &kopiav1alpha1.RepositoryServerList{},
 		func(now *kopiav1alpha1.RepositoryServer) (bool, error) {
-			return now.Annotations[names.DeletionsAllowedAnnotation] != said, nil
+			return now.Annotations[names.DeletionsAllowedAnnotation] != said || !ptr.Equal(now.Spec.DeletionLimit, limit), nil
 		})
 	if errors.Is(err, errWindowOver) {
 		return nil

@@ -598,34 +598,68 @@ func TestIntegrationLifeCycle(t *testing.T) {
 	other.Close()
 
 	// Deletions beyond the limit wait for somebody to say that they are meant.
-	for range 2 { // one that goes on after a restart is no second one
-		again, cancel := context.WithTimeout(ctx, time.Minute)
-		defer cancel()
-		_, err = repo.Delete(again, "delete-1", api.DeleteRequest{BackupID: "x", Prefix: "p"})
+	volume := w.volume()
+	testenv.MakeTree(w, volume)
+	first := w.backup(repo, volume)
+	again := func(i int) api.DeleteRequest {
+		record := first
+		record.BackupID, record.BackupTag = repository.Token(repo.ID(), fmt.Sprint("id", i)), repository.Token(repo.ID(), fmt.Sprint("tag", i))
+		_, err := repo.Record(ctx, fmt.Sprint("record-", i), api.RecordRequest{
+			Username: "pvc.data", Hostname: repo.Tenant().NamespaceUID, SourcePath: repo.SourcePath("pvc.data", "/"), Record: record,
+		})
 		w.must(err)
+		return api.DeleteRequest{BackupID: record.BackupID, Prefix: prefix}
 	}
-	deleted := make(chan error, 1)
-	go func() {
-		_, err := repo.Delete(ctx, "delete-2", api.DeleteRequest{BackupID: "y", Prefix: "p"})
-		deleted <- err
-	}()
-	testenv.Eventually(w, 3*time.Minute, "the second deletion is held", func() bool {
-		for _, c := range w.get().Status.Conditions {
-			if c.Type == kopiav1alpha1.ConditionDeletionsHeld && c.Status == metav1.ConditionTrue {
-				return true
-			}
+	second, third := again(2), again(3)
+	soon, cancel = context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	for _, c := range []struct {
+		id  string
+		req api.DeleteRequest
+		err error
+	}{
+		{"delete-never", api.DeleteRequest{BackupID: "x", Prefix: prefix}, nil},                                  // it is not there
+		{"delete-other", api.DeleteRequest{BackupTag: first.BackupTag, Prefix: "other"}, repository.ErrNotFound}, // nor there
+		{"delete-1", api.DeleteRequest{BackupTag: first.BackupTag, Prefix: prefix}, nil},                         // the one that counts
+		{"delete-1", api.DeleteRequest{BackupTag: first.BackupTag, Prefix: prefix}, nil},                         // it goes on after a restart
+		{"delete-1-forgotten", api.DeleteRequest{BackupTag: first.BackupTag, Prefix: prefix}, nil},               // and is forgotten by the server
+	} {
+		if _, err := repo.Delete(soon, c.id, c.req); !errors.Is(err, c.err) {
+			t.Errorf("%s: %v, want %v", c.id, err, c.err)
 		}
-		return false
-	})
-	select {
-	case err := <-deleted:
-		t.Errorf("the second deletion was not held: %v", err)
-	default:
 	}
-	rs := w.get()
-	metav1.SetMetaDataAnnotation(&rs.ObjectMeta, names.DeletionsAllowedAnnotation, time.Now().Add(time.Minute).UTC().Format(time.RFC3339))
-	w.must(w.Update(ctx, rs))
-	w.must(<-deleted)
+	held := func(id string, req api.DeleteRequest, leave func(*kopiav1alpha1.RepositoryServer)) {
+		t.Helper()
+		deleted := make(chan error, 1)
+		go func() {
+			records, err := repo.Delete(ctx, id, req)
+			if err == nil && len(records) != 1 {
+				err = fmt.Errorf("deleted %+v", records)
+			}
+			deleted <- err
+		}()
+		testenv.Eventually(w, 3*time.Minute, id+" is held", func() bool {
+			return w.condition(kopiav1alpha1.ConditionDeletionsHeld).Status == metav1.ConditionTrue
+		})
+		select {
+		case err := <-deleted:
+			t.Errorf("%s was not held: %v", id, err)
+		default:
+		}
+		rs := w.get()
+		leave(rs)
+		w.must(w.Update(ctx, rs))
+		select {
+		case err := <-deleted:
+			w.must(err)
+		case <-time.After(time.Minute):
+			t.Errorf("%s is held still", id)
+		}
+	}
+	held("delete-2", second, func(rs *kopiav1alpha1.RepositoryServer) { rs.Spec.DeletionLimit = ptr.To(int32(2)) })
+	held("delete-3", third, func(rs *kopiav1alpha1.RepositoryServer) {
+		metav1.SetMetaDataAnnotation(&rs.ObjectMeta, names.DeletionsAllowedAnnotation, time.Now().Add(time.Minute).UTC().Format(time.RFC3339))
+	})
 	repo.Close()
 
 	// Nobody works there any more: what has changed counts.

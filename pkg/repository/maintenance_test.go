@@ -250,6 +250,7 @@ func maintenanceWorld(t *testing.T, change func(*kopiav1alpha1.RepositoryServer,
 		Spec:       coordinationv1.LeaseSpec{HolderIdentity: &run, RenewTime: &taken, LeaseDurationSeconds: &seconds},
 	}
 	pod := buildMaintenancePod(rs, Image{}, modeFull, run)
+	pod.CreationTimestamp = *at(0)
 	change(rs, pod)
 	c := clusterOf(t, rs, pod, lease)
 	r := &Reconciler{Client: c, Manager: &Manager{Client: c, Namespace: "control"}, Clock: clocktesting.NewFakePassiveClock(noon)}

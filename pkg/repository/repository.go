@@ -217,7 +217,13 @@ func (r *Repository) Delete(ctx context.Context, id string, req api.DeleteReques
 		return err
 	})
 	if codeOf(err) == api.CodeNotFound {
-		err = r.manager.mayDelete(ctx, r.id)
+		// Nor does one count that deletes nothing: the server forgets what it has done, so
+		// what was deleted before a restart of the controller would count again.
+		if _, err = r.Find(ctx, id+"-find", req); errors.Is(err, ErrNotFound) {
+			err = nil
+		} else {
+			err = r.manager.mayDelete(ctx, r.id)
+		}
 	}
 	if err != nil {
 		return nil, fmt.Errorf("delete the backup: %w", err)

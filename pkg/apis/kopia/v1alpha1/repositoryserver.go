@@ -102,9 +102,10 @@ type RepositoryServerSpec struct {
 	//
 	// +optional
 	TLS *TLS `json:"tls,omitempty"`
-	// DeletionLimit is how many backups may be deleted within an hour before
-	// further deletions wait for the annotation
-	// kopia.kanister.io/deletions-allowed-until (a time, RFC 3339). 0: no limit.
+	// DeletionLimit is how many backups may be deleted within the hour that begins with
+	// the first of them. Further deletions wait until that hour is over, for a higher limit,
+	// or for the annotation kopia.kanister.io/deletions-allowed-until (a time, RFC 3339).
+	// 0: no limit.
 	//
 	// +optional
 	// +kubebuilder:default=200
@@ -392,7 +393,8 @@ type RepositoryServerStatus struct {
 	Maintenance *MaintenanceStatus `json:"maintenance,omitempty"`
 }
 
-// Deletions are the backups deleted within the last hour, for the limit.
+// Deletions are the backups deleted within the present hour, for the limit. The hour begins
+// with the first of them, and the next one with the first after it.
 type Deletions struct {
 	// Since is the beginning of the hour that is counted.
 	Since metav1.Time `json:"since"`
