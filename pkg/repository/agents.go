@@ -27,23 +27,33 @@ var errReplaced = errors.New("its pod is being replaced: run the action again")
 
 // agentOf reaches the agent of a server that has come up. errReplaced: none of its pods has.
 func (m *Manager) agentOf(ctx context.Context, rs *kopiav1alpha1.RepositoryServer) (*agentclient.Client, error) {
+	pod, err := m.podOf(ctx, rs)
+	if errors.Is(err, errReplaced) {
+		m.forget(rs.Name, nil)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return m.reach(ctx, rs.Name, pod)
+}
+
+// podOf finds the pod of a server that has come up. errReplaced: none has.
+func (m *Manager) podOf(ctx context.Context, rs *kopiav1alpha1.RepositoryServer) (*corev1.Pod, error) {
 	var pods corev1.PodList
 	if err := m.Client.List(ctx, &pods, client.InNamespace(rs.Namespace), client.MatchingLabels(labels(rs))); err != nil {
 		return nil, err
 	}
-	for _, pod := range pods.Items {
-		if isUp(&pod, rs.Status.Revision) {
-			return m.reach(ctx, rs.Name, &pod)
+	for i := range pods.Items {
+		if isUp(&pods.Items[i], rs.Status.Revision) {
+			return &pods.Items[i], nil
 		}
 	}
-	m.forget(rs.Name, nil)
 	return nil, errReplaced
 }
 
 // isUp says that a pod of a revision has come up, also while its readiness pauses.
 func isUp(pod *corev1.Pod, revision string) bool {
-	v := judge([]corev1.Pod{*pod}, revision)
-	return v.phase == kopiav1alpha1.PhaseReady || v.reason == reasonPaused
+	return judge([]corev1.Pod{*pod}, revision).isUp()
 }
 
 func (m *Manager) reach(ctx context.Context, id string, pod *corev1.Pod) (*agentclient.Client, error) {

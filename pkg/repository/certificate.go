@@ -8,6 +8,7 @@ import (
 
 	certmanagerv1 "github.com/cert-manager/cert-manager/pkg/apis/certmanager/v1"
 	cmmeta "github.com/cert-manager/cert-manager/pkg/apis/meta/v1"
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	kopiav1alpha1 "github.com/kanister-kopia/kanister-kopia/pkg/apis/kopia/v1alpha1"
@@ -26,6 +27,18 @@ func tlsSecretName(rs *kopiav1alpha1.RepositoryServer) string {
 	}
 	return rs.Name + "-tls"
 }
+
+// mountedSecret is the Secret with the certificate of a server's pod.
+func mountedSecret(pod *corev1.Pod) string {
+	for _, v := range pod.Spec.Volumes {
+		if v.Name == tlsVolume && v.Secret != nil {
+			return v.Secret.SecretName
+		}
+	}
+	return ""
+}
+
+const tlsVolume = "tls"
 
 // host is the name that agents dial and verify.
 func host(rs *kopiav1alpha1.RepositoryServer) string {

@@ -60,6 +60,40 @@ func TestCertificate(t *testing.T) {
 	}
 }
 
+// A server that runs has the certificate that it was started with, whatever its spec says
+// by now, and agents trust that one's CA.
+func TestCAOfRunningServer(t *testing.T) {
+	plane, first, second := testenv.NewCA(t).PEM, testenv.NewCA(t).PEM, testenv.NewCA(t).PEM
+	secret := func(name string, ca []byte) *corev1.Secret {
+		return &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: "control", Name: name}, Data: map[string][]byte{names.CAKey: ca}}
+	}
+	own := func(name string) *kopiav1alpha1.TLS { return &kopiav1alpha1.TLS{Secret: name} }
+	for name, c := range map[string]struct {
+		started, now *kopiav1alpha1.TLS
+		want         string
+	}{
+		"another Secret":   {own("first"), own("second"), string(first)},
+		"ours no more":     {nil, own("second"), string(plane)},
+		"ours from now on": {own("first"), nil, string(first)},
+		"the same":         {own("second"), own("second"), string(second)},
+	} {
+		rs := &kopiav1alpha1.RepositoryServer{ObjectMeta: metav1.ObjectMeta{Namespace: "control", Name: "shop-x"}}
+		rs.Spec.TLS, rs.Status.Revision = c.started, "r"
+		template := buildDeployment(rs, Image{}, "r", 1).Spec.Template
+		pod := &corev1.Pod{ObjectMeta: template.ObjectMeta, Spec: template.Spec}
+		pod.Namespace, pod.Name = "control", "shop-x-1"
+		pod.Status.Conditions = []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}}
+		rs.Spec.TLS = c.now
+		m := &Manager{
+			Client: clusterOf(t, pod, secret("first", first), secret("second", second), secret("shop-x-tls", plane)), Namespace: "control",
+			CA: func() ([]byte, error) { return plane, nil },
+		}
+		if got, err := m.caOf(t.Context(), rs); got != c.want || err != nil {
+			t.Errorf("%s: %q, %v", name, got, err)
+		}
+	}
+}
+
 // Agents trust the CA that a server's certificate comes from also where the control
 // plane's is another one already, or still.
 func TestCAOfServer(t *testing.T) {

@@ -168,7 +168,7 @@ func buildDeployment(rs *kopiav1alpha1.RepositoryServer, image Image, revision s
 	c.Ports = []corev1.ContainerPort{{Name: healthPortName, ContainerPort: names.AgentHealthPort, Protocol: corev1.ProtocolTCP}}
 	if rs.Spec.External == nil {
 		c.Ports = append(c.Ports, corev1.ContainerPort{Name: repositoryPortName, ContainerPort: names.RepositoryPort, Protocol: corev1.ProtocolTCP})
-		mount(&spec, corev1.VolumeMount{Name: "tls", MountPath: tlsDir, ReadOnly: true}, corev1.VolumeSource{
+		mount(&spec, corev1.VolumeMount{Name: tlsVolume, MountPath: tlsDir, ReadOnly: true}, corev1.VolumeSource{
 			Secret: &corev1.SecretVolumeSource{SecretName: tlsSecretName(rs), DefaultMode: &mode},
 		})
 	}

@@ -277,18 +277,16 @@ func (r *Reconciler) suspended(rs *kopiav1alpha1.RepositoryServer) {
 // startMaintenance takes the Lease and makes the pod.
 func (r *Reconciler) startMaintenance(ctx context.Context, rs *kopiav1alpha1.RepositoryServer, mode string) (time.Duration, error) {
 	// Without the storage's keys its pod would wait for them until its deadline, in
-	// another repository's place. Only whether they are there is read, without a cache.
-	var keys metav1.PartialObjectMetadata
-	keys.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("Secret"))
-	err := r.Manager.Client.Get(ctx, client.ObjectKey{Namespace: rs.Namespace, Name: configSecretName(rs)}, &keys)
-	if apierrors.IsNotFound(err) {
+	// another repository's place.
+	keys, err := r.secretExists(ctx, rs, configSecretName(rs))
+	if err != nil {
+		return 0, err
+	}
+	if !keys {
 		r.condition(rs, kopiav1alpha1.ConditionMaintained, false, reasonNoKeys, fmt.Sprintf(
 			"%s maintenance is due, but Secret %s, which holds the keys of the storage, is not there, as after an import: "+
 				"the first action that uses the repository makes it: run one, such as a backup or a restore", mode, configSecretName(rs)))
 		return 0, nil // who brings them changes the RepositoryServer
-	}
-	if err != nil {
-		return 0, fmt.Errorf("look for the storage keys of repository %s: %w", rs.Name, err)
 	}
 	var pods corev1.PodList
 	if err := r.Client.List(ctx, &pods, client.InNamespace(rs.Namespace), client.MatchingLabels{names.ComponentLabel: maintenanceComponent}); err != nil {

@@ -391,14 +391,21 @@ func (m *Manager) externalUser(ctx context.Context, e *kopiav1alpha1.External) (
 	return u, nil
 }
 
-// caOf is what agents trust for a server.
+// caOf is what agents trust for a server: the CA of the certificate that its pod has,
+// whatever the spec names by now. A pod that runs is not replaced while it is used.
 func (m *Manager) caOf(ctx context.Context, rs *kopiav1alpha1.RepositoryServer) (string, error) {
 	if rs.Spec.External != nil {
 		return rs.Spec.External.CABundle, nil
 	}
+	name := tlsSecretName(rs)
+	if pod, err := m.podOf(ctx, rs); err == nil {
+		name = mountedSecret(pod)
+	} else if !errors.Is(err, errReplaced) {
+		return "", fmt.Errorf("find the server's pod: %w", err)
+	}
 	var s corev1.Secret
-	err := m.Client.Get(ctx, client.ObjectKey{Namespace: m.Namespace, Name: tlsSecretName(rs)}, &s)
-	if rs.Spec.TLS == nil {
+	err := m.Client.Get(ctx, client.ObjectKey{Namespace: m.Namespace, Name: name}, &s)
+	if rs.Spec.TLS == nil && name == tlsSecretName(rs) {
 		ca, caErr := m.CA()
 		if caErr != nil || client.IgnoreNotFound(err) != nil {
 			return "", errors.Join(caErr, wrap("read the server's certificate", err))

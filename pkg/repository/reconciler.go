@@ -250,6 +250,8 @@ func (r *Reconciler) ensure(ctx context.Context, rs *kopiav1alpha1.RepositorySer
 	v := judge(pods.Items, revision)
 	missing, err := r.makeObjects(ctx, rs, revision, v)
 	switch {
+	case missing != "" && v.isUp(): // with another one
+		v.message += "; waiting for the certificate: " + missing
 	case missing != "":
 		v = verdict{kopiav1alpha1.PhaseStarting, reasonCertificate, "waiting for the certificate: " + missing}
 	case err == nil:
@@ -288,7 +290,7 @@ func (r *Reconciler) makeObjects(ctx context.Context, rs *kopiav1alpha1.Reposito
 		}
 		// A pod that mounts a Secret before it is there is tried again only after a
 		// growing pause, so the Deployment waits for the certificate instead.
-		if missing, err := r.certificate(ctx, rs); err != nil || missing != "" {
+		if missing, err := r.certificate(ctx, rs, v); err != nil || missing != "" {
 			return missing, err
 		}
 	}
@@ -330,9 +332,16 @@ func (r *Reconciler) scaleToZero(ctx context.Context, rs *kopiav1alpha1.Reposito
 }
 
 // certificate asks for one and says what it waits for; "": it is there.
-func (r *Reconciler) certificate(ctx context.Context, rs *kopiav1alpha1.RepositoryServer) (missing string, err error) {
+func (r *Reconciler) certificate(ctx context.Context, rs *kopiav1alpha1.RepositoryServer, v verdict) (missing string, err error) {
 	if rs.Spec.TLS != nil && rs.Spec.TLS.Secret != "" {
-		return "", nil
+		if v.isUp() {
+			return "", nil // it has come up with one
+		}
+		there, err := r.secretExists(ctx, rs, rs.Spec.TLS.Secret)
+		if err != nil || there {
+			return "", err
+		}
+		return fmt.Sprintf("Secret %s, which spec.tls names, is not there: make it, with the keys tls.crt, tls.key and ca.crt", rs.Spec.TLS.Secret), nil
 	}
 	var cert certmanagerv1.Certificate
 	err = r.Client.Get(ctx, client.ObjectKeyFromObject(rs), &cert)
@@ -350,6 +359,17 @@ func (r *Reconciler) certificate(ctx context.Context, rs *kopiav1alpha1.Reposito
 		return message, nil
 	}
 	return "", nil
+}
+
+// secretExists looks without a cache, and at no more than that.
+func (r *Reconciler) secretExists(ctx context.Context, rs *kopiav1alpha1.RepositoryServer, name string) (bool, error) {
+	var secret metav1.PartialObjectMetadata
+	secret.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("Secret"))
+	err := r.Manager.Client.Get(ctx, client.ObjectKey{Namespace: rs.Namespace, Name: name}, &secret)
+	if client.IgnoreNotFound(err) != nil {
+		return false, fmt.Errorf("look for Secret %s of repository %s: %w", name, rs.Name, err)
+	}
+	return err == nil, nil
 }
 
 // certificateReady says whether a certificate was issued, for names that have not
@@ -385,10 +405,6 @@ func (r *Reconciler) judged(ctx context.Context, rs *kopiav1alpha1.RepositorySer
 		if s.Phase != v.phase || s.Revision != revision {
 			s.LastUsed = &now
 		}
-		s.URL = serverURL(rs)
-		if ca, err := r.Manager.caOf(ctx, rs); err == nil {
-			s.CA = ca
-		}
 		// Whether the storage answers is for the server to say: lookAt.
 		if c := meta.FindStatusCondition(s.Conditions, kopiav1alpha1.ConditionDegraded); c == nil || c.Reason != reasonStorage {
 			r.degraded(rs, false, v.reason, "")
@@ -407,6 +423,12 @@ func (r *Reconciler) judged(ctx context.Context, rs *kopiav1alpha1.RepositorySer
 	s.Phase = v.phase
 	s.Revision = revision
 	s.ObservedGeneration = rs.Generation
+	if v.phase == kopiav1alpha1.PhaseReady {
+		s.URL = serverURL(rs)
+		if ca, err := r.Manager.caOf(ctx, rs); err == nil {
+			s.CA = ca
+		}
+	}
 	r.condition(rs, kopiav1alpha1.ConditionReady, v.phase == kopiav1alpha1.PhaseReady, v.reason, cmp.Or(v.message, string(v.phase)))
 }
 

@@ -12,6 +12,7 @@ import (
 
 	certmanagerv1 "github.com/cert-manager/cert-manager/pkg/apis/certmanager/v1"
 	cmmeta "github.com/cert-manager/cert-manager/pkg/apis/meta/v1"
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -237,5 +238,67 @@ func TestLocationNoLongerTaken(t *testing.T) {
 	}
 	if _, now = look(); now.Status.Phase != kopiav1alpha1.PhaseStopped || !meta.IsStatusConditionFalse(now.Status.Conditions, kopiav1alpha1.ConditionDegraded) {
 		t.Errorf("free again: %+v", now.Status)
+	}
+}
+
+// A server waits for its certificate in words, and whoever makes it need touch nothing else;
+// one that runs has one.
+func TestWaitsForCertificate(t *testing.T) {
+	ctx := t.Context()
+	for name, c := range map[string]struct {
+		tls   *kopiav1alpha1.TLS
+		words string
+	}{
+		"a Secret":        {&kopiav1alpha1.TLS{Secret: "own"}, "Secret own, which spec.tls names, is not there"},
+		"from the issuer": {nil, "cert-manager has not answered yet"},
+	} {
+		for _, runs := range []bool{false, true} {
+			rs := &kopiav1alpha1.RepositoryServer{
+				ObjectMeta: metav1.ObjectMeta{Namespace: "control", Name: "id", Annotations: map[string]string{revisionAnnotation: "r"}},
+				Spec:       kopiav1alpha1.RepositoryServerSpec{TLS: c.tls, Storage: kopiav1alpha1.Storage{S3: &kopiav1alpha1.S3Storage{Bucket: "b", Prefix: "p/"}}},
+			}
+			objects := []client.Object{rs}
+			if runs {
+				template := buildDeployment(rs, Image{}, "r", 1).Spec.Template
+				pod := &corev1.Pod{ObjectMeta: template.ObjectMeta, Spec: template.Spec}
+				pod.Namespace, pod.Name = "control", "id-1"
+				pod.Status.Conditions = []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}}
+				objects = append(objects, pod)
+			}
+			cluster := clusterOf(t, objects...)
+			m := &Manager{Client: cluster, Namespace: "control", CA: func() ([]byte, error) { return nil, nil }, Clock: clocktesting.NewFakePassiveClock(noon)}
+			r := &Reconciler{Client: cluster, Manager: m, Namespace: "control", Issuer: "plane", Clock: m.Clock}
+			look := func() (ctrl.Result, metav1.Condition) {
+				t.Helper()
+				var now kopiav1alpha1.RepositoryServer
+				result, err := r.Reconcile(ctx, ctrl.Request{NamespacedName: client.ObjectKeyFromObject(rs)})
+				if err := errors.Join(err, cluster.Get(ctx, client.ObjectKeyFromObject(rs), &now)); err != nil {
+					t.Fatal(err)
+				}
+				return result, *meta.FindStatusCondition(now.Status.Conditions, kopiav1alpha1.ConditionReady)
+			}
+			result, ready := look()
+			if runs {
+				if ready.Status != metav1.ConditionTrue {
+					t.Errorf("%s, while it runs: %+v", name, ready)
+				}
+				continue
+			}
+			if ready.Reason != reasonCertificate || !strings.Contains(ready.Message, c.words) || result.RequeueAfter != leastPause {
+				t.Errorf("%s: %+v, again after %s", name, ready, result.RequeueAfter)
+			}
+			if err := cluster.Get(ctx, client.ObjectKeyFromObject(rs), &appsv1.Deployment{}); err == nil {
+				t.Errorf("%s: a pod would wait for it", name)
+			}
+			if c.tls == nil {
+				continue
+			}
+			if err := cluster.Create(ctx, &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: "control", Name: c.tls.Secret}}); err != nil {
+				t.Fatal(err)
+			}
+			if _, ready = look(); ready.Reason != reasonStarting || cluster.Get(ctx, client.ObjectKeyFromObject(rs), &appsv1.Deployment{}) != nil {
+				t.Errorf("%s, made: %+v", name, ready)
+			}
+		}
 	}
 }

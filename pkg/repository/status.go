@@ -33,10 +33,18 @@ type verdict struct {
 	reason, message string
 }
 
+// isUp says that the server has come up, also while its readiness pauses.
+func (v verdict) isUp() bool {
+	return v.phase == kopiav1alpha1.PhaseReady || v.reason == reasonPaused
+}
+
 // unwatched is after which pause it may be another one that no watch tells of; 0: never.
 func (v verdict) unwatched() time.Duration {
-	if v.reason == reasonLocationTaken {
-		return time.Minute // the other repository may have gone
+	switch v.reason {
+	case reasonLocationTaken: // the other repository may have gone
+		return time.Minute
+	case reasonCertificate: // a Secret may have been made
+		return leastPause
 	}
 	return 0
 }
