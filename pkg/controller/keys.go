@@ -66,6 +66,15 @@ func exportKeys(args []string) error {
 	}
 	fmt.Fprintf(os.Stderr, "%d repositories. %s holds their passwords in clear: whoever has it and the bucket has the backups; "+
 		"encrypt it and keep it apart from both cluster and bucket.\n", len(keys.Repositories), file)
+	// The file is good without them: whoever may not list Secrets has one, too.
+	left, err := repository.LeftPasswords(context.Background(), c, namespace)
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "%v: if there are any, they are not in the file.\n", err)
+	}
+	for _, secret := range left {
+		fmt.Fprintf(os.Stderr, "not in the file: Secret %s, the password of a RepositoryServer that was deleted: make that one again under its old name and export "+
+			"once more, or keep a copy of the Secret; if its backups are not needed, delete it.\n", secret)
+	}
 	return nil
 }
 

@@ -66,6 +66,33 @@ func ExportKeys(ctx context.Context, c client.Client, namespace string) (Keys, e
 	return out, nil
 }
 
+// LeftPasswords names the Secrets with passwords of RepositoryServers that were deleted.
+// ExportKeys has none of them: nothing says any more where their repositories are.
+func LeftPasswords(ctx context.Context, c client.Client, namespace string) ([]string, error) {
+	// Names only: what else the Secrets of that namespace hold is nobody's business here.
+	var secrets metav1.PartialObjectMetadataList
+	secrets.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("SecretList"))
+	ours := client.MatchingLabels{names.ManagedByLabel: names.ManagedByValue, names.ComponentLabel: component}
+	if err := c.List(ctx, &secrets, client.InNamespace(namespace), ours); err != nil {
+		return nil, fmt.Errorf("look for passwords of deleted RepositoryServers: list Secrets: %w", err)
+	}
+	var left []string
+	for _, s := range secrets.Items {
+		rs := kopiav1alpha1.RepositoryServer{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: s.Labels[names.RepositoryLabel]}}
+		if s.Name != passwordSecretName(&rs) {
+			continue
+		}
+		// After the list, one by one: a RepositoryServer may be made meanwhile.
+		err := c.Get(ctx, client.ObjectKeyFromObject(&rs), &rs)
+		if apierrors.IsNotFound(err) {
+			left = append(left, s.Name)
+		} else if err != nil {
+			return nil, fmt.Errorf("look for passwords of deleted RepositoryServers: read RepositoryServer %s: %w", rs.Name, err)
+		}
+	}
+	return left, nil
+}
+
 // ImportKeys makes what Keys describe where it is missing, and returns the names of
 // what it made. What is there as another repository, or with another password, is an
 // error: nothing is overwritten. Maintenance is suspended unless maintain is set: two

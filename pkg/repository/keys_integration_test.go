@@ -15,10 +15,13 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/kanister-kopia/kanister-kopia/internal/testenv"
 	kopiav1alpha1 "github.com/kanister-kopia/kanister-kopia/pkg/apis/kopia/v1alpha1"
+	"github.com/kanister-kopia/kanister-kopia/pkg/names"
 	"github.com/kanister-kopia/kanister-kopia/pkg/repository"
 )
 
@@ -65,8 +68,12 @@ func TestIntegrationNewCluster(t *testing.T) {
 		repo.Close()
 		w.leave()
 	}
+	w.must(w.Create(ctx, &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: "control", Name: "gone-password", Labels: map[string]string{
+		names.ManagedByLabel: names.ManagedByValue, names.ComponentLabel: "repository-server", names.RepositoryLabel: "gone",
+	}}}))
 	file := filepath.Join(t.TempDir(), "keys.json")
-	if out, err := w.command("export-keys", "-namespace", "control", file); err != nil || !strings.Contains(out, "3 repositories") {
+	if out, err := w.command("export-keys", "-namespace", "control", file); err != nil || !strings.Contains(out, "3 repositories") ||
+		strings.Count(out, "not in the file") != 1 || !strings.Contains(out, "Secret gone-password") {
 		t.Fatalf("export: %v: %s", err, out)
 	}
 	raw, err := os.ReadFile(file)

@@ -3,6 +3,7 @@
 package repository
 
 import (
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -84,6 +85,24 @@ func TestImportOverOne(t *testing.T) {
 		if isSuspended(&now) != c.suspends {
 			t.Errorf("%s: suspended %t", name, !c.suspends)
 		}
+	}
+}
+
+// Passwords that an export does not have are named, and nothing else is.
+func TestLeftPasswords(t *testing.T) {
+	server := func(name string) *kopiav1alpha1.RepositoryServer {
+		return &kopiav1alpha1.RepositoryServer{ObjectMeta: metav1.ObjectMeta{Namespace: "control", Name: name}}
+	}
+	config, err := buildConfigSecret(server("odd"), serverConfig{}, "r")
+	if err != nil {
+		t.Fatal(err)
+	}
+	elsewhere := buildPasswordSecret(server("far"), "s3cret")
+	elsewhere.Namespace = "elsewhere"
+	cluster := clusterOf(t, server("there"), buildPasswordSecret(server("there"), "s3cret"), buildPasswordSecret(server("gone"), "s3cret"), config, elsewhere,
+		&corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: "control", Name: "somebodys-password"}})
+	if left, err := LeftPasswords(t.Context(), cluster, "control"); err != nil || !slices.Equal(left, []string{"gone-password"}) {
+		t.Errorf("left: %v, %v", left, err)
 	}
 }
 
