@@ -3,14 +3,25 @@
 package repository
 
 import (
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"net"
+	"net/http"
+	"net/http/httptest"
 	"testing"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	clocktesting "k8s.io/utils/clock/testing"
+	"k8s.io/utils/ptr"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"github.com/kanister-kopia/kanister-kopia/agent"
 	"github.com/kanister-kopia/kanister-kopia/agent/api"
+	agentclient "github.com/kanister-kopia/kanister-kopia/agent/client"
 	kopiav1alpha1 "github.com/kanister-kopia/kanister-kopia/pkg/apis/kopia/v1alpha1"
 	"github.com/kanister-kopia/kanister-kopia/pkg/names"
 )
@@ -148,6 +159,87 @@ func TestDeletionLimit(t *testing.T) {
 	for range 10 {
 		if wait := try(); wait != 0 {
 			t.Errorf("held for %s without a limit", wait)
+		}
+	}
+}
+
+// agentAt has every server's agent answer as a handler does.
+type agentAt struct{ server *httptest.Server }
+
+func startAgent(t *testing.T, handler http.Handler) agentAt {
+	server := httptest.NewUnstartedServer(handler)
+	server.EnableHTTP2 = true
+	server.StartTLS()
+	t.Cleanup(server.Close)
+	return agentAt{server}
+}
+
+func (a agentAt) Connect(context.Context, string, string, string) (*agentclient.Client, error) {
+	return agentclient.New(agentclient.Options{
+		Dial: func(ctx context.Context) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, "tcp", a.server.Listener.Addr().String())
+		},
+		Certificate: func() (*tls.Certificate, error) { return &tls.Certificate{}, nil },
+		Pin:         agent.SPKIHash(a.server.Certificate()),
+	}), nil
+}
+
+// What deletes nothing is not counted. What may delete something is, also where nobody can
+// say whether it is there.
+func TestDeletionsCounted(t *testing.T) {
+	ctx := t.Context()
+	missing := &api.Problem{Status: 404, Code: api.CodeNotFound, Title: "no backup"}
+	there := &api.Result{Records: []api.Record{{BackupID: "b"}}}
+	for name, c := range map[string]struct {
+		known bool
+		find  api.Operation
+		want  int32
+	}{
+		"there":          {false, api.Operation{State: api.StateSucceeded, Result: there}, 1},
+		"begun before":   {true, api.Operation{State: api.StateSucceeded, Result: there}, 0},
+		"not there":      {false, api.Operation{State: api.StateFailed, Failure: missing}, 0},
+		"nobody can say": {false, api.Operation{State: api.StateFailed, Failure: &api.Problem{Code: api.CodeInternal, Title: "the storage does not answer"}}, 1},
+	} {
+		answer := func(w http.ResponseWriter, status int, what any) {
+			w.WriteHeader(status)
+			_ = json.NewEncoder(w).Encode(what)
+		}
+		mux := http.NewServeMux()
+		mux.HandleFunc("GET /v1/info", func(w http.ResponseWriter, _ *http.Request) {
+			answer(w, 200, api.Info{Protocol: api.ProtocolVersion, OldestProtocol: api.OldestProtocol})
+		})
+		mux.HandleFunc("GET /v1/operations/op", func(w http.ResponseWriter, _ *http.Request) {
+			if c.known {
+				answer(w, 200, api.Operation{ID: "op", State: api.StateRunning})
+			} else {
+				answer(w, 404, missing)
+			}
+		})
+		mux.HandleFunc("POST /v1/operations", func(w http.ResponseWriter, r *http.Request) {
+			var req api.StartRequest
+			_ = json.NewDecoder(r.Body).Decode(&req)
+			op := c.find
+			if req.Kind == api.KindDelete {
+				op = api.Operation{State: api.StateSucceeded, Result: there}
+			}
+			op.ID, op.Kind = req.ID, req.Kind
+			answer(w, 200, op)
+		})
+		rs := &kopiav1alpha1.RepositoryServer{ObjectMeta: metav1.ObjectMeta{Namespace: "control", Name: "id"}}
+		rs.Status.Phase, rs.Status.Revision = kopiav1alpha1.PhaseReady, "r"
+		pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "control", Name: "id-1", Labels: labels(rs), Annotations: map[string]string{revisionAnnotation: "r"}}}
+		pod.Status.Conditions = []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}}
+		m := &Manager{Client: clusterOf(t, rs, pod), Namespace: "control", Agents: startAgent(t, mux), Clock: clocktesting.NewFakePassiveClock(noon)}
+		repo := &Repository{manager: m, id: "id", rs: rs}
+		if _, err := repo.Delete(ctx, "op", api.DeleteRequest{BackupID: "b", Prefix: "p"}); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		var now kopiav1alpha1.RepositoryServer
+		if err := m.Client.Get(ctx, client.ObjectKeyFromObject(rs), &now); err != nil {
+			t.Fatal(err)
+		}
+		if got := ptr.Deref(now.Status.Deletions, kopiav1alpha1.Deletions{}).Count; got != c.want {
+			t.Errorf("%s: counted %d, want %d", name, got, c.want)
 		}
 	}
 }
