@@ -173,7 +173,8 @@ func (r *Reconciler) maintain(ctx context.Context, before, rs *kopiav1alpha1.Rep
 		}
 		return r.buryMaintenance(ctx, rs, &pod)
 	case pod.Spec.NodeName == "" && isSuspended(rs):
-		return r.withdrawMaintenance(ctx, rs, &pod)
+		_, err := r.withdraw(ctx, rs, &pod)
+		return runPause, err
 	case len(pod.Spec.SchedulingGates) > 0:
 		return r.admitMaintenance(ctx, rs, &pod)
 	case pod.Status.Phase != corev1.PodSucceeded && pod.Status.Phase != corev1.PodFailed && pod.Spec.NodeName == "":
@@ -200,30 +201,18 @@ func (r *Reconciler) awaitNode(ctx context.Context, rs *kopiav1alpha1.Repository
 		}
 		return left, nil
 	}
-	gone, err := r.removeAsSeen(ctx, rs, pod)
+	gone, err := r.withdraw(ctx, rs, pod)
 	if err != nil || !gone {
 		return runPause, err
-	}
-	if err := r.giveLease(ctx, rs, pod.Annotations[runAnnotation]); err != nil {
-		return 0, err
 	}
 	r.failed(rs, pod, reasonUnschedulable, problem)
 	return runPause, nil
 }
 
-// withdrawMaintenance ends a run that no node has, and that somebody has suspended since.
-func (r *Reconciler) withdrawMaintenance(ctx context.Context, rs *kopiav1alpha1.RepositoryServer, pod *corev1.Pod) (time.Duration, error) {
-	gone, err := r.removeAsSeen(ctx, rs, pod)
-	if err != nil || !gone {
-		return runPause, err
-	}
-	r.suspended(rs)
-	return 0, r.giveLease(ctx, rs, pod.Annotations[runAnnotation])
-}
-
-// removeAsSeen removes a pod that no node has; false: it has changed. Its gate may be opened,
-// or a node take it, at this very moment: then the run has its Lease as long as it may take.
-func (r *Reconciler) removeAsSeen(ctx context.Context, rs *kopiav1alpha1.RepositoryServer, pod *corev1.Pod) (bool, error) {
+// withdraw removes the pod of a run that no node has, and gives its Lease back; false: the
+// pod has changed. Its gate may be opened, or a node take it, at this very moment: then the
+// run has its Lease as long as it may take.
+func (r *Reconciler) withdraw(ctx context.Context, rs *kopiav1alpha1.RepositoryServer, pod *corev1.Pod) (bool, error) {
 	err := r.Client.Delete(ctx, pod, client.Preconditions{UID: &pod.UID, ResourceVersion: &pod.ResourceVersion})
 	if apierrors.IsConflict(err) || apierrors.IsNotFound(err) {
 		return false, nil
@@ -231,7 +220,7 @@ func (r *Reconciler) removeAsSeen(ctx context.Context, rs *kopiav1alpha1.Reposit
 	if err != nil {
 		return false, fmt.Errorf("remove the maintenance pod of repository %s, which no node has: %w", rs.Name, err)
 	}
-	return true, nil
+	return true, r.giveLease(ctx, rs, pod.Annotations[runAnnotation])
 }
 
 // admittedAt is when a pod's gate was opened.
@@ -348,7 +337,7 @@ func (r *Reconciler) admitMaintenance(ctx context.Context, rs *kopiav1alpha1.Rep
 		return 0, err
 	}
 	if !held {
-		_, err := r.removeAsSeen(ctx, rs, pod)
+		_, err := r.withdraw(ctx, rs, pod)
 		return runPause, err
 	}
 	open := pod.DeepCopy()
