@@ -3,6 +3,7 @@
 package repository
 
 import (
+	"cmp"
 	"fmt"
 	"time"
 
@@ -21,11 +22,19 @@ const (
 	certificateRenewal  = 10 * 24 * time.Hour
 )
 
-func tlsSecretName(rs *kopiav1alpha1.RepositoryServer) string {
-	if rs.Spec.TLS != nil && rs.Spec.TLS.Secret != "" {
-		return rs.Spec.TLS.Secret
+// ownSecret is the Secret with a certificate that somebody brings; "": cert-manager does.
+func ownSecret(rs *kopiav1alpha1.RepositoryServer) string {
+	if rs.Spec.TLS == nil {
+		return ""
 	}
-	return rs.Name + "-tls"
+	return rs.Spec.TLS.Secret
+}
+
+// secretPause is how often one that is not there yet is looked for: phases wait for it.
+const secretPause = 15 * time.Second
+
+func tlsSecretName(rs *kopiav1alpha1.RepositoryServer) string {
+	return cmp.Or(ownSecret(rs), rs.Name+"-tls")
 }
 
 // mountedSecret is the Secret with the certificate of a server's pod.

@@ -216,14 +216,13 @@ func TestMaintenanceOutcome(t *testing.T) {
 func TestMaintenanceBesideServer(t *testing.T) {
 	rs := &kopiav1alpha1.RepositoryServer{ObjectMeta: metav1.ObjectMeta{Name: "id"}}
 	near := func(a *corev1.Affinity, pod map[string]string) bool {
-		for _, term := range a.PodAffinity.PreferredDuringSchedulingIgnoredDuringExecution {
-			selector, err := metav1.LabelSelectorAsSelector(term.PodAffinityTerm.LabelSelector)
-			if err != nil {
-				t.Fatal(err)
-			}
-			return selector.Matches(apilabels.Set(pod)) && term.PodAffinityTerm.TopologyKey == corev1.LabelHostname
+		t.Helper()
+		term := a.PodAffinity.PreferredDuringSchedulingIgnoredDuringExecution[0].PodAffinityTerm
+		selector, err := metav1.LabelSelectorAsSelector(term.LabelSelector)
+		if err != nil {
+			t.Fatal(err)
 		}
-		return false
+		return selector.Matches(apilabels.Set(pod)) && term.TopologyKey == corev1.LabelHostname
 	}
 	if a := buildDeployment(rs, Image{}, "r", 1).Spec.Template.Spec.Affinity; a != nil {
 		t.Errorf("a bucket is everywhere: %+v", a)

@@ -136,7 +136,7 @@ func (r *Reconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Resu
 		again = sooner(again, due)
 	}
 	again = sooner(again, r.released(&rs))
-	again = sooner(again, v.unwatched())
+	again = sooner(again, v.unwatched(&rs))
 	if err := errors.Join(refused, r.report(ctx, before, &rs)); err != nil {
 		return ctrl.Result{}, err
 	}
@@ -333,15 +333,15 @@ func (r *Reconciler) scaleToZero(ctx context.Context, rs *kopiav1alpha1.Reposito
 
 // certificate asks for one and says what it waits for; "": it is there.
 func (r *Reconciler) certificate(ctx context.Context, rs *kopiav1alpha1.RepositoryServer, v verdict) (missing string, err error) {
-	if rs.Spec.TLS != nil && rs.Spec.TLS.Secret != "" {
+	if own := ownSecret(rs); own != "" {
 		if v.isUp() {
 			return "", nil // it has come up with one
 		}
-		there, err := r.secretExists(ctx, rs, rs.Spec.TLS.Secret)
+		there, err := r.secretExists(ctx, rs, own)
 		if err != nil || there {
 			return "", err
 		}
-		return fmt.Sprintf("Secret %s, which spec.tls names, is not there: make it, with the keys tls.crt, tls.key and ca.crt", rs.Spec.TLS.Secret), nil
+		return fmt.Sprintf("Secret %s, which spec.tls names, is not there: make it, with the keys tls.crt, tls.key and ca.crt", own), nil
 	}
 	var cert certmanagerv1.Certificate
 	err = r.Client.Get(ctx, client.ObjectKeyFromObject(rs), &cert)

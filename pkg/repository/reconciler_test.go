@@ -211,13 +211,13 @@ func TestObjectsRefused(t *testing.T) {
 // RepositoryServer that is told.
 func TestLocationNoLongerTaken(t *testing.T) {
 	ctx := t.Context()
-	make := func(name, prefix string, age time.Duration) *kopiav1alpha1.RepositoryServer {
+	server := func(name, prefix string, age time.Duration) *kopiav1alpha1.RepositoryServer {
 		return &kopiav1alpha1.RepositoryServer{
 			ObjectMeta: metav1.ObjectMeta{Namespace: "control", Name: name, CreationTimestamp: *at(-age)},
 			Spec:       kopiav1alpha1.RepositoryServerSpec{Storage: kopiav1alpha1.Storage{S3: &kopiav1alpha1.S3Storage{Bucket: "b", Prefix: prefix}}},
 		}
 	}
-	older, younger := make("older", "p/", time.Hour), make("younger", "p/q/", time.Minute)
+	older, younger := server("older", "p/", time.Hour), server("younger", "p/q/", time.Minute)
 	c := clusterOf(t, older, younger)
 	r := &Reconciler{Client: c, Manager: &Manager{Client: c, Namespace: "control"}, Namespace: "control", Clock: clocktesting.NewFakePassiveClock(noon)}
 	look := func() (ctrl.Result, kopiav1alpha1.RepositoryServer) {
@@ -248,9 +248,10 @@ func TestWaitsForCertificate(t *testing.T) {
 	for name, c := range map[string]struct {
 		tls   *kopiav1alpha1.TLS
 		words string
+		again time.Duration // no watch tells of a Secret
 	}{
-		"a Secret":        {&kopiav1alpha1.TLS{Secret: "own"}, "Secret own, which spec.tls names, is not there"},
-		"from the issuer": {nil, "cert-manager has not answered yet"},
+		"a Secret":        {&kopiav1alpha1.TLS{Secret: "own"}, "Secret own, which spec.tls names, is not there", secretPause},
+		"from the issuer": {nil, "cert-manager has not answered yet", 0},
 	} {
 		for _, runs := range []bool{false, true} {
 			rs := &kopiav1alpha1.RepositoryServer{
@@ -284,7 +285,7 @@ func TestWaitsForCertificate(t *testing.T) {
 				}
 				continue
 			}
-			if ready.Reason != reasonCertificate || !strings.Contains(ready.Message, c.words) || result.RequeueAfter != leastPause {
+			if ready.Reason != reasonCertificate || !strings.Contains(ready.Message, c.words) || result.RequeueAfter != c.again {
 				t.Errorf("%s: %+v, again after %s", name, ready, result.RequeueAfter)
 			}
 			if err := cluster.Get(ctx, client.ObjectKeyFromObject(rs), &appsv1.Deployment{}); err == nil {

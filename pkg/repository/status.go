@@ -38,13 +38,13 @@ func (v verdict) isUp() bool {
 	return v.phase == kopiav1alpha1.PhaseReady || v.reason == reasonPaused
 }
 
-// unwatched is after which pause it may be another one that no watch tells of; 0: never.
-func (v verdict) unwatched() time.Duration {
-	switch v.reason {
-	case reasonLocationTaken: // the other repository may have gone
+// unwatched is after which pause it may be another one, of which no watch tells; 0: never.
+func (v verdict) unwatched(rs *kopiav1alpha1.RepositoryServer) time.Duration {
+	switch {
+	case v.reason == reasonLocationTaken: // the other repository may have gone
 		return time.Minute
-	case reasonCertificate: // a Secret may have been made
-		return leastPause
+	case v.reason == reasonCertificate && ownSecret(rs) != "": // it may have been made
+		return secretPause
 	}
 	return 0
 }
