@@ -39,7 +39,8 @@ func runGateway(ctx context.Context, o Options) error {
 	operations, err := operation.New(operation.Options{
 		Runner: &foreignRunner{child, credentials}, Kinds: recordKinds, StateDir: o.StateDir,
 		Credentials: func() *api.Credentials { return credentials },
-		Parallel:    4, Now: o.Now, Log: o.Log, Admit: open.touch,
+		Parallel:    4, Long: longKinds, MostLong: 2, Now: o.Now, Log: o.Log,
+		Admit: func(api.Kind) error { return open.touch() },
 	})
 	if err != nil {
 		return err

@@ -5,9 +5,15 @@
 package repositoryserver
 
 import (
+	"context"
+	"errors"
 	"log/slog"
 	"strings"
 	"testing"
+
+	"github.com/kopia/kopia/repo"
+	"github.com/kopia/kopia/repo/maintenance"
+	"github.com/kopia/kopia/snapshot/snapshotmaintenance"
 )
 
 // A repository is one RepositoryServer's, whatever its bucket is called: another one neither
@@ -36,6 +42,15 @@ func TestIntegrationOwner(t *testing.T) {
 	refused("another one", own(f.ctx, rep, second))
 	refused("its maintenance", maintains(second))
 	f.must(maintains(first))
+	_, stranger, err := openRepository(f.ctx, first, "stranger", f.TempDir(), f.now)
+	f.must(err)
+	defer stranger.Close(f.ctx)
+	err = repo.DirectWriteSession(f.ctx, stranger, repo.WriteSessionOptions{}, func(ctx context.Context, w repo.DirectRepositoryWriter) error {
+		return snapshotmaintenance.Run(ctx, w, maintenance.ModeQuick, false, maintenance.SafetyFull)
+	})
+	if !errors.As(err, new(maintenance.NotOwnedError)) {
+		t.Errorf("maintenance by another user: %v, want that it is not his", err)
+	}
 	second.Replaces = "another"
 	refused("one that replaces another", own(f.ctx, rep, second))
 	second.Replaces = "first"

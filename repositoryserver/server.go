@@ -55,6 +55,10 @@ const startTimeout = 10 * time.Minute
 // recordKinds are the operations of an agent that works on a repository alone.
 var recordKinds = []api.Kind{api.KindRecord, api.KindFind, api.KindDelete, api.KindList, api.KindStats, api.KindVerify}
 
+// longKinds read through backups. What backups and restores wait for, however many of
+// them somebody asks for, goes beside them.
+var longKinds = []api.Kind{api.KindStats, api.KindVerify}
+
 // Run serves the repository until ctx ends.
 func Run(ctx context.Context, o Options) error {
 	if o.Config.External != nil {
@@ -128,7 +132,13 @@ func serveRepository(ctx context.Context, o Options, seed func(context.Context, 
 	operations, err := operation.New(operation.Options{
 		Runner: child, Kinds: recordKinds, StateDir: o.StateDir,
 		Credentials: func() *api.Credentials { return kopia.credentials(adminUser, adminHost) },
-		Parallel:    4, Now: o.Now, Log: o.Log, Admit: open.touch, Prepare: child.Prepare,
+		Parallel:    4, Long: longKinds, MostLong: 2, Now: o.Now, Log: o.Log, Prepare: child.Prepare,
+		Admit: func(kind api.Kind) error {
+			if err := open.touch(); err != nil {
+				return err
+			}
+			return watch.admit(kind)
+		},
 	})
 	if err != nil {
 		return err

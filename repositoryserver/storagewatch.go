@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/kopia/kopia/repo/blob"
@@ -22,7 +23,8 @@ import (
 type storageWatch struct {
 	now func() time.Time
 	// look asks the storage; nil before start.
-	look func(context.Context) error
+	look    func(context.Context) error
+	looking atomic.Bool // on behalf of who is not admitted
 
 	mu       sync.Mutex // protects the following
 	failures int
@@ -105,7 +107,24 @@ func (w *storageWatch) problem() string {
 	return fmt.Sprintf("the storage has not answered since %s: %v", w.since.UTC().Format(time.RFC3339), w.last)
 }
 
-// refuse is what a new operation is told, nil while the storage answers. In an
+// admit is what a new operation of the server's own agent is told, nil while the storage
+// answers. It waits for nothing: whether the storage answers again is looked at meanwhile. A
+// record ends an operation that runs, which is left alone.
+func (w *storageWatch) admit(kind api.Kind) error {
+	p := w.problem()
+	if p == "" || kind == api.KindRecord {
+		return nil
+	}
+	if w.looking.CompareAndSwap(false, true) {
+		go func() {
+			defer w.looking.Store(false)
+			w.saw(w.look(context.Background()))
+		}()
+	}
+	return &api.Problem{Status: 503, Code: api.CodeStorage, Title: fmt.Sprintf("%s: %s", kind, p)}
+}
+
+// refuse is what a new session is told, nil while the storage answers. In an
 // outage each asks the storage anew: the first that gets an answer ends it.
 func (w *storageWatch) refuse(ctx context.Context) error {
 	if w.problem() == "" {

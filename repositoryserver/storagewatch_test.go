@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/kanister-kopia/kanister-kopia/agent/api"
+	"github.com/kanister-kopia/kanister-kopia/internal/testenv"
 )
 
 // One hiccup changes nothing; an outage refuses new work with the storage's words,
@@ -33,8 +34,17 @@ func TestStorageWatch(t *testing.T) {
 	if err := w.refuse(t.Context()); codeOf(err) != api.CodeStorage || !strings.Contains(err.Error(), "connection refused") || !strings.Contains(err.Error(), "2026-11-24T12:00:00Z") {
 		t.Errorf("refused with %v", err)
 	}
+	for kind, want := range map[api.Kind]api.Code{api.KindFind: api.CodeStorage, api.KindDelete: api.CodeStorage, api.KindRecord: ""} {
+		if got := codeOf(w.admit(kind)); got != want {
+			t.Errorf("%s in an outage: %q, want %q", kind, got, want)
+		}
+	}
+	testenv.Eventually(t, 20*time.Second, "the storage is looked at for who is refused", func() bool { return !w.looking.Load() })
 	storage = nil
 	if err := w.refuse(t.Context()); err != nil || w.problem() != "" {
 		t.Errorf("the storage answers again, and the next operation is refused: %v", err)
+	}
+	if err := w.admit(api.KindFind); err != nil {
+		t.Errorf("the storage answers again, and its own agent's operation is refused: %v", err)
 	}
 }

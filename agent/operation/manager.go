@@ -42,10 +42,13 @@ type Options struct {
 	Credentials func() *api.Credentials
 	// Parallel is how many operations run at once; default DefaultParallel, others are queued.
 	Parallel int
+	// Long kinds may take hours: so few of them run at once, and leave room for others.
+	Long     []api.Kind
+	MostLong int
 	// Prepare, if set, is called when an operation is about to be asked for.
 	Prepare func()
 	// Admit, if set, may refuse a new operation. It is called with the lock held.
-	Admit func() error
+	Admit func(api.Kind) error
 	// Keep is how many finished operations are remembered; default 200.
 	Keep int
 	Now  func() time.Time
@@ -61,6 +64,7 @@ const DefaultParallel = 2
 type Manager struct {
 	opt   Options
 	slots chan struct{}
+	long  chan struct{} // slots of these, before any other
 	wg    sync.WaitGroup
 
 	mu     sync.Mutex // protects the following
@@ -129,7 +133,7 @@ func New(opt Options) (*Manager, error) {
 	if opt.Log == nil {
 		opt.Log = slog.New(slog.DiscardHandler)
 	}
-	m := &Manager{opt: opt, slots: make(chan struct{}, opt.Parallel), ops: map[string]*op{}, totals: map[Outcome]Total{}}
+	m := &Manager{opt: opt, slots: make(chan struct{}, opt.Parallel), long: make(chan struct{}, opt.MostLong), ops: map[string]*op{}, totals: map[Outcome]Total{}}
 	if err := os.MkdirAll(m.dir(), 0o700); err != nil {
 		return nil, fmt.Errorf("make state folder: %w", err)
 	}
@@ -245,7 +249,7 @@ func (m *Manager) Start(req api.StartRequest) (api.Operation, error) {
 		}
 	}
 	if m.opt.Admit != nil {
-		if err := m.opt.Admit(); err != nil {
+		if err := m.opt.Admit(req.Kind); err != nil {
 			return api.Operation{}, err
 		}
 	}
@@ -264,7 +268,7 @@ func (m *Manager) Start(req api.StartRequest) (api.Operation, error) {
 	m.set(o, func(s *api.Operation) { s.State, s.Progress = api.StateQueued, api.Progress{} })
 	m.wg.Go(func() {
 		defer cancel()
-		m.run(ctx, o)
+		m.run(ctx, o, req.Kind)
 	})
 	return o.state, nil
 }
@@ -336,12 +340,11 @@ func target(req api.StartRequest) (volume, in string, writes bool) {
 
 func below(a, b string) bool { return strings.HasPrefix(a, strings.TrimSuffix(b, "/")+"/") }
 
-func (m *Manager) run(ctx context.Context, o *op) {
-	select {
-	case m.slots <- struct{}{}:
-		defer func() { <-m.slots }()
-	case <-ctx.Done():
+func (m *Manager) run(ctx context.Context, o *op, kind api.Kind) {
+	if slices.Contains(m.opt.Long, kind) {
+		defer take(ctx, m.long)()
 	}
+	defer take(ctx, m.slots)()
 	m.mu.Lock()
 	req, now := o.request, m.now(o)
 	if ctx.Err() == nil {
@@ -360,6 +363,16 @@ func (m *Manager) run(ctx context.Context, o *op) {
 		o.notify()
 	})
 	m.finish(o, result, problem)
+}
+
+// take waits for a slot, or for the end of ctx, and returns what gives it back.
+func take(ctx context.Context, slots chan struct{}) (give func()) {
+	select {
+	case slots <- struct{}{}:
+		return func() { <-slots }
+	case <-ctx.Done():
+		return func() {}
+	}
 }
 
 func (m *Manager) finish(o *op, result *api.Result, problem *api.Problem) {

@@ -198,6 +198,54 @@ func TestClash(t *testing.T) {
 
 // A limit reaches the operation that runs, is not part of what makes it, and holds
 // over a restart of the agent.
+// What takes hours, however much of it is asked for, leaves room for what others wait for.
+func TestLongOperationsLeaveRoom(t *testing.T) {
+	r := &fakeRunner{release: make(chan struct{})}
+	m, err := New(Options{
+		Runner: r, Kinds: []api.Kind{api.KindFind, api.KindVerify}, StateDir: t.TempDir(),
+		Parallel: 3, Long: []api.Kind{api.KindVerify}, MostLong: 2, Now: time.Now,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = m.Close(context.Background()) })
+	ask := func(id string, kind api.Kind) {
+		t.Helper()
+		req := api.StartRequest{ID: id, Kind: kind, Credentials: &api.Credentials{}}
+		if kind == api.KindVerify {
+			req.Verify = &api.VerifyRequest{KeyID: "default"}
+		} else {
+			req.Find = &api.FindRequest{BackupID: "shop-x", KeyID: "default"}
+		}
+		if _, err := m.Start(req); err != nil {
+			t.Fatal(err)
+		}
+	}
+	long := []string{"long-1", "long-2", "long-3", "long-4"}
+	for _, id := range long {
+		ask(id, api.KindVerify)
+	}
+	ask("short", api.KindFind)
+	awaitRunner(t, m, "short")
+	running := 0
+	for _, id := range long {
+		if op, err := m.Get(id); err != nil {
+			t.Error(err)
+		} else if op.State != api.StateQueued {
+			running++
+		}
+	}
+	if running > 2 {
+		t.Errorf("%d long operations run, want 2 at most", running)
+	}
+	for range 1 + len(long) {
+		r.release <- struct{}{}
+	}
+	for _, id := range append(long, "short") {
+		await(t, m, id, api.StateSucceeded)
+	}
+}
+
 func TestLimit(t *testing.T) {
 	dir := t.TempDir()
 	runner := &fakeRunner{limited: make(chan int64), release: make(chan struct{})}
