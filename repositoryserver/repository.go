@@ -30,7 +30,7 @@ import (
 // What a server's failure to open its repository is about; each tells the user
 // what to do.
 var (
-	ErrWrongPassword = errors.New(names.WrongPassword + ": this storage was made with another encryption key")
+	ErrWrongPassword = errors.New(names.WrongPassword + ": this storage was made with another encryptionKey, or by a RepositoryServer whose password is another: import its keys, or change its spec.storage if the endpoint is another now")
 	ErrMissing       = errors.New(names.RepositoryMissing + ": it is not made anew; restore the bucket, or delete the RepositoryServer if the backups are to be given up")
 	ErrStorage       = errors.New("the storage refuses us")
 )

@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/kanister-kopia/kanister-kopia/agent/api"
+	"github.com/kanister-kopia/kanister-kopia/pkg/param"
 	"github.com/kanister-kopia/kanister-kopia/pkg/repository"
 )
 
@@ -39,6 +40,9 @@ func (f *locationDelete) Exec(ctx context.Context, call Call) (map[string]any, e
 	profile := call.Params.Profile
 	if err := validateProfile(profile); err != nil {
 		return nil, err
+	}
+	if profile.Location.Type == param.LocationTypeKopia {
+		return nil, fmt.Errorf("delete location %s: an external server's backups are not told by their place: use DeleteData with their ids", artifact)
 	}
 	prefix := path.Clean(resolvePrefix(profile, strings.TrimLeft(artifact, "/")))
 	if prefix == profile.Location.Bucket || strings.HasPrefix(prefix, "..") {

@@ -108,6 +108,16 @@ func TestRefused(t *testing.T) {
 	}
 }
 
+// What is on somebody else's server has no place from which it could be deleted.
+func TestLocationDeleteOfExternalServer(t *testing.T) {
+	profile := goodProfile()
+	profile.Location = param.Location{Type: param.LocationTypeKopia, Endpoint: "https://kopia.example.com:51515"}
+	_, err := execute(t, "LocationDelete", param.TemplateParams{Profile: profile}, complete("LocationDelete"))
+	if err == nil || !strings.Contains(err.Error(), "use DeleteData") {
+		t.Errorf("%v, want what to use", err)
+	}
+}
+
 // TestProfile has a row for each Profile that Kanister refuses.
 func TestProfile(t *testing.T) {
 	with := func(change func(*param.Profile)) *param.Profile {

@@ -135,8 +135,8 @@ func TestCertificateIsReady(t *testing.T) {
 		ready      bool
 		message    string
 	}{
-		"not seen":         {nil, false, "cert-manager has not answered yet"},
-		"first one":        {[]certmanagerv1.CertificateCondition{issuing}, false, "cert-manager has not answered yet"},
+		"not seen":         {nil, false, "cert-manager has not answered yet: look at the Certificate of this name if it does not soon"},
+		"first one":        {[]certmanagerv1.CertificateCondition{issuing}, false, "cert-manager has not answered yet: look at the Certificate of this name if it does not soon"},
 		"no such issuer":   {[]certmanagerv1.CertificateCondition{condition(certmanagerv1.CertificateConditionReady, cmmeta.ConditionFalse, "no issuer")}, false, "no issuer"},
 		"issued, renewing": {[]certmanagerv1.CertificateCondition{issuing, condition(certmanagerv1.CertificateConditionReady, cmmeta.ConditionTrue, "ok")}, true, "ok"},
 	} {

@@ -19,6 +19,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"github.com/kanister-kopia/kanister-kopia/agent/api"
 	"github.com/kanister-kopia/kanister-kopia/internal/testenv"
 	kopiav1alpha1 "github.com/kanister-kopia/kanister-kopia/pkg/apis/kopia/v1alpha1"
 	"github.com/kanister-kopia/kanister-kopia/pkg/names"
@@ -47,7 +48,7 @@ func TestIntegrationNewCluster(t *testing.T) {
 		namespace string
 		key       *string
 		id        string
-		backupID  string
+		backup    api.Record
 		tree      map[string]testenv.Entry
 	}{{namespace: "shop"}, {namespace: "own"}, {namespace: "own", key: &secret}}
 
@@ -64,7 +65,7 @@ func TestIntegrationNewCluster(t *testing.T) {
 			t.Errorf("repository %s: its CA is not that of its issuer", repo.ID())
 		}
 		k.id, k.tree = repo.ID(), testenv.Tree(w, volume)
-		k.backupID = w.backup(repo, volume).BackupID
+		k.backup = w.backup(repo, volume)
 		repo.Close()
 		w.leave()
 	}
@@ -116,13 +117,16 @@ func TestIntegrationNewCluster(t *testing.T) {
 		w.name = k.id
 		ref := w.ref("elsewhere")
 		ref.EncryptionKey = k.key
-		repo := w.open(r, func() (*repository.Repository, error) { return w.manager.OpenBackup(ctx, k.backupID, ref) })
-		if diff := cmp.Diff(k.tree, w.restored(repo, k.backupID)); diff != "" {
+		repo := w.open(r, func() (*repository.Repository, error) { return w.manager.OpenBackup(ctx, k.backup.BackupTag, ref) })
+		if found, err := repo.Find(ctx, "by-tag-"+k.id, api.FindRequest{BackupTag: k.backup.BackupTag, Prefix: prefix}); err != nil || found.BackupID != k.backup.BackupID {
+			t.Errorf("by the tag of %s backup %s is found, %v", k.backup.BackupID, found.BackupID, err)
+		}
+		if diff := cmp.Diff(k.tree, w.restored(repo, k.backup.BackupID)); diff != "" {
 			t.Errorf("restored from %s:\n%s", k.id, diff)
 		}
 		repo.Close()
 		ref.EncryptionKey = &wrong
-		if _, err := w.manager.OpenBackup(ctx, k.backupID, ref); !errors.Is(err, repository.ErrNotFound) {
+		if _, err := w.manager.OpenBackup(ctx, k.backup.BackupID, ref); !errors.Is(err, repository.ErrNotFound) {
 			t.Errorf("%s with another encryptionKey: %v", k.id, err)
 		}
 		w.leave()

@@ -188,7 +188,7 @@ func (r *Reconciler) lookAt(ctx context.Context, before, rs *kopiav1alpha1.Repos
 		s.LastUsed = &used
 	}
 	if a.StorageProblem != "" {
-		r.degraded(rs, true, reasonStorage, a.StorageProblem+": operations are refused until it answers")
+		r.degraded(rs, true, reasonStorage, a.StorageProblem+": operations are refused until it answers: look at the storage, at the network between, and at the Profile's keys")
 	} else {
 		r.degraded(rs, false, reasonReady, "")
 	}
@@ -380,7 +380,7 @@ func certificateReady(cert *certmanagerv1.Certificate) (bool, string) {
 			return c.Status == cmmeta.ConditionTrue, c.Message
 		}
 	}
-	return false, "cert-manager has not answered yet"
+	return false, "cert-manager has not answered yet: look at the Certificate of this name if it does not soon"
 }
 
 // startPauses are how long the next start waits after so many failures in a row. The

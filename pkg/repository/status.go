@@ -77,10 +77,10 @@ func judge(pods []corev1.Pod, revision string) verdict {
 			"node %s does not answer: another one gets a pod when it has not for %d s", pod.Spec.NodeName, lostNodeSeconds)}
 	}
 	if why := kube.Unschedulable(&pod); why != "" {
-		return verdict{kopiav1alpha1.PhaseStarting, reasonUnschedulable, "no node takes the pod: " + why}
+		return verdict{kopiav1alpha1.PhaseStarting, reasonUnschedulable, "no node takes the pod: " + why + ": give the cluster room for what it requests, or let spec.resources request less"}
 	}
 	if hasStarted(&pod) {
-		return verdict{kopiav1alpha1.PhaseStarting, reasonPaused, "it has come up, and is not ready at the moment"}
+		return verdict{kopiav1alpha1.PhaseStarting, reasonPaused, "it has come up, and is not ready at the moment: look at its pod's log if that lasts"}
 	}
 	return verdict{kopiav1alpha1.PhaseStarting, reasonStarting, "starting"}
 }

@@ -178,4 +178,15 @@ func TestIntegrationEndpointChanges(t *testing.T) {
 		t.Errorf("the existing one is RepositoryServer %s, want %s", existing.ID(), first)
 	}
 	existing.Close()
+	w.leave()
+
+	// Without a key each has a password of its own, and the second is told so.
+	own, again := at(w.s3.Endpoint), at(otherwise)
+	own.EncryptionKey, again.EncryptionKey = nil, nil
+	w.left = []string{first}
+	w.open(w.reconciler(), opens(own)).Close()
+	w.leave()
+	if _, err := w.try(w.reconciler(), opens(again)); err == nil || !strings.Contains(err.Error(), names.WrongPassword) || !strings.Contains(err.Error(), "spec.storage") {
+		t.Errorf("a second RepositoryServer without a key: %v", err)
+	}
 }
