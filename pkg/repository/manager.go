@@ -3,6 +3,7 @@
 package repository
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -399,7 +400,7 @@ func (m *Manager) caOf(ctx context.Context, rs *kopiav1alpha1.RepositoryServer) 
 	}
 	name := tlsSecretName(rs)
 	if pod, err := m.podOf(ctx, rs); err == nil {
-		name = mountedSecret(pod)
+		name = cmp.Or(mountedSecret(pod), name)
 	} else if !errors.Is(err, errReplaced) {
 		return "", fmt.Errorf("find the server's pod: %w", err)
 	}
