@@ -81,18 +81,21 @@ func TestNetworkPolicies(t *testing.T) {
 		return false
 	}
 	app := map[string]string{"app": "shop"}
+	inject := func(switched string) map[string]string { return map[string]string{names.InjectLabel: switched} }
 	in := func(mode string) map[string]string { return map[string]string{names.InjectionLabel: mode} }
 	for name, c := range map[string]struct {
 		port           int32
 		namespace, pod map[string]string
 		want           bool
 	}{
-		"a pod of a namespace that has opted in":     {names.RepositoryPort, in(names.InjectionEnabled), app, true},
+		"a pod with an agent":                        {names.RepositoryPort, in(names.InjectionEnabled), inject("true"), true},
+		"one beside it, without":                     {names.RepositoryPort, in(names.InjectionEnabled), app, false},
 		"one where all pods have":                    {names.RepositoryPort, in(names.InjectionAll), app, true},
+		"one that is to have none there":             {names.RepositoryPort, in(names.InjectionAll), inject("false"), false},
 		"a temporary pod of ours, anywhere":          {names.RepositoryPort, nil, moverPod.Labels, true},
-		"a pod of another namespace":                 {names.RepositoryPort, nil, app, false},
-		"one of a namespace that says something":     {names.RepositoryPort, in("disabled"), app, false},
-		"Kopia's own server":                         {15516, in(names.InjectionEnabled), app, false},
+		"a pod of another namespace":                 {names.RepositoryPort, nil, inject("true"), false},
+		"one of a namespace that says something":     {names.RepositoryPort, in("disabled"), inject("true"), false},
+		"Kopia's own server":                         {15516, in(names.InjectionEnabled), inject("true"), false},
 		"the agent's API":                            {names.AgentPort, nil, moverPod.Labels, false},
 		"the kubelet's probes, and a metrics scrape": {names.AgentHealthPort, nil, app, true},
 	} {

@@ -87,10 +87,13 @@ var _ = Describe("the network", Ordered, func() {
 		s3 = running(ctx, scenario.S3Namespace, "s3")[0]
 	}, NodeTimeout(long))
 
-	It("leads pods of namespaces that have opted in to a repository server, and no other", func(ctx SpecContext) {
+	It("leads pods with an agent to a repository server, and no other", func(ctx SpecContext) {
 		repository := at(server, names.RepositoryPort)
 		Expect(tried(ctx, guest, "app", repository)).To(HaveKeyWithValue(repository, reached))
 		Expect(tried(ctx, stranger, "app", repository)).To(HaveKeyWithValue(repository, dropped))
+		insidePod(ctx, filesPod(guest, "plain", nil), func(func(string) string) {
+			Expect(tried(ctx, guest, "plain", repository)).To(HaveKeyWithValue(repository, dropped), "a pod without an agent")
+		})
 		label := func(label string) {
 			_, err := cluster.Kubectl(ctx, "label", "namespace", stranger, names.InjectionLabel+label)
 			Expect(err).NotTo(HaveOccurred())
