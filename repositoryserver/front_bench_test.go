@@ -21,8 +21,8 @@ import (
 )
 
 // BenchmarkBackup is a first backup of 256 MiB of noise and 2,000 small files into
-// a folder, through the front and past it, in turns in one run: what the front
-// costs is the ratio of the two. Client, front and server share the process.
+// a folder, through the front and at Kopia's own server, in turns in one run: what the
+// front costs, or gains, is the ratio of the two. Client, front and server share the process.
 func BenchmarkBackup(b *testing.B) {
 	dir := b.TempDir()
 	config := Config{
