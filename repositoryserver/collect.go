@@ -240,6 +240,15 @@ func collectOnce(ctx context.Context, w *walker, now time.Time, log *slog.Logger
 	}
 	n := namedBy(records)
 	gone, doubtful := sortOut(all, n, now)
+	// Backups first: what they have in common with others costs those nothing.
+	for _, s := range all {
+		if !s.ours() || !n.backup(s) {
+			continue
+		}
+		if _, err := w.problem(ctx, s, n); err != nil {
+			return fmt.Errorf("look at snapshot %s: %w", s.ID, err)
+		}
+	}
 	broken := map[manifest.ID]error{}
 	for _, s := range doubtful {
 		problem, err := w.problem(ctx, s, n)

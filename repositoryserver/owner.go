@@ -80,10 +80,13 @@ func own(ctx context.Context, rep repo.Repository, c Config) error {
 // checkOwner fails if a repository is another's. One that is nobody's yet is not.
 func checkOwner(ctx context.Context, rep repo.Repository, c Config) error {
 	has, _, err := ownerOf(ctx, rep)
-	if err == nil && has != "" && has != c.RepositoryID {
-		err = c.isAnothers(has)
+	switch {
+	case err != nil || has == "" || has == c.RepositoryID:
+		return err
+	case has == c.Replaces:
+		return fmt.Errorf("the repository is still that of RepositoryServer %s: the server takes it over when it starts next: run an action that uses it, such as a backup", has)
 	}
-	return err
+	return c.isAnothers(has)
 }
 
 func (c Config) isAnothers(has string) error {

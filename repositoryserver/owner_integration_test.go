@@ -54,6 +54,9 @@ func TestIntegrationOwner(t *testing.T) {
 	second.Replaces = "another"
 	refused("one that replaces another", own(f.ctx, rep, second))
 	second.Replaces = "first"
+	if err := maintains(second); err == nil || !strings.Contains(err.Error(), "takes it over when it starts next") {
+		t.Errorf("maintenance before its server has taken the repository over: %v", err)
+	}
 	f.must(own(f.ctx, rep, second))
 	f.must(maintains(second))
 	if err := own(f.ctx, rep, first); err == nil || !strings.Contains(err.Error(), "RepositoryServer second") {

@@ -401,9 +401,7 @@ func (m *Manager) caOf(ctx context.Context, rs *kopiav1alpha1.RepositoryServer) 
 	name := tlsSecretName(rs)
 	if pod, err := m.podOf(ctx, rs); err == nil {
 		name = cmp.Or(mountedSecret(pod), name)
-	} else if !errors.Is(err, errReplaced) {
-		return "", fmt.Errorf("find the server's pod: %w", err)
-	}
+	} // else it is the spec's, nearly always
 	var s corev1.Secret
 	err := m.Client.Get(ctx, client.ObjectKey{Namespace: m.Namespace, Name: name}, &s)
 	if rs.Spec.TLS == nil && name == tlsSecretName(rs) {

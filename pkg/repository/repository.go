@@ -219,10 +219,11 @@ func (r *Repository) Delete(ctx context.Context, id string, req api.DeleteReques
 	if codeOf(err) == api.CodeNotFound {
 		// Nor does one count that deletes nothing: the server forgets what it has done, so
 		// what was deleted before a restart of the controller would count again.
-		if _, err = r.Find(ctx, id+"-find", req); errors.Is(err, ErrNotFound) {
-			err = nil
-		} else {
+		switch _, err = r.Find(ctx, id+"-find", req); {
+		case err == nil:
 			err = r.manager.mayDelete(ctx, r.id)
+		case errors.Is(err, ErrNotFound):
+			err = nil
 		}
 	}
 	if err != nil {
