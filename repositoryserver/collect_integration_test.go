@@ -98,6 +98,18 @@ func put(ctx context.Context, w repo.RepositoryWriter, prefix content.IDPrefix, 
 	return ow.Result()
 }
 
+// listed stores an object of such pieces.
+func (f *datedFolder) listed(ctx context.Context, w repo.RepositoryWriter, pieces any) object.ID {
+	f.Helper()
+	raw, err := json.Marshal(map[string]any{"entries": pieces})
+	f.must(err)
+	id, err := put(ctx, w, "x", append([]byte(`{"stream":"kopia:indirect",`), raw[1:]...))
+	f.must(err)
+	id, err = object.ParseID("I" + id.String())
+	f.must(err)
+	return id
+}
+
 // save saves a snapshot of one file of a source.
 func (f *datedFolder) save(host, path string, data []byte, why string) *snapshot.Manifest {
 	f.Helper()
@@ -287,13 +299,7 @@ func TestIntegrationMaintainEffort(t *testing.T) {
 		last, err := put(ctx, w, "", noise(seed, 10))
 		f.must(err)
 		entries = append(entries, object.IndirectObjectEntry{Start: int64(pieces * len(data)), Length: 10, Object: last})
-		raw, err := json.Marshal(map[string]any{"entries": entries})
-		f.must(err)
-		id, err := put(ctx, w, "x", append([]byte(`{"stream":"kopia:indirect",`), raw[1:]...))
-		f.must(err)
-		id, err = object.ParseID("I" + id.String())
-		f.must(err)
-		return &snapshot.DirEntry{Name: "f", Type: snapshot.EntryTypeFile, ObjectID: id}
+		return &snapshot.DirEntry{Name: "f", Type: snapshot.EntryTypeFile, ObjectID: f.listed(ctx, w, entries)}
 	}
 	saved := func(host, path string, seed byte, pieces int) (man *snapshot.Manifest) {
 		f.write(func(ctx context.Context, w repo.RepositoryWriter) error {
@@ -410,15 +416,8 @@ func TestIntegrationMaintainDamage(t *testing.T) {
 		f.must(err)
 		return `{"stream":"kopia:directory","entries":[` + string(raw) + `],"summary":null}`
 	}
-	// listed is an object of such pieces.
 	listed := func(w repo.RepositoryWriter, ctx context.Context, kind string, pieces ...any) *snapshot.DirEntry {
-		raw, err := json.Marshal(map[string]any{"entries": pieces})
-		f.must(err)
-		id, err := put(ctx, w, "x", append([]byte(`{"stream":"kopia:indirect",`), raw[1:]...))
-		f.must(err)
-		id, err = object.ParseID("I" + id.String())
-		f.must(err)
-		return &snapshot.DirEntry{Name: "o", Type: snapshot.EntryType(kind), ObjectID: id}
+		return &snapshot.DirEntry{Name: "o", Type: snapshot.EntryType(kind), ObjectID: f.listed(ctx, w, pieces)}
 	}
 	// listless is a directory whose pieces are none.
 	listless := func(w repo.RepositoryWriter, ctx context.Context) *snapshot.DirEntry {

@@ -484,12 +484,13 @@ func TestIntegrationUsersSayLittleToKopia(t *testing.T) {
 // protoError is the number of an answer that is an error.
 const protoError = 2
 
-// protocol speaks Kopia's own protocol, byte by byte: its library is too polite. Each call
-// is a request of a kind, and returns the kind of the answer, and an error's code.
-func (w *world) protocol(c *api.Credentials) func(kind int, body ...string) (int, int) {
+// dialKopia begins a stream of Kopia's own protocol: what is written to requests is body, and
+// the answers come with roundTrip.
+func (w *world) dialKopia(c *api.Credentials) (requests *io.PipeWriter, body *io.PipeReader, roundTrip func() (*http.Response, error)) {
 	w.Helper()
 	transport := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, ForceAttemptHTTP2: true}
-	body, requests := io.Pipe()
+	w.Cleanup(transport.CloseIdleConnections)
+	body, requests = io.Pipe()
 	req, err := http.NewRequestWithContext(w.context(), http.MethodPost, c.URL+"/kopia_repository.KopiaRepository/Session", body)
 	w.must(err)
 	for name, value := range map[string]string{
@@ -498,9 +499,23 @@ func (w *world) protocol(c *api.Credentials) func(kind int, body ...string) (int
 	} {
 		req.Header.Set(name, value)
 	}
+	return requests, body, func() (*http.Response, error) { return transport.RoundTrip(req) }
+}
+
+// protoMessage is a request of a kind, as gRPC has it.
+func protoMessage(kind int, body string) []byte {
+	m := protoText(kind, body)
+	return append(binary.BigEndian.AppendUint32([]byte{0}, uint32(len(m))), m...)
+}
+
+// protocol speaks Kopia's own protocol, byte by byte: its library is too polite. Each call
+// is a request of a kind, and returns the kind of the answer, and an error's code.
+func (w *world) protocol(c *api.Credentials) func(kind int, body ...string) (int, int) {
+	w.Helper()
+	requests, body, roundTrip := w.dialKopia(c)
 	answers := make(chan *http.Response, 1)
 	go func() {
-		resp, err := transport.RoundTrip(req)
+		resp, err := roundTrip()
 		if err != nil {
 			w.Error(err)
 			_ = body.CloseWithError(err)
@@ -513,12 +528,10 @@ func (w *world) protocol(c *api.Credentials) func(kind int, body ...string) (int
 		if resp != nil {
 			resp.Body.Close()
 		}
-		transport.CloseIdleConnections()
 	})
 	return func(kind int, parts ...string) (int, int) {
 		w.Helper()
-		message := protoText(kind, strings.Join(parts, ""))
-		_, err := requests.Write(append(binary.BigEndian.AppendUint32([]byte{0}, uint32(len(message))), message...))
+		_, err := requests.Write(protoMessage(kind, strings.Join(parts, "")))
 		w.must(err)
 		if resp == nil {
 			if resp = <-answers; resp == nil {

@@ -7,11 +7,9 @@ package repositoryserver_test
 import (
 	"context"
 	"crypto/tls"
-	"encoding/binary"
 	"fmt"
 	"io"
 	"math/rand/v2"
-	"net/http"
 	"os"
 	"strings"
 	"testing"
@@ -134,18 +132,9 @@ func (w *world) residentOf(p *testenv.Process) int64 {
 // talk speaks Kopia's protocol without waiting for its answers, which are taken.
 func (w *world) talk(c *api.Credentials) func(kind int, body string) error {
 	w.Helper()
-	transport := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, ForceAttemptHTTP2: true}
-	body, requests := io.Pipe()
-	req, err := http.NewRequestWithContext(w.context(), http.MethodPost, c.URL+"/kopia_repository.KopiaRepository/Session", body)
-	w.must(err)
-	for name, value := range map[string]string{
-		"Content-Type": "application/grpc", "Te": "trailers",
-		"Kopia-Username": c.Username, "Kopia-Hostname": c.Hostname, "Kopia-Password": c.Password,
-	} {
-		req.Header.Set(name, value)
-	}
+	requests, body, roundTrip := w.dialKopia(c)
 	go func() {
-		resp, err := transport.RoundTrip(req)
+		resp, err := roundTrip()
 		if err == nil {
 			defer resp.Body.Close()
 			_, err = io.Copy(io.Discard, resp.Body)
@@ -153,8 +142,7 @@ func (w *world) talk(c *api.Credentials) func(kind int, body string) error {
 		body.CloseWithError(fmt.Errorf("the stream has ended: %w", err))
 	}()
 	return func(kind int, body string) error {
-		m := protoText(kind, body)
-		_, err := requests.Write(append(binary.BigEndian.AppendUint32([]byte{0}, uint32(len(m))), m...))
+		_, err := requests.Write(protoMessage(kind, body))
 		return err
 	}
 }
