@@ -61,6 +61,8 @@ func run(ctx context.Context, req api.StartRequest, env Env, p *progress) (*api.
 		open = connectToRead
 	case api.KindSnapshot:
 		open = connectToWrite
+	case api.KindStats, api.KindVerify:
+		open = connectForReaders
 	}
 	conn, err := open(ctx, req.Credentials, env.ScratchDir)
 	if err != nil {

@@ -50,8 +50,7 @@ const (
 )
 
 // denials sees a server that does not let us in. To Kopia's reads it looks like one
-// that went away: they try a hundred times, for two minutes, and then say that they
-// should try again.
+// that went away, which is waited for.
 type denials struct{ *logTail }
 
 func (d denials) Write(p []byte) (int, error) {

@@ -26,7 +26,7 @@ type objects interface {
 func connectToRead(ctx context.Context, creds *api.Credentials, scratch string) (*connection, error) {
 	stream, again, err := openStream(ctx, creds)
 	if errors.Is(err, errOtherProtocol) {
-		return connect(ctx, creds, scratch)
+		return connectForReaders(ctx, creds, scratch)
 	} else if err != nil {
 		return nil, err
 	}
