@@ -73,7 +73,9 @@ func TestIntegrationExternalKilled(t *testing.T) {
 			root := "" // of the backup, if it was made after all: the server was waited for
 			for _, req := range reqs {
 				link := testenv.StartProxy(t, strings.TrimPrefix(theirs.URL, "https://"))
-				tr.held(tr.agent, link, max(1, int64(j)*noise/2), req)
+				// Not before the connection is made: who is cut off then gives up soon. The restore
+				// last: their server does nothing for others while it waits for it.
+				tr.held(tr.agent, link, max(4<<10, int64(j)*noise/2), req)
 				links = append(links, link)
 			}
 			c.strike()

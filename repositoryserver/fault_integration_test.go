@@ -119,11 +119,23 @@ func (t *trial) held(agent *client.Client, link *testenv.Proxy, after int64, req
 // heldBy is held with a cut of any kind.
 func (t *trial) heldBy(agent *client.Client, link *testenv.Proxy, cut <-chan struct{}, req api.StartRequest) {
 	t.Helper()
+	t.begin(agent, link, req)
+	t.awaitCut(agent, cut, req)
+}
+
+// begin starts an operation over a network.
+func (t *trial) begin(agent *client.Client, link *testenv.Proxy, req api.StartRequest) {
+	t.Helper()
 	if link.Upstream != t.s3.Endpoint {
 		req.Credentials.URL = "https://" + link.Address
 	}
 	_, err := agent.Start(t.context(), req)
 	t.must(err)
+}
+
+// awaitCut waits until the network of an operation is cut.
+func (t *trial) awaitCut(agent *client.Client, cut <-chan struct{}, req api.StartRequest) {
+	t.Helper()
 	testenv.Eventually(t, 3*time.Minute, req.ID+" is under way", func() bool {
 		select {
 		case <-cut:
@@ -253,12 +265,18 @@ func TestIntegrationKilled(t *testing.T) {
 			}
 			hit := func(held ...*fault) {
 				t.Helper()
+				// They begin together: who is cut off before he is let in gives up soon.
+				var cuts []<-chan struct{}
 				for _, f := range held {
 					if f.commit {
-						tr.heldBy(tr.agent, f.link, tr.cutAtCommit(f.link), f.req)
+						cuts = append(cuts, tr.cutAtCommit(f.link))
 					} else {
-						tr.held(tr.agent, f.link, f.after, f.req)
+						cuts = append(cuts, f.link.CutAfter(f.after))
 					}
+					tr.begin(tr.agent, f.link, f.req)
+				}
+				for i, f := range held {
+					tr.awaitCut(tr.agent, cuts[i], f.req)
 				}
 				strike(len(held))
 				for _, f := range held {
@@ -437,8 +455,9 @@ func TestIntegrationNetworkCut(t *testing.T) {
 	hold(impatient, noise/2, tr.snapshot("stalled-backup"))
 	hold(impatient, noise/2, tr.restoreTo("stalled-restore", record, "/stalled"))
 	hold(late, 1, tr.snapshot("late-backup"))
-	hold(tr.agent, noise/2, tr.snapshot("patient-backup"))
+	// The backup last: the server waits a minute for the rest of a content.
 	hold(tr.agent, noise/2, tr.restoreTo("patient-restore", record, "/patient"))
+	hold(tr.agent, noise/2, tr.snapshot("patient-backup"))
 	healed := make(chan struct{})
 	time.AfterFunc(30*time.Second, func() {
 		defer close(healed)
@@ -487,8 +506,8 @@ func TestIntegrationAccessInFlight(t *testing.T) {
 	during := func(name string, something func(ids ...string)) (backup, restore api.Operation) {
 		t.Helper()
 		reqs := []api.StartRequest{tr.snapshot(name + "-backup"), tr.restoreTo(name+"-restore", record, "/"+name)}
-		tr.held(tr.agent, links[0], noise/2, reqs[0])
 		tr.held(tr.agent, links[1], noise/2, reqs[1])
+		tr.held(tr.agent, links[0], noise/2, reqs[0]) // last: the server waits a minute for the rest of a content
 		something(reqs[0].ID, reqs[1].ID)
 		for _, link := range links {
 			link.Heal()

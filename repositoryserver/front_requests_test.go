@@ -235,7 +235,7 @@ func TestFrontAnswers(t *testing.T) {
 	none := &unanswered{}
 	said := strings.Repeat(message(number(1, 7), text(17, "answer")), 20_000)
 	a := newAnswers(io.NopCloser(strings.NewReader(said)), &one.untaken, none, func() { t.Error("it was too much") })
-	testenv.Eventually(t, 20*time.Second, "all of it is taken from Kopia", func() bool { return one.untaken.Load() == int64(len(said)) })
+	testenv.Eventually(t, time.Minute, "all of it is taken from Kopia", func() bool { return one.untaken.Load() == int64(len(said)) })
 	if got, err := io.ReadAll(a); err != nil || string(got) != said || one.untaken.Load() != 0 {
 		t.Errorf("%d bytes, %v, want %d; %d are left", len(got), err, len(said), one.untaken.Load())
 	}
@@ -246,5 +246,5 @@ func TestFrontAnswers(t *testing.T) {
 	if _, err := io.ReadAll(a); err == nil {
 		t.Error("it was closed, and ends as if all had been said")
 	}
-	testenv.Eventually(t, 20*time.Second, "nothing is left of it", func() bool { return one.untaken.Load() == 0 })
+	testenv.Eventually(t, time.Minute, "nothing is left of it", func() bool { return one.untaken.Load() == 0 })
 }

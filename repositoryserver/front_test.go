@@ -85,7 +85,7 @@ func TestFrontClientThatDoesNotRead(t *testing.T) {
 			})
 			resp := send("u", one.Password)
 			defer resp.Body.Close()
-			within := time.After(20 * time.Second)
+			within := time.After(2 * time.Minute)
 			select {
 			case n := <-said:
 				if (n < c.says) != c.over {
@@ -103,9 +103,9 @@ func TestFrontClientThatDoesNotRead(t *testing.T) {
 			select {
 			case <-gone:
 			case <-within:
-				t.Fatal("the stream is not cut within 20 s")
+				t.Fatal("the stream is not cut")
 			}
-			testenv.Eventually(t, 20*time.Second, "its slot is free", func() bool { return len(f.slots) == 0 })
+			testenv.Eventually(t, time.Minute, "its slot is free", func() bool { return len(f.slots) == 0 })
 			if _, ok := f.sessions.authenticate("u", "h", one.Password); ok {
 				t.Error("the session goes on")
 			}

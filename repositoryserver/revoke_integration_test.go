@@ -71,7 +71,7 @@ func TestIntegrationRevokedWhileStorageIsDown(t *testing.T) {
 			}()
 			testenv.Eventually(t, atOnce, "the unknown user's session is asked for", func() bool { return activity().Sessions == others.Sessions+3 })
 			before := activity().Streams
-			testenv.Eventually(t, 20*time.Second, "the late one has a stream", func() bool {
+			testenv.Eventually(t, time.Minute, "the late one has a stream", func() bool {
 				_, err := second.Start(w.context(), late) // again, it is the same one
 				return err == nil && activity().Streams > before
 			})
@@ -86,7 +86,10 @@ func TestIntegrationRevokedWhileStorageIsDown(t *testing.T) {
 				t.Errorf("%+v is left, the other operation had %+v", a, others)
 			}
 			for id, agent := range map[string]*client.Client{revoked.ID: tr.agent, late.ID: second} {
-				if op := tr.ended(agent, id); !failedWith(op, api.CodeServerUnreachable, api.CodeAccessDenied) || op.Finished.Sub(ended) > atOnce {
+				op := tr.ended(agent, id)
+				// One that has waited long enough for the storage may end for that, before.
+				slow := failedWith(op, api.CodeStorage) && op.Finished.Before(ended)
+				if !slow && !failedWith(op, api.CodeServerUnreachable, api.CodeAccessDenied) || op.Finished.Sub(ended) > atOnce {
 					t.Errorf("%s ended %s later as %s", id, op.Finished.Sub(ended), told(op))
 				}
 			}

@@ -228,7 +228,7 @@ func (s *served) answer(ctx context.Context, q numbered) (a answered, err error)
 		length, read, err := s.rep.Content(ctx, q.id)
 		if err != nil {
 			a.verdict, a.body = verdictOf(err)
-			return a, nil
+			return a, ctx.Err()
 		}
 		do = read
 		// Before its turn: who waits for his client keeps nobody else waiting.
@@ -244,6 +244,10 @@ func (s *served) answer(ctx context.Context, q numbered) (a answered, err error)
 		return a, ctx.Err()
 	}
 	if a.body, err = do(); err != nil {
+		if ctx.Err() != nil { // it would be told as its own failure
+			a.written()
+			return a, ctx.Err()
+		}
 		a.verdict, a.body = verdictOf(err)
 	}
 	if written := a.written; len(a.body) > mostUnread {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net"
 	"net/url"
 	"os"
 	"strings"
@@ -72,7 +73,7 @@ func classify(ctx context.Context, err error, server string) (api.Code, string) 
 		return api.CodeServerUntrusted, "the server's certificate must come from the control plane's CA and name " + hostOf(server)
 	case has("permissiondenied", "permission denied", "access denied", "unauthenticated", "invalid password"):
 		return api.CodeAccessDenied, "the operation's password is not, or no longer, valid for this server"
-	case errors.Is(err, io.EOF) || has("connection refused", "no such host", "i/o timeout", "no route to host", "deadlineexceeded",
+	case errors.Is(err, io.EOF) || errors.As(err, new(*net.OpError)) || has("connection refused", "connection timed out", "broken pipe", "no such host", "i/o timeout", "no route to host", "deadlineexceeded",
 		"deadline exceeded", "unavailable", "connection reset", "rst_stream", "eof", "no answer within", "despite"):
 		return api.CodeServerUnreachable, "the namespace needs egress to " + hostOf(server) +
 			" and to DNS: if its NetworkPolicies deny that, add manifests/samples/network/egress.yaml; else look at the repository server"

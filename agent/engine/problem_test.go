@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net"
 	"os"
 	"strings"
 	"syscall"
@@ -46,6 +47,9 @@ func TestClassify(t *testing.T) {
 		"no name":                       {nil, &connectError{errors.New("dial tcp: lookup repo: no such host")}, api.CodeServerUnreachable},
 		"lost":                          {nil, errors.New("unable to complete invoking GRPC API despite 10 retries: should retry"), api.CodeServerUnreachable},
 		"cut":                           {nil, errors.New("rpc error: code = Internal desc = stream terminated by RST_STREAM with error code: INTERNAL_ERROR: EOF"), api.CodeServerUnreachable},
+		"cut while it writes":           {nil, fmt.Errorf("upload: %w", &net.OpError{Op: "write", Net: "tcp", Err: syscall.EPIPE}), api.CodeServerUnreachable},
+		"cut, Kopia says":               {nil, errors.New("checkpoint: connection to repository server: write tcp 10.0.0.1:1->10.0.0.2:2: write: broken pipe"), api.CodeServerUnreachable},
+		"silent":                        {nil, errors.New("read tcp 10.0.0.1:1->10.0.0.2:2: read: connection timed out"), api.CodeServerUnreachable},
 		"storage":                       {nil, errors.New("failed to get blob with ID q1: unable to complete GetBlob(q1,0,-1) despite 10 retries: dial tcp: connect: connection refused"), api.CodeStorage},
 		"storage is full":               {nil, errors.New("flush data: unable to write pack blob: no space left on device"), api.CodeStorage},
 		"a path like a storage's":       {nil, onVolume("blob", syscall.EIO), api.CodeInternal},

@@ -108,10 +108,10 @@ func (r *sharedRepository) after(ctx context.Context, broken kopiaSession) (kopi
 	bounded, cancel := context.WithTimeout(ctx, readPatience)
 	defer cancel()
 	for {
-		_, w, err := r.NewWriter(bounded, repo.WriteSessionOptions{Purpose: "read"})
+		s, err := r.begin(bounded)
 		if err == nil {
-			r.session = w.(kopiaSession)
-			return r.session, nil
+			r.session = s
+			return s, nil
 		}
 		if broken != nil && pause.For(bounded, settlePause) == nil {
 			continue
@@ -120,6 +120,29 @@ func (r *sharedRepository) after(ctx context.Context, broken kopiaSession) (kopi
 			r.err = brokenSession(err)
 		}
 		return nil, cmp.Or(context.Cause(ctx), r.err)
+	}
+}
+
+// begin begins a session. Kopia may block whatever the context says; the process ends with
+// the operation.
+func (r *sharedRepository) begin(ctx context.Context) (kopiaSession, error) {
+	type begun struct {
+		w   repo.RepositoryWriter
+		err error
+	}
+	done := make(chan begun, 1)
+	go func() {
+		_, w, err := r.NewWriter(ctx, repo.WriteSessionOptions{Purpose: "read"})
+		done <- begun{w, err}
+	}()
+	select {
+	case b := <-done:
+		if b.err != nil {
+			return nil, b.err
+		}
+		return b.w.(kopiaSession), nil
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
 	}
 }
 

@@ -25,6 +25,7 @@ type breakingServer struct {
 	repo.Repository
 	answers int64
 	goneFor time.Duration // since the first session broke
+	silent  chan struct{} // nil: it answers; else it does when this is closed, whatever the context says
 	began   atomic.Int64
 	closed  atomic.Int64
 	backAt  atomic.Pointer[time.Time]
@@ -33,6 +34,9 @@ type breakingServer struct {
 func (s *breakingServer) NewWriter(ctx context.Context, _ repo.WriteSessionOptions) (context.Context, repo.RepositoryWriter, error) {
 	if at := s.backAt.Load(); at != nil && time.Now().Before(*at) {
 		return nil, nil, fmt.Errorf("connection refused: %w", io.EOF)
+	}
+	if s.silent != nil {
+		<-s.silent
 	}
 	s.began.Add(1)
 	session := &breakingSession{server: s}
@@ -135,16 +139,27 @@ func TestSharedRepositoryBegins(t *testing.T) {
 	})
 }
 
-// Whoever is cancelled does not wait for a server.
+// Whoever is cancelled does not wait for a server that is gone, nor for one that says nothing.
 func TestSharedRepositoryCancelled(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		enough := errors.New("enough")
-		ctx, cancel := context.WithCancelCause(t.Context())
-		time.AfterFunc(10*time.Second, func() { cancel(enough) })
-		began := time.Now()
-		_, err := newSharedRepository(&breakingServer{goneFor: time.Hour}).GetContent(ctx, content.ID{})
-		if !errors.Is(err, enough) || time.Since(began) > 11*time.Second {
-			t.Errorf("after %s: %v", time.Since(began), err)
-		}
-	})
+	for name, server := range map[string]func(silent chan struct{}) *breakingServer{
+		"gone":   func(chan struct{}) *breakingServer { return &breakingServer{goneFor: time.Hour} },
+		"silent": func(silent chan struct{}) *breakingServer { return &breakingServer{silent: silent} },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				silent := make(chan struct{})
+				defer close(silent)
+				r := newSharedRepository(server(silent))
+				enough := errors.New("enough")
+				ctx, cancel := context.WithCancelCause(t.Context())
+				time.AfterFunc(10*time.Second, func() { cancel(enough) })
+				began := time.Now()
+				_, err := r.GetContent(ctx, content.ID{})
+				if !errors.Is(err, enough) || time.Since(began) > 11*time.Second {
+					t.Errorf("after %s: %v", time.Since(began), err)
+				}
+				must(t, r.Close(context.Background()))
+			})
+		})
+	}
 }

@@ -54,7 +54,7 @@ func (r *recordedBackup) ContentInfo(_ context.Context, id content.ID) (content.
 // look verifies the backup and measures it in all modes, and says so if that does not end.
 func (r *recordedBackup) look(t *testing.T) (*api.VerifyResult, error) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	conn := &connection{rep: r, objects: r, creds: &api.Credentials{URL: "https://server"}}
 	p := newProgress(time.Now, func(api.Progress) {})

@@ -60,7 +60,7 @@ func newManager(t *testing.T, dir string, r Runner) *Manager {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
 		if err := m.Close(ctx); err != nil {
 			t.Error(err)
@@ -79,7 +79,7 @@ func backup(id, path, password string) api.StartRequest {
 // awaitRunner watches an operation until its runner has it: it is running a moment before.
 func awaitRunner(t *testing.T, m *Manager, id string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	reached := errors.New("reached")
 	err := m.Watch(ctx, id, func(op api.Operation) error {
@@ -96,7 +96,7 @@ func awaitRunner(t *testing.T, m *Manager, id string) {
 // await watches an operation until it is in a state.
 func await(t *testing.T, m *Manager, id string, want api.State) api.Operation {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	reached := errors.New("reached")
 	var last api.Operation
