@@ -56,7 +56,7 @@ type Reconciler struct {
 	Clock       clock.PassiveClock
 
 	mu    sync.Mutex
-	looks map[string]time.Time // when a server is to be asked again
+	looks map[string]time.Time // when a server is to be asked again, or given up if it is not up
 }
 
 // SetupWithManager starts it with the manager.
@@ -123,7 +123,7 @@ func (r *Reconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Resu
 			return ctrl.Result{}, errors.Join(refused, err)
 		}
 	}
-	again, stopped, err := r.lookAt(ctx, before, &rs)
+	again, stopped, err := r.lookAt(ctx, before, &rs, v)
 	if err != nil {
 		log.FromContext(ctx).Info("repository server does not say what uses it", "repository", rs.Name, "error", err.Error())
 	}
@@ -152,19 +152,22 @@ func sooner(a, b time.Duration) time.Duration {
 }
 
 // lookAt asks a ready server what uses it when it is time to, and says when it is
-// again. Its answer goes into the status.
-func (r *Reconciler) lookAt(ctx context.Context, before, rs *kopiav1alpha1.RepositoryServer) (again time.Duration, stopped bool, err error) {
-	now := r.Clock.Now()
-	if rs.Status.Phase != kopiav1alpha1.PhaseReady {
-		r.nextLook(rs.Name, 0)
-		return r.giveUp(ctx, rs, now)
+// again. Its answer goes into the status. One that does not come up is given up some time.
+func (r *Reconciler) lookAt(ctx context.Context, before, rs *kopiav1alpha1.RepositoryServer, v verdict) (again time.Duration, stopped bool, err error) {
+	now, ready := r.Clock.Now(), rs.Status.Phase == kopiav1alpha1.PhaseReady
+	turned := before.Status.Revision != rs.Status.Revision || ready != (before.Status.Phase == kopiav1alpha1.PhaseReady)
+	if turned {
+		r.nextLook(rs.Name, 0) // when another server was to be asked, or this one given up
 	}
-	if left := r.untilLook(rs.Name, now); left > 0 {
-		return left, false, nil
+	if !ready {
+		return r.giveUp(ctx, rs, v, now)
 	}
-	if before.Status.Phase != kopiav1alpha1.PhaseReady {
+	if turned {
 		// Whoever waits for it does not wait for an answer, too.
 		return r.nextLook(rs.Name, leastPause), false, nil
+	}
+	if left, _ := r.untilLook(rs.Name, now); left > 0 {
+		return left, false, nil
 	}
 	timeout := r.idleTimeout(rs)
 	var have appsv1.Deployment
@@ -195,27 +198,37 @@ func (r *Reconciler) lookAt(ctx context.Context, before, rs *kopiav1alpha1.Repos
 	return r.nextLook(rs.Name, nextLook(a, timeout)), false, nil
 }
 
-// giveUp stops a server that does not start and that nobody waits for, so that it
-// does not crash for ever.
-func (r *Reconciler) giveUp(ctx context.Context, rs *kopiav1alpha1.RepositoryServer, now time.Time) (again time.Duration, stopped bool, err error) {
+// giveUp stops a server that does not come up and that nobody waits for, so that it neither
+// crashes for ever nor has a cluster buy a node for it. The time it gets is that of all its
+// pods together: one that fails in between begins no new one.
+func (r *Reconciler) giveUp(ctx context.Context, rs *kopiav1alpha1.RepositoryServer, v verdict, now time.Time) (again time.Duration, stopped bool, err error) {
 	timeout := r.idleTimeout(rs)
-	if rs.Status.Phase != kopiav1alpha1.PhaseFailed || rs.Status.NextTry == nil || timeout <= 0 || rs.Annotations[revisionAnnotation] == "" {
-		return 0, false, nil
+	if timeout <= 0 || rs.Annotations[revisionAnnotation] == "" || v.mayWork() {
+		return r.nextLook(rs.Name, 0), false, nil
 	}
-	if left := rs.Status.NextTry.Add(timeout).Sub(now); left > 0 {
+	left, known := r.untilLook(rs.Name, now)
+	if !known { // by then, whoever waits for it has given up, in whatever controller
+		left = r.nextLook(rs.Name, StartTimeout+timeout)
+	}
+	if v.phase == kopiav1alpha1.PhaseFailed && rs.Status.NextTry != nil {
+		left = rs.Status.NextTry.Add(timeout).Sub(now)
+	}
+	if left > 0 {
 		return left, false, nil
 	}
 	stopped, err = r.Manager.stopUnused(ctx, rs)
 	return lookPeriod, stopped, err
 }
 
-func (r *Reconciler) untilLook(name string, now time.Time) time.Duration {
+// untilLook says in how long a server is to be looked at; not known: nobody has set it.
+func (r *Reconciler) untilLook(name string, now time.Time) (left time.Duration, known bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.looks[name].Sub(now)
+	at, known := r.looks[name]
+	return at.Sub(now), known
 }
 
-// nextLook sets when a server is asked again; 0: when it is ready again.
+// nextLook sets when a server is looked at again; 0: nothing is known of that.
 func (r *Reconciler) nextLook(name string, in time.Duration) time.Duration {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -250,7 +263,7 @@ func (r *Reconciler) ensure(ctx context.Context, rs *kopiav1alpha1.RepositorySer
 	v := judge(pods.Items, revision)
 	missing, err := r.makeObjects(ctx, rs, revision, v)
 	switch {
-	case missing != "" && v.isUp(): // with another one
+	case missing != "" && v.mayWork(): // with another one
 		v.message += "; waiting for the certificate: " + missing
 	case missing != "":
 		v = verdict{kopiav1alpha1.PhaseStarting, reasonCertificate, "waiting for the certificate: " + missing}

@@ -19,6 +19,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 	clocktesting "k8s.io/utils/clock/testing"
+	"k8s.io/utils/ptr"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
@@ -66,20 +67,20 @@ func TestStartPauses(t *testing.T) {
 	}
 
 	// It may be tried in five minutes; the idle timeout after that it is given up.
-	if again, stopped, err := r.giveUp(ctx, rs, noon); again != 6*time.Minute || stopped || err != nil {
+	if again, stopped, err := r.giveUp(ctx, rs, failed, noon); again != 6*time.Minute || stopped || err != nil {
 		t.Errorf("it may be tried yet: again after %s, stopped %t, %v", again, stopped, err)
 	}
 	m.hold("id", 1)
-	if _, stopped, err := r.giveUp(ctx, rs, noon.Add(6*time.Minute)); stopped || err != nil {
+	if _, stopped, err := r.giveUp(ctx, rs, failed, noon.Add(6*time.Minute)); stopped || err != nil {
 		t.Errorf("somebody waits for it: stopped %t, %v", stopped, err)
 	}
 	m.release("id", 1)
 	r.IdleTimeout = 0
-	if again, stopped, err := r.giveUp(ctx, rs, noon.Add(time.Hour)); again != 0 || stopped || err != nil {
+	if again, stopped, err := r.giveUp(ctx, rs, failed, noon.Add(time.Hour)); again != 0 || stopped || err != nil {
 		t.Errorf("one that never stops: again after %s, stopped %t, %v", again, stopped, err)
 	}
 	r.IdleTimeout = time.Minute
-	if _, stopped, err := r.giveUp(ctx, rs, noon.Add(6*time.Minute)); !stopped || err != nil {
+	if _, stopped, err := r.giveUp(ctx, rs, failed, noon.Add(6*time.Minute)); !stopped || err != nil {
 		t.Errorf("nobody waits for it: stopped %t, %v", stopped, err)
 	}
 	var after kopiav1alpha1.RepositoryServer
@@ -101,6 +102,98 @@ func TestStartPauses(t *testing.T) {
 	}
 	if r.judged(ctx, rs, "", stopped); !meta.IsStatusConditionFalse(rs.Status.Conditions, kopiav1alpha1.ConditionDegraded) {
 		t.Error("it is stopped and refuses operations")
+	}
+}
+
+// A server that does not come up, whatever of, is stopped when nobody waits for it any more: no
+// cluster buys a node for it. One that may have work is left alone.
+func TestNeverUp(t *testing.T) {
+	ctx := t.Context()
+	const patience = StartTimeout + time.Minute
+	waiting := func(reason string) corev1.PodStatus {
+		return corev1.PodStatus{Phase: corev1.PodPending, ContainerStatuses: []corev1.ContainerStatus{{
+			Name: Container, State: corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: reason}},
+		}}}
+	}
+	running := func(ready corev1.ConditionStatus, byKubelet bool) corev1.PodStatus {
+		return corev1.PodStatus{
+			Phase:      corev1.PodRunning,
+			Conditions: []corev1.PodCondition{{Type: corev1.PodReady, Status: ready}},
+			ContainerStatuses: []corev1.ContainerStatus{{
+				Name: Container, Ready: byKubelet, Started: ptr.To(true), State: corev1.ContainerState{Running: &corev1.ContainerStateRunning{}},
+			}},
+		}
+	}
+	homeless := corev1.PodStatus{Phase: corev1.PodPending, Conditions: []corev1.PodCondition{{
+		Type: corev1.PodScheduled, Status: corev1.ConditionFalse, Reason: corev1.PodReasonUnschedulable, Message: "0/1 nodes",
+	}}}
+	creating, pulls, pullsLater := waiting("ContainerCreating"), waiting("ErrImagePull"), waiting("ImagePullBackOff")
+	ready, paused, lost := running(corev1.ConditionTrue, true), running(corev1.ConditionFalse, false), running(corev1.ConditionFalse, true)
+	type step struct {
+		at     time.Duration
+		status corev1.PodStatus
+		again  time.Duration // 0: it is not waited for
+		stops  bool
+	}
+	const next = "next" // the step from which on it is another revision
+	for name, steps := range map[string][]step{
+		"no node takes it":          {{0, homeless, patience, false}, {patience - time.Second, homeless, time.Second, false}, {patience, homeless, 0, true}},
+		"its volume is elsewhere":   {{0, creating, patience, false}, {patience, creating, 0, true}},
+		"its readiness pauses":      {{0, paused, 0, false}, {24 * time.Hour, paused, 0, false}},
+		"its node is out of reach":  {{0, lost, 0, false}, {24 * time.Hour, lost, 0, false}},
+		"it comes up, late":         {{0, homeless, patience, false}, {patience - time.Second, ready, leastPause, false}},
+		"it comes up, and has gone": {{0, creating, patience, false}, {time.Minute, ready, leastPause, false}, {time.Hour, creating, patience, false}, {2 * time.Hour, creating, 0, true}},
+		"it comes up, and pauses":   {{0, creating, patience, false}, {time.Minute, paused, 0, false}, {time.Hour, creating, patience, false}},
+		next:                        {{0, homeless, patience, false}, {StartTimeout, homeless, patience, false}, {patience, homeless, StartTimeout, false}},
+		"its image is tried again":  {{0, creating, patience, false}, {time.Minute, pullsLater, time.Minute, false}, {patience, pulls, 0, true}},
+	} {
+		rs := &kopiav1alpha1.RepositoryServer{
+			ObjectMeta: metav1.ObjectMeta{Namespace: "control", Name: "id", Annotations: map[string]string{revisionAnnotation: "r"}},
+			Spec:       kopiav1alpha1.RepositoryServerSpec{Storage: kopiav1alpha1.Storage{S3: &kopiav1alpha1.S3Storage{Bucket: "b", Prefix: "p/"}}},
+		}
+		cert := buildCertificate(rs, "plane")
+		cert.Status.Conditions = []certmanagerv1.CertificateCondition{{Type: certmanagerv1.CertificateConditionReady, Status: cmmeta.ConditionTrue}}
+		pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "control", Name: "id-x", Labels: labels(rs), Annotations: map[string]string{revisionAnnotation: "r"}}}
+		cluster, now := clusterOf(t, rs, cert, pod), clocktesting.NewFakePassiveClock(noon)
+		m := &Manager{Client: cluster, Namespace: "control", CA: func() ([]byte, error) { return nil, nil }, Clock: now}
+		r := &Reconciler{Client: cluster, Manager: m, Namespace: "control", Issuer: "plane", Clock: now, IdleTimeout: time.Minute}
+		look := func(s step) (again time.Duration, revision string) {
+			t.Helper()
+			now.SetTime(noon.Add(s.at))
+			pod.Status = s.status
+			if err := cluster.Status().Update(ctx, pod); err != nil {
+				t.Fatal(err)
+			}
+			result, err := r.Reconcile(ctx, ctrl.Request{NamespacedName: client.ObjectKeyFromObject(rs)})
+			var is kopiav1alpha1.RepositoryServer
+			if err := errors.Join(err, cluster.Get(ctx, client.ObjectKeyFromObject(rs), &is)); err != nil {
+				t.Fatal(err)
+			}
+			return result.RequeueAfter, is.Annotations[revisionAnnotation]
+		}
+		for i, s := range steps {
+			if name == next && i == 1 {
+				for _, o := range []client.Object{rs, pod} {
+					if err := cluster.Get(ctx, client.ObjectKeyFromObject(o), o); err != nil {
+						t.Fatal(err)
+					}
+					o.GetAnnotations()[revisionAnnotation] = next
+					if err := cluster.Update(ctx, o); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+			if s.stops {
+				m.hold("id", 1)
+				if again, revision := look(s); revision == "" || again != lookPeriod {
+					t.Errorf("%s, step %d, while somebody waits for it: revision %q, again after %s", name, i, revision, again)
+				}
+				m.release("id", 1)
+			}
+			if again, revision := look(s); again != s.again || (revision == "") != s.stops {
+				t.Errorf("%s, step %d: revision %q, again after %s, want %s; stops: %t", name, i, revision, again, s.again, s.stops)
+			}
+		}
 	}
 }
 
@@ -253,17 +346,21 @@ func TestWaitsForCertificate(t *testing.T) {
 		"a Secret":        {&kopiav1alpha1.TLS{Secret: "own"}, "Secret own, which spec.tls names, is not there", secretPause},
 		"from the issuer": {nil, "cert-manager has not answered yet", 0},
 	} {
-		for _, runs := range []bool{false, true} {
+		for runs, status := range map[string]corev1.PodStatus{
+			"":             {},
+			reasonReady:    {Conditions: []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}}},
+			reasonNodeLost: {Phase: corev1.PodRunning, Conditions: []corev1.PodCondition{{Type: corev1.PodReady}}, ContainerStatuses: []corev1.ContainerStatus{{Name: Container, Ready: true}}},
+		} {
 			rs := &kopiav1alpha1.RepositoryServer{
 				ObjectMeta: metav1.ObjectMeta{Namespace: "control", Name: "id", Annotations: map[string]string{revisionAnnotation: "r"}},
 				Spec:       kopiav1alpha1.RepositoryServerSpec{TLS: c.tls, Storage: kopiav1alpha1.Storage{S3: &kopiav1alpha1.S3Storage{Bucket: "b", Prefix: "p/"}}},
 			}
 			objects := []client.Object{rs}
-			if runs {
+			if runs != "" {
 				template := buildDeployment(rs, Image{}, "r", 1).Spec.Template
 				pod := &corev1.Pod{ObjectMeta: template.ObjectMeta, Spec: template.Spec}
 				pod.Namespace, pod.Name = "control", "id-1"
-				pod.Status.Conditions = []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}}
+				pod.Status = status
 				objects = append(objects, pod)
 			}
 			cluster := clusterOf(t, objects...)
@@ -279,9 +376,9 @@ func TestWaitsForCertificate(t *testing.T) {
 				return result, *meta.FindStatusCondition(now.Status.Conditions, kopiav1alpha1.ConditionReady)
 			}
 			result, ready := look()
-			if runs {
-				if ready.Status != metav1.ConditionTrue {
-					t.Errorf("%s, while it runs: %+v", name, ready)
+			if runs != "" {
+				if ready.Reason != runs {
+					t.Errorf("%s, while it runs (%s): %+v", name, runs, ready)
 				}
 				continue
 			}

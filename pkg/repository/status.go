@@ -38,6 +38,10 @@ func (v verdict) isUp() bool {
 	return v.phase == kopiav1alpha1.PhaseReady || v.reason == reasonPaused
 }
 
+// mayWork says that operations may go on in the server: it has come up, and may live on
+// where its node is out of reach.
+func (v verdict) mayWork() bool { return v.isUp() || v.reason == reasonNodeLost }
+
 // unwatched is after which pause it may be another one, of which no watch tells; 0: never.
 func (v verdict) unwatched(rs *kopiav1alpha1.RepositoryServer) time.Duration {
 	switch {
