@@ -118,7 +118,8 @@ func (m *Manager) stopUnused(ctx context.Context, rs *kopiav1alpha1.RepositorySe
 	if m.InUse(rs.Name) > 0 {
 		return false, nil
 	}
-	return true, m.stop(ctx, rs)
+	err := m.stop(ctx, rs)
+	return err == nil, err
 }
 
 // stop takes the revision away, on which the Reconciler scales to zero. It fails if

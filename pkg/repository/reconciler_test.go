@@ -197,6 +197,43 @@ func TestNeverUp(t *testing.T) {
 	}
 }
 
+// A server whose end the API server does not take for a moment is told of, and ended later.
+func TestGivenUpLater(t *testing.T) {
+	ctx := t.Context()
+	rs := &kopiav1alpha1.RepositoryServer{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "control", Name: "id", Annotations: map[string]string{revisionAnnotation: "r"}},
+		Spec:       kopiav1alpha1.RepositoryServerSpec{Storage: kopiav1alpha1.Storage{S3: &kopiav1alpha1.S3Storage{Bucket: "b", Prefix: "p/"}}},
+	}
+	away := true
+	cluster := interceptor.NewClient(clusterOf(t, rs), interceptor.Funcs{
+		Patch: func(ctx context.Context, c client.WithWatch, o client.Object, patch client.Patch, opts ...client.PatchOption) error {
+			if away {
+				return errors.New("the API server is away")
+			}
+			return c.Patch(ctx, o, patch, opts...)
+		},
+	})
+	now := clocktesting.NewFakePassiveClock(noon)
+	m := &Manager{Client: cluster, Namespace: "control", Clock: now}
+	r := &Reconciler{Client: cluster, Manager: m, Namespace: "control", Issuer: "plane", Clock: now, IdleTimeout: time.Minute}
+	for _, c := range []struct {
+		at, again time.Duration
+		away      bool
+		revision  string
+	}{{0, StartTimeout + time.Minute, true, "r"}, {time.Hour, lookPeriod, true, "r"}, {time.Hour + lookPeriod, 0, false, ""}} {
+		away = c.away
+		now.SetTime(noon.Add(c.at))
+		result, err := r.Reconcile(ctx, ctrl.Request{NamespacedName: client.ObjectKeyFromObject(rs)})
+		var is kopiav1alpha1.RepositoryServer
+		if err := errors.Join(err, cluster.Get(ctx, client.ObjectKeyFromObject(rs), &is)); err != nil {
+			t.Fatal(err)
+		}
+		if result.RequeueAfter != c.again || is.Annotations[revisionAnnotation] != c.revision {
+			t.Errorf("after %s: again after %s, want %s; revision %q", c.at, result.RequeueAfter, c.again, is.Annotations[revisionAnnotation])
+		}
+	}
+}
+
 // refusing is a cluster whose API server refuses what the test says, with its words.
 func refusing(c client.WithWatch, refused func(kind string) string) client.WithWatch {
 	say := func(kind string) error {
