@@ -234,6 +234,7 @@ func TestJudge(t *testing.T) {
 	paused := crashed.DeepCopy()
 	paused.Phase, paused.ContainerStatuses[0].Started = corev1.PodRunning, ptr.To(true)
 	paused.ContainerStatuses[0].State.Running = &corev1.ContainerStateRunning{}
+	refused := corev1.PodStatus{Phase: corev1.PodFailed, Reason: "OutOfcpu", Message: "Node didn't have enough resource"}
 	given := pod("r", ready)
 	given.DeletionTimestamp = at(0)
 	for name, c := range map[string]struct {
@@ -247,6 +248,8 @@ func TestJudge(t *testing.T) {
 		"it is given up":         {[]corev1.Pod{given}, kopiav1alpha1.PhaseStarting, "waiting"},
 		"its successor starts":   {[]corev1.Pod{given, pod("r", homeless)}, kopiav1alpha1.PhaseStarting, "0/1 nodes"},
 		"its successor is ready": {[]corev1.Pod{given, pod("r", ready)}, kopiav1alpha1.PhaseReady, "serving"},
+		"after one refused":      {[]corev1.Pod{pod("r", refused), pod("r", ready)}, kopiav1alpha1.PhaseReady, "serving"},
+		"one is refused":         {[]corev1.Pod{pod("r", refused)}, kopiav1alpha1.PhaseFailed, "OutOfcpu"},
 		"none yet":               {nil, kopiav1alpha1.PhaseStarting, "waiting"},
 		"ready":                  {[]corev1.Pod{pod("r", ready)}, kopiav1alpha1.PhaseReady, "serving"},
 		"ready, of old":          {[]corev1.Pod{pod("old", ready)}, kopiav1alpha1.PhaseStarting, "waiting"},

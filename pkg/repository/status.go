@@ -61,8 +61,15 @@ func judge(pods []corev1.Pod, revision string) verdict {
 	if len(pods) == 0 {
 		return verdict{kopiav1alpha1.PhaseStarting, reasonStarting, "waiting for the pod"}
 	}
-	// The youngest: an evicted one may lie beside it.
+	// The youngest that has not failed: one that was evicted may lie beside it, and one that a
+	// node refused is often of the same second.
 	pod := slices.MaxFunc(pods, func(a, b corev1.Pod) int {
+		switch af, bf := a.Status.Phase == corev1.PodFailed, b.Status.Phase == corev1.PodFailed; {
+		case af && !bf:
+			return -1
+		case bf && !af:
+			return 1
+		}
 		return a.CreationTimestamp.Compare(b.CreationTimestamp.Time)
 	})
 	for _, c := range pod.Status.Conditions {
