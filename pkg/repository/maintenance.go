@@ -481,18 +481,27 @@ func hasRun(pod *corev1.Pod) bool {
 		slices.ContainsFunc(pod.Status.ContainerStatuses, func(s corev1.ContainerStatus) bool { return s.Name == Container && s.State.Terminated != nil })
 }
 
-// ended says that the kubelet saw the container end, or never started it.
+// ended says that the kubelet saw the container end, or never started it. That it waits is
+// no word of the kubelet's where the control plane has failed the pod because its Node
+// object is gone: a kubelet out of reach may have started it since.
 func ended(pod *corev1.Pod) bool {
 	if pod.Spec.NodeName == "" {
 		return true
 	}
+	orphaned := slices.ContainsFunc(pod.Status.Conditions, func(c corev1.PodCondition) bool {
+		return c.Type == corev1.DisruptionTarget && c.Reason == orphanedReason
+	})
 	for _, s := range pod.Status.ContainerStatuses {
-		if s.State.Terminated != nil || s.State.Waiting != nil && s.LastTerminationState.Terminated == nil && s.RestartCount == 0 {
+		if s.State.Terminated != nil || !orphaned && s.State.Waiting != nil && s.LastTerminationState.Terminated == nil && s.RestartCount == 0 {
 			return true
 		}
 	}
 	return false
 }
+
+// orphanedReason is what Kubernetes' pod garbage collection says of a pod without a node,
+// which it fails first and then deletes by force.
+const orphanedReason = "DeletionByPodGC"
 
 // maintenanceResult is what the pod writes as its termination message. It mirrors
 // repositoryserver.MaintenanceResult, which cannot be imported: it would link Kopia.

@@ -115,6 +115,11 @@ func TestMaintenanceHasEnded(t *testing.T) {
 	pod := func(node string, s ...corev1.ContainerStatus) *corev1.Pod {
 		return &corev1.Pod{Spec: corev1.PodSpec{NodeName: node}, Status: corev1.PodStatus{Phase: corev1.PodFailed, ContainerStatuses: s}}
 	}
+	disrupted := func(p *corev1.Pod, reason string) *corev1.Pod {
+		p.Status.Conditions = []corev1.PodCondition{{Type: corev1.DisruptionTarget, Status: corev1.ConditionTrue, Reason: reason}}
+		return p
+	}
+	creating := corev1.ContainerStatus{State: corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: "ContainerCreating"}}}
 	for name, c := range map[string]struct {
 		pod  *corev1.Pod
 		want bool
@@ -124,6 +129,9 @@ func TestMaintenanceHasEnded(t *testing.T) {
 		"never started":     {pod("n", corev1.ContainerStatus{State: corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: "ImagePullBackOff"}}}), true},
 		"node out of reach": {pod("n", corev1.ContainerStatus{State: corev1.ContainerState{Running: &corev1.ContainerStateRunning{}}}), false},
 		"nothing is known":  {pod("n"), false},
+		"evicted before":    {disrupted(pod("n", creating), corev1.PodReasonTerminationByKubelet), true},
+		"node removed":      {disrupted(pod("n", creating), "DeletionByPodGC"), false},
+		"removed after it":  {disrupted(pod("n", corev1.ContainerStatus{State: corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{}}}), "DeletionByPodGC"), true},
 	} {
 		if got := ended(c.pod); got != c.want {
 			t.Errorf("%s: %t", name, got)
