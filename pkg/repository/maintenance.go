@@ -491,12 +491,10 @@ func ended(pod *corev1.Pod) bool {
 	orphaned := slices.ContainsFunc(pod.Status.Conditions, func(c corev1.PodCondition) bool {
 		return c.Type == corev1.DisruptionTarget && c.Reason == orphanedReason
 	})
-	for _, s := range pod.Status.ContainerStatuses {
-		if s.State.Terminated != nil || !orphaned && s.State.Waiting != nil && s.LastTerminationState.Terminated == nil && s.RestartCount == 0 {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(pod.Status.ContainerStatuses, func(s corev1.ContainerStatus) bool {
+		return s.Name == Container &&
+			(s.State.Terminated != nil || !orphaned && s.State.Waiting != nil && s.LastTerminationState.Terminated == nil && s.RestartCount == 0)
+	})
 }
 
 // orphanedReason is what Kubernetes' pod garbage collection says of a pod without a node,

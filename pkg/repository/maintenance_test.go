@@ -119,19 +119,21 @@ func TestMaintenanceHasEnded(t *testing.T) {
 		p.Status.Conditions = []corev1.PodCondition{{Type: corev1.DisruptionTarget, Status: corev1.ConditionTrue, Reason: reason}}
 		return p
 	}
-	creating := corev1.ContainerStatus{State: corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: "ContainerCreating"}}}
+	creating := corev1.ContainerStatus{Name: Container, State: corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: "ContainerCreating"}}}
 	for name, c := range map[string]struct {
 		pod  *corev1.Pod
 		want bool
 	}{
-		"terminated":        {pod("n", corev1.ContainerStatus{State: corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{}}}), true},
+		"terminated":        {pod("n", corev1.ContainerStatus{Name: Container, State: corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{}}}), true},
 		"never had a node":  {pod(""), true},
-		"never started":     {pod("n", corev1.ContainerStatus{State: corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: "ImagePullBackOff"}}}), true},
-		"node out of reach": {pod("n", corev1.ContainerStatus{State: corev1.ContainerState{Running: &corev1.ContainerStateRunning{}}}), false},
+		"never started":     {pod("n", corev1.ContainerStatus{Name: Container, State: corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: "ImagePullBackOff"}}}), true},
+		"node out of reach": {pod("n", corev1.ContainerStatus{Name: Container, State: corev1.ContainerState{Running: &corev1.ContainerStateRunning{}}}), false},
 		"nothing is known":  {pod("n"), false},
-		"evicted before":    {disrupted(pod("n", creating), corev1.PodReasonTerminationByKubelet), true},
-		"node removed":      {disrupted(pod("n", creating), "DeletionByPodGC"), false},
-		"removed after it":  {disrupted(pod("n", corev1.ContainerStatus{State: corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{}}}), "DeletionByPodGC"), true},
+		"a mesh's proxy has": {pod("n", corev1.ContainerStatus{Name: "proxy", State: corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{}}},
+			corev1.ContainerStatus{Name: Container, State: corev1.ContainerState{Running: &corev1.ContainerStateRunning{}}}), false},
+		"evicted before":   {disrupted(pod("n", creating), corev1.PodReasonTerminationByKubelet), true},
+		"node removed":     {disrupted(pod("n", creating), "DeletionByPodGC"), false},
+		"removed after it": {disrupted(pod("n", corev1.ContainerStatus{Name: Container, State: corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{}}}), "DeletionByPodGC"), true},
 	} {
 		if got := ended(c.pod); got != c.want {
 			t.Errorf("%s: %t", name, got)
