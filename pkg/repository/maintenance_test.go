@@ -3,9 +3,11 @@
 package repository
 
 import (
+	"errors"
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	coordinationv1 "k8s.io/api/coordination/v1"
@@ -14,6 +16,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	apilabels "k8s.io/apimachinery/pkg/labels"
+	"k8s.io/utils/clock"
 	clocktesting "k8s.io/utils/clock/testing"
 	"k8s.io/utils/ptr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -246,6 +249,43 @@ func TestMaintenanceBesideServer(t *testing.T) {
 	}
 	if near(server.Spec.Affinity, maintenanceLabels(other)) || near(maintenance.Spec.Affinity, labels(other)) {
 		t.Error("they are drawn to another repository's")
+	}
+}
+
+// A maintenance has the storage keys of the last action that used its repository, also where
+// nothing else has come of it.
+func TestMaintenanceHasLastKeys(t *testing.T) {
+	for _, stopped := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			ctx := t.Context()
+			rs := &kopiav1alpha1.RepositoryServer{
+				ObjectMeta: metav1.ObjectMeta{Namespace: "control", Name: "id"},
+				Spec:       kopiav1alpha1.RepositoryServerSpec{Storage: storage(t, profile(), tenant, DefaultKeyID), Tenant: &tenant, KeyID: DefaultKeyID},
+			}
+			m := &Manager{Client: clusterOf(t, rs), Namespace: "control", Clock: clock.RealClock{}}
+			for _, key := range []string{"of before", "rotated"} {
+				p := profile()
+				p.Credential.KeyPair.Secret = key
+				// Nobody starts a server here.
+				if _, err := m.OpenID(ctx, "id", Ref{Namespace: tenant.Namespace, Profile: p}); !errors.Is(err, errStartTimeout) {
+					t.Fatal(err)
+				}
+				var mounted corev1.Secret
+				pod := buildMaintenancePod(rs, Image{}, modeFull, "run")
+				if err := m.Client.Get(ctx, client.ObjectKey{Namespace: "control", Name: pod.Spec.Volumes[0].Secret.SecretName}, &mounted); err != nil {
+					t.Fatal(err)
+				}
+				if has, _, err := parseConfigSecret(&mounted); err != nil || has.Storage.SecretAccessKey != key {
+					t.Errorf("stopped %t: it has the key %q, want %q; %v", stopped, has.Storage.SecretAccessKey, key, err)
+				}
+				if !stopped {
+					continue
+				}
+				if err := errors.Join(m.Client.Get(ctx, client.ObjectKeyFromObject(rs), rs), m.stop(ctx, rs)); err != nil {
+					t.Fatal(err)
+				}
+			}
+		})
 	}
 }
 
