@@ -130,7 +130,10 @@ func (w *storageWatch) refuse(ctx context.Context) error {
 	if w.problem() == "" {
 		return nil
 	}
-	w.saw(w.look(ctx))
+	// How a look ends that its caller has given up says nothing of the storage.
+	if err := w.look(ctx); err == nil || ctx.Err() == nil {
+		w.saw(err)
+	}
 	if p := w.problem(); p != "" {
 		return &api.Problem{Status: 503, Code: api.CodeStorage, Title: "start session: " + p}
 	}

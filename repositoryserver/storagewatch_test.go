@@ -5,6 +5,7 @@ package repositoryserver
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -46,5 +47,28 @@ func TestStorageWatch(t *testing.T) {
 	}
 	if err := w.admit(api.KindFind); err != nil {
 		t.Errorf("the storage answers again, and its own agent's operation is refused: %v", err)
+	}
+}
+
+// A caller that goes away in an outage is no word of the storage's, and no failure.
+func TestStorageWatchIsLeft(t *testing.T) {
+	w := &storageWatch{now: newClock().Now, look: func(ctx context.Context) error {
+		<-ctx.Done()
+		return fmt.Errorf("get blob: %w", ctx.Err())
+	}}
+	var before time.Duration
+	for range watchTolerance {
+		before = w.saw(errors.New("connection refused"))
+	}
+	ctx, leave := context.WithCancel(t.Context())
+	leave()
+	if err := w.refuse(ctx); codeOf(err) != api.CodeStorage {
+		t.Errorf("refused with %v", err)
+	}
+	if p := w.problem(); !strings.HasSuffix(p, ": connection refused") {
+		t.Errorf("the outage is told as %q", p)
+	}
+	if after := w.saw(errors.New("connection refused")); after != 2*before {
+		t.Errorf("the next look is after %s, and was after %s: a caller that left is counted", after, before)
 	}
 }
