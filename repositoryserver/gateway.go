@@ -4,9 +4,12 @@ package repositoryserver
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
+	"net/http"
 	"time"
 
 	"github.com/kanister-kopia/kanister-kopia/agent"
@@ -26,7 +29,7 @@ func runGateway(ctx context.Context, o Options) error {
 	ready := newReadiness()
 	ended := make(chan error, 2)
 	open := newSessions(mostSessions, o.Now)
-	watch := &storageWatch{now: o.Now}
+	watch := &storageWatch{now: o.Now, name: "the external server", code: api.CodeServerUnreachable}
 	go func() { ended <- serveHealth(ctx, o.HealthListen, ready, &liveness{}, newMetrics(open, watch)) }()
 
 	// A wrong password is told now, not by the first backup.
@@ -40,7 +43,7 @@ func runGateway(ctx context.Context, o Options) error {
 		Runner: &foreignRunner{child, credentials}, Kinds: recordKinds, StateDir: o.StateDir,
 		Credentials: func() *api.Credentials { return credentials },
 		Parallel:    4, Long: longKinds, MostLong: 2, Now: o.Now, Log: o.Log,
-		Admit: func(api.Kind) error { return open.touch() },
+		Admit: admission(open, watch),
 	})
 	if err != nil {
 		return err
@@ -56,6 +59,7 @@ func runGateway(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
+	watch.start(ctx, answering(e))
 	loopback, err := net.Listen("tcp", o.AgentListen)
 	if err != nil {
 		return fmt.Errorf("listen: %w", err)
@@ -73,6 +77,34 @@ func runGateway(ctx context.Context, o Options) error {
 	defer stop()
 	_ = own.Close()
 	return errors.Join(o.scrubbed(err), operations.Close(bounded))
+}
+
+// answering asks an external server for any answer over HTTPS: one that serves no pages says
+// so, too. Whether the user's password is still good only an operation finds out. Each
+// question has a connection of its own, as each operation has: one that is kept would not see
+// that the way to the server, or its certificate, has become another.
+func answering(e *External) func(context.Context) error {
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM([]byte(e.CA))
+	c := &http.Client{
+		Transport: &http.Transport{
+			TLSClientConfig:   &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: roots},
+			ForceAttemptHTTP2: true,
+			DisableKeepAlives: true,
+		},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+	return func(ctx context.Context) error {
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, e.URL, nil)
+		if err != nil {
+			return err
+		}
+		resp, err := c.Do(req)
+		if err != nil {
+			return err
+		}
+		return resp.Body.Close()
+	}
 }
 
 // foreignRunner runs operations of a repository whose only user is the external one:

@@ -20,7 +20,7 @@ func newMetrics(open *sessions, watch *storageWatch) http.Handler {
 	gauge("users", "Users of these operations.", func() float64 { return float64(open.activity().Users) })
 	gauge("streams", "Connections' streams to the repository.", func() float64 { return float64(open.activity().Streams) })
 	gauge("queue", "Operations that wait for their turn.", func() float64 { return float64(open.activity().Waiting) })
-	gauge("storage_up", "1 while the storage answers.", func() float64 {
+	gauge("storage_up", "1 while the storage, or the external server, answers.", func() float64 {
 		if watch.problem() != "" {
 			return 0
 		}

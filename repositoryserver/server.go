@@ -78,7 +78,7 @@ func serveRepository(ctx context.Context, o Options, seed func(context.Context, 
 	ready := newReadiness()
 	ended := make(chan error, 5)
 	open := newSessions(mostSessions, o.Now)
-	watch := &storageWatch{now: o.Now}
+	watch := newStorageWatch(o.Now)
 	alive := &liveness{now: o.Now, storage: watch}
 	go func() { ended <- serveHealth(ctx, o.HealthListen, ready, alive, newMetrics(open, watch)) }()
 
@@ -133,12 +133,7 @@ func serveRepository(ctx context.Context, o Options, seed func(context.Context, 
 		Runner: child, Kinds: recordKinds, StateDir: o.StateDir,
 		Credentials: func() *api.Credentials { return kopia.credentials(adminUser, adminHost) },
 		Parallel:    4, Long: longKinds, MostLong: 2, Now: o.Now, Log: o.Log, Prepare: child.Prepare,
-		Admit: func(kind api.Kind) error {
-			if err := open.touch(); err != nil {
-				return err
-			}
-			return watch.admit(kind)
-		},
+		Admit: admission(open, watch),
 	})
 	if err != nil {
 		return err
@@ -155,9 +150,12 @@ func serveRepository(ctx context.Context, o Options, seed func(context.Context, 
 	if err != nil {
 		return err
 	}
-	if err := watch.start(kctx, o.Config.Storage, o.scrubbed); err != nil {
-		return o.scrubbed(err)
+	st, err := openStorage(kctx, o.Config.Storage)
+	if err != nil {
+		return o.scrubbed(fmt.Errorf("watch storage: %w", err))
 	}
+	defer st.Close(context.WithoutCancel(kctx))
+	watch.start(kctx, func(ctx context.Context) error { return o.scrubbed(readFormat(ctx, st)) })
 	front, err := net.Listen("tcp", o.Listen)
 	if err != nil {
 		return fmt.Errorf("listen: %w", err)
@@ -199,6 +197,16 @@ func probe(ctx context.Context, child *operation.Child, k *kopiaServer) error {
 		return fmt.Errorf("prove that access control is in force: %w", problem)
 	}
 	return nil
+}
+
+// admission says whether the server's own agent may begin an operation.
+func admission(open *sessions, watch *storageWatch) func(api.Kind) error {
+	return func(kind api.Kind) error {
+		if err := open.touch(); err != nil {
+			return err
+		}
+		return watch.admit(kind)
+	}
 }
 
 // sessionRoutes are what a repository server's agent serves besides operations. letIn

@@ -16,13 +16,16 @@ import (
 	"github.com/kanister-kopia/kanister-kopia/agent/api"
 )
 
-// storageWatch is the breaker before the storage. It reads the repository's first
-// blob every now and then; after a few failures new operations are refused with the
-// storage's own words, instead of each running into its timeout, until it answers
-// again. What runs is left alone: Kopia tries again by itself, and may succeed.
+// storageWatch is the breaker before the storage, which may be somebody else's server. It
+// asks it for something small every now and then; after a few failures new operations are
+// refused with the storage's own words, instead of each running into its timeout, until it
+// answers again. What runs is left alone: Kopia tries again by itself, and may succeed.
 type storageWatch struct {
 	now func() time.Time
-	// look asks the storage; nil before start.
+	// name is what is watched, in words, and code that of who is refused.
+	name string
+	code api.Code
+	// look asks what is watched; nil before start.
 	look    func(context.Context) error
 	looking atomic.Bool // on behalf of who is not admitted
 
@@ -39,15 +42,19 @@ const (
 	watchTolerance = 2
 )
 
-// start begins to watch, until ctx ends.
-func (w *storageWatch) start(ctx context.Context, c StorageConfig, scrub func(error) error) error {
-	st, err := openStorage(ctx, c)
-	if err != nil {
-		return fmt.Errorf("watch storage: %w", err)
+// newStorageWatch is of a repository of ours.
+func newStorageWatch(now func() time.Time) *storageWatch {
+	return &storageWatch{now: now, name: "the storage", code: api.CodeStorage}
+}
+
+// start begins to watch, until ctx ends. It comes before anybody is admitted or refused.
+func (w *storageWatch) start(ctx context.Context, look func(context.Context) error) {
+	w.look = func(ctx context.Context) error {
+		ctx, cancel := context.WithTimeout(ctx, watchTimeout)
+		defer cancel()
+		return look(ctx)
 	}
-	w.look = func(ctx context.Context) error { return scrub(look(ctx, st)) }
 	go func() {
-		defer st.Close(context.WithoutCancel(ctx))
 		timer := time.NewTimer(watchPeriod)
 		defer timer.Stop()
 		for {
@@ -59,13 +66,10 @@ func (w *storageWatch) start(ctx context.Context, c StorageConfig, scrub func(er
 			timer.Reset(w.saw(w.look(ctx)))
 		}
 	}()
-	return nil
 }
 
-// look reads the blob that every repository has.
-func look(ctx context.Context, st blob.Storage) error {
-	ctx, cancel := context.WithTimeout(ctx, watchTimeout)
-	defer cancel()
+// readFormat reads the blob that every repository has.
+func readFormat(ctx context.Context, st blob.Storage) error {
 	err := st.GetBlob(ctx, format.KopiaRepositoryBlobID, 0, -1, &discard{})
 	if errors.Is(err, blob.ErrBlobNotFound) {
 		return errors.New("the repository is gone from the storage: restore the bucket")
@@ -104,7 +108,7 @@ func (w *storageWatch) problem() string {
 	if w.failures < watchTolerance {
 		return ""
 	}
-	return fmt.Sprintf("the storage has not answered since %s: %v", w.since.UTC().Format(time.RFC3339), w.last)
+	return fmt.Sprintf("%s has not answered since %s: %v", w.name, w.since.UTC().Format(time.RFC3339), w.last)
 }
 
 // admit is what a new operation of the server's own agent is told, nil while the storage
@@ -121,7 +125,7 @@ func (w *storageWatch) admit(kind api.Kind) error {
 			w.saw(w.look(context.Background()))
 		}()
 	}
-	return &api.Problem{Status: 503, Code: api.CodeStorage, Title: fmt.Sprintf("%s: %s", kind, p)}
+	return &api.Problem{Status: 503, Code: w.code, Title: fmt.Sprintf("%s: %s", kind, p)}
 }
 
 // refuse is what a new session is told, nil while the storage answers. In an
@@ -135,7 +139,7 @@ func (w *storageWatch) refuse(ctx context.Context) error {
 		w.saw(err)
 	}
 	if p := w.problem(); p != "" {
-		return &api.Problem{Status: 503, Code: api.CodeStorage, Title: "start session: " + p}
+		return &api.Problem{Status: 503, Code: w.code, Title: "start session: " + p}
 	}
 	return nil
 }

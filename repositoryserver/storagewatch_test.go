@@ -20,7 +20,8 @@ func TestStorageWatch(t *testing.T) {
 	c := newClock()
 	outage := errors.New("connection refused")
 	storage := outage
-	w := &storageWatch{now: c.Now, look: func(context.Context) error { return storage }}
+	w := newStorageWatch(c.Now)
+	w.look = func(context.Context) error { return storage }
 	if w.saw(outage); w.refuse(t.Context()) != nil {
 		t.Error("one failure is an outage")
 	}
@@ -52,10 +53,11 @@ func TestStorageWatch(t *testing.T) {
 
 // A caller that goes away in an outage is no word of the storage's, and no failure.
 func TestStorageWatchIsLeft(t *testing.T) {
-	w := &storageWatch{now: newClock().Now, look: func(ctx context.Context) error {
+	w := newStorageWatch(newClock().Now)
+	w.look = func(ctx context.Context) error {
 		<-ctx.Done()
 		return fmt.Errorf("get blob: %w", ctx.Err())
-	}}
+	}
 	var before time.Duration
 	for range watchTolerance {
 		before = w.saw(errors.New("connection refused"))

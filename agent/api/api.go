@@ -529,6 +529,6 @@ type Activity struct {
 	LastUsed time.Time `json:"lastUsed"`
 	// IdleSeconds since LastUsed, by the server's clock.
 	IdleSeconds int64 `json:"idleSeconds"`
-	// StorageProblem is why the storage does not answer; empty: it does.
+	// StorageProblem is why the storage, or the external server, does not answer; empty: it does.
 	StorageProblem string `json:"storageProblem,omitempty"`
 }

@@ -191,7 +191,11 @@ func (r *Reconciler) lookAt(ctx context.Context, before, rs *kopiav1alpha1.Repos
 		s.LastUsed = &used
 	}
 	if a.StorageProblem != "" {
-		r.degraded(rs, true, reasonStorage, a.StorageProblem+": operations are refused until it answers: look at the storage, at the network between, and at the Profile's keys")
+		where := "look at the storage, at the network between, and at the Profile's keys"
+		if rs.Spec.External != nil {
+			where = "look at that server and its certificate, at the network between, and at url and caBundle of spec.external"
+		}
+		r.degraded(rs, true, reasonStorage, a.StorageProblem+": operations are refused until it answers: "+where)
 	} else {
 		r.degraded(rs, false, reasonReady, "")
 	}
