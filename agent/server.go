@@ -146,6 +146,7 @@ func (s *Server) operations() map[string]http.HandlerFunc {
 			if !ReadJSON(w, r, &req) {
 				return
 			}
+			req.Tenant = r.Header.Get(api.TenantHeader)
 			op, err := ops.Start(req)
 			WriteJSON(w, http.StatusOK, op, err)
 		},

@@ -34,10 +34,13 @@ import (
 type stepRunner struct {
 	steps chan struct{}
 	runs  atomic.Int64
+	// tenant of the last run.
+	tenant atomic.Value
 }
 
-func (r *stepRunner) Run(ctx context.Context, _ api.StartRequest, _ <-chan int64, report func(api.Progress)) (*api.Result, *api.Problem) {
+func (r *stepRunner) Run(ctx context.Context, req api.StartRequest, _ <-chan int64, report func(api.Progress)) (*api.Result, *api.Problem) {
 	r.runs.Add(1)
+	r.tenant.Store(req.Tenant)
 	files := int64(0)
 	report(api.Progress{})
 	for {
@@ -191,6 +194,20 @@ func TestInfoPrepares(t *testing.T) {
 	}
 	if n := r.prepared.Load(); n != 1 {
 		t.Errorf("prepared %d times, want once", n)
+	}
+}
+
+// For whom an operation is done goes over the wire beside its body.
+func TestTenantIsTold(t *testing.T) {
+	r := serve(t)
+	close(r.runner.steps)
+	req := request
+	req.Tenant = "ns-uid"
+	if _, err := r.Run(t.Context(), req, func(api.Progress) {}); err != nil {
+		t.Fatal(err)
+	}
+	if got := r.runner.tenant.Load(); got != "ns-uid" {
+		t.Errorf("it is done for %q", got)
 	}
 }
 

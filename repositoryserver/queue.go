@@ -3,9 +3,11 @@
 package repositoryserver
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
+	"slices"
 	"time"
 
 	"github.com/kopia/kopia/repo"
@@ -82,40 +84,24 @@ func (s *sessions) queue(req api.SessionRequest, now time.Time) int {
 		s.waiting[req.ID] = w
 	}
 	w.seen = now
-	ahead := position(s.waiting, active, req.ID)
+	ahead := s.ahead(req.ID, active)
 	if ahead < room {
 		delete(s.waiting, req.ID)
+		s.turns.Took(req.Hostname)
 		return -1
 	}
 	return ahead - max(room, 0)
 }
 
-// position is how many waiters are served before one. The next is always of the
-// namespace with the fewest operations going on, the one that waits longest there:
-// a namespace with a hundred backups does not keep another's one waiting.
-func position(waiting map[string]*waiter, active map[string]int, id string) int {
-	left, counts := maps.Clone(waiting), maps.Clone(active)
-	for n := 0; ; n++ {
-		next := ""
-		for candidate, w := range left {
-			if next == "" || before(w, candidate, left[next], next, counts) {
-				next = candidate
-			}
-		}
-		if next == id || next == "" {
-			return n
-		}
-		counts[left[next].host]++
-		delete(left, next)
+// ahead is how many waiters are served before one. A namespace with a hundred backups does
+// not keep another's one waiting. The lock is held.
+func (s *sessions) ahead(id string, active map[string]int) int {
+	ids := slices.SortedFunc(maps.Keys(s.waiting), func(a, b string) int {
+		return cmp.Or(s.waiting[a].since.Compare(s.waiting[b].since), cmp.Compare(a, b))
+	})
+	hosts := make([]string, len(ids))
+	for i, other := range ids {
+		hosts[i] = s.waiting[other].host
 	}
-}
-
-func before(a *waiter, aID string, b *waiter, bID string, active map[string]int) bool {
-	switch {
-	case active[a.host] != active[b.host]:
-		return active[a.host] < active[b.host]
-	case !a.since.Equal(b.since):
-		return a.since.Before(b.since)
-	}
-	return aID < bID
+	return s.turns.Ahead(hosts, active, slices.Index(ids, id))
 }

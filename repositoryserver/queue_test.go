@@ -62,6 +62,28 @@ func TestQueueIsFair(t *testing.T) {
 	}
 }
 
+// A namespace with one backup does not wait for all those of as many others as there are places.
+func TestQueueIsFairAmongMany(t *testing.T) {
+	c := newClock()
+	s := newSessions(2, c.Now)
+	for i := range 3 {
+		for _, host := range []string{"a", "b"} {
+			ask(s, fmt.Sprintf("%s%d", host, i), host)
+		}
+	}
+	c.pass(time.Second)
+	if code := ask(s, "c0", "c"); code != api.CodeBusy {
+		t.Fatalf("no room, but: %q", code)
+	}
+	s.end("a0")
+	if code := ask(s, "a1", "a"); code != api.CodeBusy {
+		t.Errorf("a, which has had a turn, is served before c, which has had none: %q", code)
+	}
+	if code := ask(s, "c0", "c"); code != "" {
+		t.Errorf("c does not get the free place: %s", code)
+	}
+}
+
 // What nobody ends does not hold its place, or the server, for ever; what streams
 // does, for as long as it does.
 func TestSessionsThatNobodyEnds(t *testing.T) {

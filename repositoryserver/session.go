@@ -19,6 +19,7 @@ import (
 
 	"github.com/kanister-kopia/kanister-kopia/agent/api"
 	"github.com/kanister-kopia/kanister-kopia/agent/contents"
+	"github.com/kanister-kopia/kanister-kopia/internal/fair"
 )
 
 // sessions are the passwords in force: one an operation, random, in memory only.
@@ -36,6 +37,7 @@ type sessions struct {
 	mu       sync.Mutex // protects the following
 	by       map[string]*session
 	waiting  map[string]*waiter
+	turns    fair.Turns // of namespaces
 	draining bool
 	used     time.Time // the last time that anything was in use, but for what is now
 	denied   int64     // streams refused for their password

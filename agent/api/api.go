@@ -103,7 +103,15 @@ type StartRequest struct {
 	// Credentials for the repository server. A repository server's own agent
 	// needs none: it works through the running server as its administrator.
 	Credentials *Credentials `json:"credentials,omitempty"`
+
+	// Tenant is for whom it is done, in [a-z0-9._-], at most 253 characters; empty: nobody in
+	// particular. Operations wait their turn fairly by it. It goes in TenantHeader: an agent
+	// that does not know it yet would refuse it in the body. It is not compared either.
+	Tenant string `json:"-"`
 }
+
+// TenantHeader of a request is the Tenant of its operation.
+const TenantHeader = "Kopia-Tenant"
 
 // Credentials reach one repository server as one user, for one operation. They
 // are held in memory and handed to the child process on its standard input.

@@ -148,6 +148,9 @@ func (c *Client) ask(ctx context.Context, method, path string, version int, body
 	if version > 0 {
 		req.Header.Set(api.ProtocolHeader, strconv.Itoa(version))
 	}
+	if start, ok := body.(api.StartRequest); ok && start.Tenant != "" {
+		req.Header.Set(api.TenantHeader, start.Tenant)
+	}
 	resp, err := c.http.Do(req)
 	if err != nil {
 		return fmt.Errorf("ask agent: %w", c.explained(ctx, err))

@@ -40,7 +40,8 @@ type Options struct {
 	StateDir string
 	// Credentials, if set, fills the credentials of requests that have none.
 	Credentials func() *api.Credentials
-	// Parallel is how many operations run at once; default DefaultParallel, others are queued.
+	// Parallel is how many operations run at once; default DefaultParallel, others are queued,
+	// fairly by tenant.
 	Parallel int
 	// Long kinds may take hours: so few of them run at once, and leave room for others.
 	Long     []api.Kind
@@ -62,12 +63,11 @@ const DefaultParallel = 2
 
 // Manager keeps operations. Its methods may be called from many goroutines.
 type Manager struct {
-	opt   Options
-	slots chan struct{}
-	long  chan struct{} // slots of these, before any other
-	wg    sync.WaitGroup
+	opt Options
+	wg  sync.WaitGroup
 
 	mu     sync.Mutex // protects the following
+	turns  turns
 	ops    map[string]*op
 	totals map[Outcome]Total
 	begun  int       // operations so far
@@ -133,7 +133,10 @@ func New(opt Options) (*Manager, error) {
 	if opt.Log == nil {
 		opt.Log = slog.New(slog.DiscardHandler)
 	}
-	m := &Manager{opt: opt, slots: make(chan struct{}, opt.Parallel), long: make(chan struct{}, opt.MostLong), ops: map[string]*op{}, totals: map[Outcome]Total{}}
+	m := &Manager{
+		opt: opt, turns: turns{room: opt.Parallel, longRoom: opt.MostLong, running: map[string]int{}},
+		ops: map[string]*op{}, totals: map[Outcome]Total{},
+	}
 	if err := os.MkdirAll(m.dir(), 0o700); err != nil {
 		return nil, fmt.Errorf("make state folder: %w", err)
 	}
@@ -213,7 +216,10 @@ func (m *Manager) now(o *op) time.Time {
 
 func (m *Manager) dir() string { return filepath.Join(m.opt.StateDir, "operations") }
 
-var validID = regexp.MustCompile(`^[a-z0-9-]{1,128}$`)
+var (
+	validID     = regexp.MustCompile(`^[a-z0-9-]{1,128}$`)
+	validTenant = regexp.MustCompile(`^[a-z0-9._-]{0,253}$`)
+)
 
 // Start starts an operation, or returns the one that the same request started. A
 // request with the id of another one is a conflict.
@@ -266,9 +272,10 @@ func (m *Manager) Start(req api.StartRequest) (api.Operation, error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	o.cancel = cancel
 	m.set(o, func(s *api.Operation) { s.State, s.Progress = api.StateQueued, api.Progress{} })
+	turn := m.turns.ask(req.Tenant, slices.Contains(m.opt.Long, req.Kind))
 	m.wg.Go(func() {
 		defer cancel()
-		m.run(ctx, o, req.Kind)
+		m.run(ctx, o, turn)
 	})
 	return o.state, nil
 }
@@ -277,7 +284,7 @@ func (m *Manager) Start(req api.StartRequest) (api.Operation, error) {
 // its turn, nothing is prepared.
 func (m *Manager) Expect() {
 	m.mu.Lock()
-	wanted := m.opt.Prepare != nil && !m.closed && len(m.slots) < cap(m.slots)
+	wanted := m.opt.Prepare != nil && !m.closed && m.turns.room > 0
 	m.mu.Unlock()
 	if wanted {
 		m.opt.Prepare()
@@ -340,11 +347,16 @@ func target(req api.StartRequest) (volume, in string, writes bool) {
 
 func below(a, b string) bool { return strings.HasPrefix(a, strings.TrimSuffix(b, "/")+"/") }
 
-func (m *Manager) run(ctx context.Context, o *op, kind api.Kind) {
-	if slices.Contains(m.opt.Long, kind) {
-		defer take(ctx, m.long)()
+func (m *Manager) run(ctx context.Context, o *op, turn *turn) {
+	defer func() {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		m.turns.giveBack(turn)
+	}()
+	select {
+	case <-turn.begun:
+	case <-ctx.Done():
 	}
-	defer take(ctx, m.slots)()
 	m.mu.Lock()
 	req, now := o.request, m.now(o)
 	if ctx.Err() == nil {
@@ -363,16 +375,6 @@ func (m *Manager) run(ctx context.Context, o *op, kind api.Kind) {
 		o.notify()
 	})
 	m.finish(o, result, problem)
-}
-
-// take waits for a slot, or for the end of ctx, and returns what gives it back.
-func take(ctx context.Context, slots chan struct{}) (give func()) {
-	select {
-	case slots <- struct{}{}:
-		return func() { <-slots }
-	case <-ctx.Done():
-		return func() {}
-	}
 }
 
 func (m *Manager) finish(o *op, result *api.Result, problem *api.Problem) {
@@ -506,10 +508,11 @@ func (m *Manager) forgetOldest() {
 	}
 }
 
-// same compares what makes an operation: all but credentials and rate limit.
+// same compares what makes an operation: all but tenant, credentials and rate limit.
 func same(a, b api.StartRequest) bool {
 	a.Credentials, b.Credentials = nil, nil
 	a.RateLimit, b.RateLimit = 0, 0
+	a.Tenant, b.Tenant = "", ""
 	return reflect.DeepEqual(normal(a), normal(b))
 }
 
@@ -532,6 +535,9 @@ func (m *Manager) validate(req api.StartRequest) error {
 	}
 	if !slices.Contains(m.opt.Kinds, req.Kind) {
 		return &api.Problem{Status: 400, Code: api.CodeUnsupported, Title: fmt.Sprintf("start operation: kind %q is not served here", req.Kind)}
+	}
+	if !validTenant.MatchString(req.Tenant) {
+		return &api.Problem{Status: 400, Code: api.CodeBadRequest, Title: fmt.Sprintf("start operation: tenant %q is not up to 253 of [a-z0-9._-]", req.Tenant)}
 	}
 	if err := validLimit(req.RateLimit); err != nil {
 		return err

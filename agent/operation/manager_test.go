@@ -196,8 +196,6 @@ func TestClash(t *testing.T) {
 	}
 }
 
-// A limit reaches the operation that runs, is not part of what makes it, and holds
-// over a restart of the agent.
 // What takes hours, however much of it is asked for, leaves room for what others wait for.
 func TestLongOperationsLeaveRoom(t *testing.T) {
 	r := &fakeRunner{release: make(chan struct{})}
@@ -246,6 +244,43 @@ func TestLongOperationsLeaveRoom(t *testing.T) {
 	}
 }
 
+// A tenant with many operations does not keep another's one waiting.
+func TestTurnsAreFair(t *testing.T) {
+	r := &fakeRunner{release: make(chan struct{})}
+	m := newManager(t, t.TempDir(), r)
+	ask := func(tenant, id string) api.Operation {
+		t.Helper()
+		req := backup(id, "/"+id, id)
+		req.Tenant = tenant
+		return start(t, m, req)
+	}
+	ask("a", "a0")
+	awaitRunner(t, m, "a0")
+	want := []string{"a0", "b"}
+	for i := range 9 {
+		id := fmt.Sprintf("a%d", i+1)
+		ask("a", id)
+		want = append(want, id)
+	}
+	ask("b", "b")
+	// Whoever asks for it again, it is the same operation, and keeps its turn.
+	if op := ask("c", "a9"); op.State != api.StateQueued {
+		t.Errorf("the same request for another tenant is %s", op.State)
+	}
+	if op := ask("", "a0"); op.State != api.StateRunning {
+		t.Errorf("the same request for nobody in particular is %s", op.State)
+	}
+	for range want {
+		r.release <- struct{}{}
+	}
+	await(t, m, "a9", api.StateSucceeded)
+	if got := r.started(); !slices.Equal(got, want) {
+		t.Errorf("they ran as %v, want %v", got, want)
+	}
+}
+
+// A limit reaches the operation that runs, is not part of what makes it, and holds
+// over a restart of the agent.
 func TestLimit(t *testing.T) {
 	dir := t.TempDir()
 	runner := &fakeRunner{limited: make(chan int64), release: make(chan struct{})}
@@ -294,6 +329,8 @@ func TestRefusedRequests(t *testing.T) {
 		"no body":                   {func(r *api.StartRequest) { r.Snapshot = nil }, api.CodeBadRequest},
 		"negative limit":            {func(r *api.StartRequest) { r.RateLimit = -1 }, api.CodeBadRequest},
 		"a limit that stands still": {func(r *api.StartRequest) { r.RateLimit = 1 }, api.CodeBadRequest},
+		"a tenant that is a text":   {func(r *api.StartRequest) { r.Tenant = "a\nb" }, api.CodeBadRequest},
+		"a long tenant":             {func(r *api.StartRequest) { r.Tenant = strings.Repeat("a", 254) }, api.CodeBadRequest},
 		"no credentials":            {func(r *api.StartRequest) { r.Credentials = nil }, api.CodeBadRequest},
 	} {
 		req := good

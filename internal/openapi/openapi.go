@@ -165,9 +165,13 @@ func (d *Document) Serves(t *testing.T, protocolHeader string, handler http.Hand
 		if w.Versioned {
 			want.Parameters = append(want.Parameters, "header "+protocolHeader)
 		}
+		for _, header := range w.Headers {
+			want.Parameters = append(want.Parameters, "header "+header)
+		}
 		if strings.Contains(w.Route, "{id}") {
 			want.Parameters = append(want.Parameters, "path id")
 		}
+		slices.Sort(want.Parameters)
 		if diff := cmp.Diff(said, want); diff != "" {
 			t.Errorf("%s (-description +code)\n%s", w.Route, diff)
 		}
@@ -210,6 +214,8 @@ type Wire struct {
 	Request, Answer any
 	// Versioned routes refuse a request of a version that is not spoken.
 	Versioned bool
+	// Headers that it reads besides.
+	Headers []string
 }
 
 func nameOf(v any) string {

@@ -308,6 +308,7 @@ func (r *Repository) run(ctx context.Context, req api.StartRequest) (*api.Result
 }
 
 func (r *Repository) follow(ctx context.Context, req api.StartRequest, progress func(api.Progress)) (res *api.Result, err error) {
+	req.Tenant = r.tenant.NamespaceUID
 	err = r.ask(ctx, func(agent *agentclient.Client) (err error) {
 		res, err = agent.Run(ctx, req, progress)
 		return err
