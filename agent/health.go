@@ -4,6 +4,7 @@ package agent
 
 import (
 	"cmp"
+	"context"
 	"fmt"
 	"maps"
 	"math"
@@ -11,23 +12,22 @@ import (
 	"runtime/debug"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/kanister-kopia/kanister-kopia/agent/api"
 	"github.com/kanister-kopia/kanister-kopia/agent/operation"
+	"github.com/kanister-kopia/kanister-kopia/internal/openport"
 )
 
-// ServeHealth serves /healthz and /metrics: the only port on the pod network,
-// with nothing secret behind it.
-func ServeHealth(address string, seen *Seen, operations *operation.Manager) error {
+// ServeHealth serves /healthz and /metrics until ctx ends: the only port on the pod network,
+// with nothing secret behind it. The error is nil when ctx has ended.
+func ServeHealth(ctx context.Context, address string, seen *Seen, operations *operation.Manager) error {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	mux.HandleFunc("GET /metrics", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "text/plain; version=0.0.4")
 		fmt.Fprint(w, metrics(seen.Last(), operations.List(), operations.Totals()))
 	})
-	server := &http.Server{Addr: address, Handler: mux, ReadHeaderTimeout: 5 * time.Second}
-	return fmt.Errorf("serve health: %w", server.ListenAndServe())
+	return openport.ServeHealth(ctx, address, mux)
 }
 
 // metrics are written by hand: they are few, and the agent is to stay small.

@@ -23,6 +23,7 @@ import (
 	"golang.org/x/sync/semaphore"
 
 	"github.com/kanister-kopia/kanister-kopia/agent/contents"
+	"github.com/kanister-kopia/kanister-kopia/internal/openport"
 )
 
 // front is what listens on the pod network. It ends TLS, checks the password of
@@ -52,6 +53,11 @@ const (
 	mostTalks = 6
 	// maxStreams bounds all clients together: as many as the sessions in use may have.
 	maxStreams = mostSessions * maxSessionStreams
+	// mostConnections of one address: all operations of a pod have a fraction of it, and all
+	// pods behind one address, where the network hides them, as many as may work at once.
+	mostConnections = 128
+	// mostConnectionsOfAll is of all addresses.
+	mostConnectionsOfAll = 1024
 )
 
 // Status codes of gRPC.
@@ -132,7 +138,7 @@ func http2Only() *http.Protocols {
 
 // serve serves until the server is shut down.
 func (f *front) serve(l net.Listener) error {
-	return fmt.Errorf("serve repository: %w", f.server.ServeTLS(newConnections(l), "", ""))
+	return fmt.Errorf("serve repository: %w", f.server.ServeTLS(openport.NewListener(l, mostConnections, mostConnectionsOfAll), "", ""))
 }
 
 // enter finds the session of a password and counts its stream, which has a slot, until leave.

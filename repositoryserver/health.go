@@ -9,6 +9,10 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"golang.org/x/sync/singleflight"
+
+	"github.com/kanister-kopia/kanister-kopia/internal/openport"
 )
 
 // readiness is whether the repository is served: not before begin, not after end.
@@ -56,6 +60,7 @@ func (r *readiness) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 type liveness struct {
 	now     func() time.Time
 	storage *storageWatch
+	asking  singleflight.Group
 
 	mu     sync.Mutex // protects the following
 	ask    func(context.Context) error
@@ -86,9 +91,12 @@ func (l *liveness) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		fmt.Fprintln(w, "ok")
 		return
 	}
-	ctx, cancel := context.WithTimeout(r.Context(), livenessTimeout)
-	defer cancel()
-	err := ask(ctx)
+	// Whoever asks meanwhile has the same answer, also when the first does not wait for it.
+	_, err, _ := l.asking.Do("", func() (any, error) {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), livenessTimeout)
+		defer cancel()
+		return nil, ask(ctx)
+	})
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	now := l.now()
@@ -113,8 +121,5 @@ func serveHealth(ctx context.Context, address string, ready, alive, metrics http
 	mux.Handle("GET /metrics", metrics)
 	mux.Handle("GET /healthz", alive)
 	mux.Handle("GET /readyz", ready)
-	server := &http.Server{Addr: address, Handler: mux, ReadHeaderTimeout: 5 * time.Second}
-	stop := context.AfterFunc(ctx, func() { _ = server.Close() })
-	defer stop()
-	return fmt.Errorf("serve health: %w", server.ListenAndServe())
+	return openport.ServeHealth(ctx, address, mux)
 }

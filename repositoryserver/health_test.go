@@ -6,6 +6,8 @@ import (
 	"context"
 	"errors"
 	"net/http/httptest"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -90,6 +92,46 @@ func TestLiveness(t *testing.T) {
 		}
 		if n := probed(15 * time.Minute); n < 3 {
 			t.Errorf("Kopia hangs: %d probes failed, the kubelet kills after 3", n)
+		}
+	})
+}
+
+// Several who ask at once are one question to Kopia, and who goes away takes the answer from
+// nobody.
+func TestLivenessAskedByMany(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := &liveness{now: time.Now, storage: &storageWatch{now: time.Now}}
+		var questions atomic.Int64
+		l.ask = func(ctx context.Context) error {
+			questions.Add(1)
+			select {
+			case <-ctx.Done():
+				return ctx.Err()
+			case <-time.After(time.Second):
+				return nil
+			}
+		}
+		var all sync.WaitGroup
+		impatient, leave := context.WithCancel(t.Context())
+		ask := func(ctx context.Context) {
+			all.Go(func() {
+				w := httptest.NewRecorder()
+				l.ServeHTTP(w, httptest.NewRequestWithContext(ctx, "GET", "/healthz", nil))
+				if got := w.Body.String(); ctx == t.Context() && got != "kopia answers\n" {
+					t.Errorf("answered %q", got)
+				}
+			})
+		}
+		ask(impatient)
+		synctest.Wait()
+		for range 20 {
+			ask(t.Context())
+		}
+		synctest.Wait()
+		leave()
+		all.Wait()
+		if n := questions.Load(); n != 1 {
+			t.Errorf("Kopia was asked %d times", n)
 		}
 	})
 }

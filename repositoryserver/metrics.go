@@ -35,7 +35,8 @@ func newMetrics(open *sessions, watch *storageWatch) http.Handler {
 		defer open.mu.Unlock()
 		return float64(open.denied)
 	}))
-	return promhttp.HandlerFor(prometheus.Gatherers{own, prometheus.DefaultGatherer}, promhttp.HandlerOpts{ErrorHandling: promhttp.ContinueOnError})
+	return promhttp.HandlerFor(prometheus.Gatherers{own, prometheus.DefaultGatherer},
+		promhttp.HandlerOpts{ErrorHandling: promhttp.ContinueOnError, MaxRequestsInFlight: 2})
 }
 
 // packReads are counted where they are answered: readahead.go.

@@ -9,6 +9,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/kanister-kopia/kanister-kopia/agent/api"
 )
@@ -51,4 +52,34 @@ func TestMetrics(t *testing.T) {
 	says("after two guesses and in an outage", "storage_up 0", "denied_streams_total 2")
 	watch.saw(nil)
 	says("when the storage answers again", "storage_up 1")
+}
+
+// Whoever asks for metrics again and again is put off: two are gathered for at once.
+func TestMetricsAtOnce(t *testing.T) {
+	c := newClock()
+	open := newSessions(mostSessions, c.Now)
+	metrics := newMetrics(open, &storageWatch{now: c.Now})
+	answers := make(chan int, 3)
+	open.mu.Lock() // who gathers waits
+	for range cap(answers) {
+		go func() {
+			w := httptest.NewRecorder()
+			metrics.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/metrics", nil))
+			answers <- w.Code
+		}()
+	}
+	select {
+	case status := <-answers:
+		if status != http.StatusServiceUnavailable {
+			t.Errorf("the third is answered %d", status)
+		}
+	case <-time.After(30 * time.Second):
+		t.Error("three are gathered for at once")
+	}
+	open.mu.Unlock()
+	for range cap(answers) - 1 {
+		if status := <-answers; status != http.StatusOK {
+			t.Errorf("answered %d", status)
+		}
+	}
 }

@@ -98,7 +98,11 @@ func serve(ctx context.Context, args []string) error {
 	seen := agent.Watch(ctx, volumes.Info, log)
 	if *health != "" {
 		// The port may be the application's: an agent does its work without it.
-		go func() { log.Warn(agent.ServeHealth(*health, seen, operations).Error()) }()
+		go func() {
+			if err := agent.ServeHealth(ctx, *health, seen, operations); err != nil {
+				log.Warn(err.Error())
+			}
+		}()
 	}
 	log.Info("agent serves", "listen", listener.Addr().String(), "uid", os.Getuid())
 	select {

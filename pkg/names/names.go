@@ -85,6 +85,10 @@ const (
 	DevicesDir = "/devices"
 )
 
+// MetricsLabel on a Namespace ("true") lets its pods come to the repository servers'
+// AgentHealthPort: manifests/policies.
+const MetricsLabel = Group + "/metrics"
+
 // AgentPolicy is the ValidatingAdmissionPolicy about opted-in pods without an agent:
 // manifests/policies.
 const AgentPolicy = "kanister-kopia-agent"

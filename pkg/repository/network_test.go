@@ -97,7 +97,10 @@ func TestNetworkPolicies(t *testing.T) {
 		"one of a namespace that says something":     {names.RepositoryPort, in("disabled"), inject("true"), false},
 		"Kopia's own server":                         {15516, in(names.InjectionEnabled), inject("true"), false},
 		"the agent's API":                            {names.AgentPort, nil, moverPod.Labels, false},
-		"the kubelet's probes, and a metrics scrape": {names.AgentHealthPort, nil, app, true},
+		"who scrapes metrics":                        {names.AgentHealthPort, map[string]string{names.MetricsLabel: "true"}, app, true},
+		"who scrapes metrics, at the repository":     {names.RepositoryPort, map[string]string{names.MetricsLabel: "true"}, app, false},
+		"a pod with an agent, at the metrics":        {names.AgentHealthPort, in(names.InjectionEnabled), inject("true"), false},
+		"a pod of another namespace, at the metrics": {names.AgentHealthPort, nil, app, false},
 	} {
 		if got := admitted(c.port, c.namespace, c.pod); got != c.want {
 			t.Errorf("%s: admitted %t", name, got)

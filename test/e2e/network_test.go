@@ -104,18 +104,35 @@ var _ = Describe("the network", Ordered, func() {
 		eventually(ctx, stranger, "app", repository, dropped)
 	}, SpecTimeout(short))
 
-	It("leads nobody to another port of it, but those who ask for its health", func(ctx SpecContext) {
+	It("leads nobody to another port of it", func(ctx SpecContext) {
 		for _, namespace := range []string{guest, stranger} {
 			Expect(tried(ctx, namespace, "app",
 				at(server, names.AgentHealthPort), at(server, names.AgentPort), at(server, 15516), at(server, otherPort), at(s3, otherPort),
 			)).To(Equal(map[string]string{
-				at(server, names.AgentHealthPort): reached,
+				at(server, names.AgentHealthPort): dropped,
 				at(server, names.AgentPort):       dropped,
 				at(server, 15516):                 dropped, // Kopia's own
 				at(server, otherPort):             dropped,
 				at(s3, otherPort):                 refused, // what it looks like where no policy is
 			}), namespace)
 		}
+	}, SpecTimeout(short))
+
+	It("leads a namespace that may ask for metrics to them, and the kubelet", func(ctx SpecContext) {
+		metrics := at(server, names.AgentHealthPort)
+		label := func(label string) {
+			_, err := cluster.Kubectl(ctx, "label", "namespace", stranger, names.MetricsLabel+label)
+			Expect(err).NotTo(HaveOccurred())
+		}
+		label("=true")
+		eventually(ctx, stranger, "app", metrics, reached)
+		Expect(tried(ctx, guest, "app", metrics)).To(HaveKeyWithValue(metrics, dropped))
+		repository := at(server, names.RepositoryPort)
+		Expect(tried(ctx, stranger, "app", repository)).To(HaveKeyWithValue(repository, dropped), "it leads to metrics only")
+		label("-")
+		eventually(ctx, stranger, "app", metrics, dropped)
+		Expect(cluster.Get(ctx, client.ObjectKeyFromObject(&server), &server)).To(Succeed())
+		Expect(server.Status.ContainerStatuses).To(HaveEach(HaveField("Ready", true)), "the kubelet asks it, too")
 	}, SpecTimeout(short))
 
 	It("leads a temporary pod of ours to it from every namespace", func(ctx SpecContext) {
