@@ -56,7 +56,7 @@ func (s *streams) serve(_ *http.Server, conn *tls.Conn, _ http.Handler) {
 		_ = conn.Close()
 		return
 	}
-	session, leave, err := s.front.enter(login.Username, login.Hostname, login.Password)
+	session, leave, err := s.front.enter(conn, login.Username, login.Hostname, login.Password)
 	if err != nil {
 		s.refuse(conn, err)
 		return

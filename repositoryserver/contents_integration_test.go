@@ -120,6 +120,10 @@ func TestIntegrationContents(t *testing.T) {
 	if got, err := reads(r, id); got != text || err != nil {
 		t.Errorf("read %q, %v", got, err)
 	}
+	crowd(t, l.Addr().String())
+	if got, err := reads(r, id); got != text || err != nil {
+		t.Errorf("when strangers have come: read %q, %v", got, err)
+	}
 	stream, err := open("u", session.Password)
 	must(err)
 	w, err := contents.NewWriter(ctx, stream, func(int64) {})

@@ -103,6 +103,7 @@ func newFront(s *sessions, k *kopiaServer, rep repo.DirectRepository, certificat
 		TLSNextProto: map[string]func(*http.Server, *tls.Conn, http.Handler){
 			contents.Protocol: newStreams(f, k, rep, log).serve,
 		},
+		ConnContext:       func(ctx context.Context, c net.Conn) context.Context { return context.WithValue(ctx, connKey{}, c) },
 		ReadHeaderTimeout: 10 * time.Second,
 		// Whoever has no password takes none of the memory that operations need.
 		MaxHeaderBytes: 16 << 10,
@@ -130,6 +131,9 @@ type talk struct {
 // talkKey is of a call's talk in its context.
 type talkKey struct{}
 
+// connKey is of a call's connection in its context.
+type connKey struct{}
+
 func http2Only() *http.Protocols {
 	p := &http.Protocols{}
 	p.SetHTTP2(true)
@@ -142,12 +146,14 @@ func (f *front) serve(l net.Listener) error {
 }
 
 // enter finds the session of a password and counts its stream, which has a slot, until leave.
-// The error is contents.ErrDenied or contents.ErrBusy, whichever protocol is spoken.
-func (f *front) enter(user, host, password string) (one *session, leave func(), err error) {
+// From then on conn, where it was said, keeps its place. The error is contents.ErrDenied or
+// contents.ErrBusy, whichever protocol is spoken.
+func (f *front) enter(conn net.Conn, user, host, password string) (one *session, leave func(), err error) {
 	one, ok := f.sessions.authenticate(user, host, password)
 	if !ok {
 		return nil, nil, contents.ErrDenied
 	}
+	openport.Known(conn)
 	done, ok := f.sessions.stream(one)
 	if !ok {
 		return nil, nil, contents.ErrBusy
@@ -167,7 +173,8 @@ func (f *front) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	user, host := r.Header.Get("Kopia-Username"), r.Header.Get("Kopia-Hostname")
-	session, leave, err := f.enter(user, host, r.Header.Get("Kopia-Password"))
+	conn, _ := r.Context().Value(connKey{}).(net.Conn)
+	session, leave, err := f.enter(conn, user, host, r.Header.Get("Kopia-Password"))
 	switch {
 	case errors.Is(err, contents.ErrDenied):
 		refuse(w, r, grpcUnauthenticated, err.Error())

@@ -128,18 +128,18 @@ func TestFrontStreamsOfSession(t *testing.T) {
 	var leave func()
 	for i, password := range passwords {
 		for n := range maxSessionStreams {
-			_, done, err := f.enter("u", "h", password)
+			_, done, err := f.enter(nil, "u", "h", password)
 			if err != nil {
 				t.Fatalf("stream %d of session %d: %v", n, i, err)
 			}
 			leave = done
 		}
-		if _, _, err := f.enter("u", "h", password); !errors.Is(err, contents.ErrBusy) {
+		if _, _, err := f.enter(nil, "u", "h", password); !errors.Is(err, contents.ErrBusy) {
 			t.Fatalf("one stream more of session %d: %v, want %v", i, err, contents.ErrBusy)
 		}
 	}
 	leave()
-	if _, _, err := f.enter("u", "h", passwords[mostSessions-1]); err != nil {
+	if _, _, err := f.enter(nil, "u", "h", passwords[mostSessions-1]); err != nil {
 		t.Errorf("after one has ended: %v", err)
 	}
 	if a := f.sessions.activity(); a.Streams != maxStreams {
