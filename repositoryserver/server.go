@@ -242,7 +242,10 @@ func sessionRoutes(open *sessions, letIn func(context.Context, *api.Session) err
 			given, err := open.start(req)
 			s := given
 			if err == nil {
-				if err = letIn(r.Context(), &s); err != nil {
+				if err = letIn(r.Context(), &s); err == nil {
+					err = r.Context().Err() // who has gone is told nothing
+				}
+				if err != nil {
 					open.giveUp(given)
 				}
 			}

@@ -120,11 +120,13 @@ func TestSessionNotLetIn(t *testing.T) {
 		arrived <- struct{}{}
 		return <-outcome
 	}, nil, &storageWatch{now: time.Now})
+	caller := t.Context()
 	ask := func() <-chan api.Session {
 		answered := make(chan api.Session, 1)
+		ctx := caller
 		go func() {
 			w := httptest.NewRecorder()
-			routes["POST /v1/sessions"](w, httptest.NewRequestWithContext(t.Context(), "POST", "/v1/sessions", strings.NewReader(`{"id":"1","username":"u","hostname":"h"}`)))
+			routes["POST /v1/sessions"](w, httptest.NewRequestWithContext(ctx, "POST", "/v1/sessions", strings.NewReader(`{"id":"1","username":"u","hostname":"h"}`)))
 			var s api.Session
 			if err := json.Unmarshal(w.Body.Bytes(), &s); err != nil {
 				t.Error(err)
@@ -164,6 +166,15 @@ func TestSessionNotLetIn(t *testing.T) {
 	<-second
 	if len(open.by) > 0 {
 		t.Error("a session that nobody was told of is there still")
+	}
+	var leave context.CancelFunc
+	caller, leave = context.WithCancel(t.Context())
+	answered := ask()
+	leave()
+	outcome <- nil
+	<-answered
+	if len(open.by) > 0 {
+		t.Error("a session of a caller who has gone is there still")
 	}
 }
 

@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
-	"time"
 
 	"k8s.io/utils/clock"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -43,11 +42,9 @@ func (d *Data) Functions() []Func {
 	}
 }
 
-// endTimeout bounds what is tidied up after a phase that was cancelled.
-const endTimeout = 15 * time.Second
-
 // session mints a password for one operation. Call end: the password stops working when
-// it returns, unless the controller goes away: the next one asks for the same session.
+// it returns, unless the controller goes away (the next one asks for the same session), or
+// the server does not answer (it is told when it does).
 func (d *Data) session(ctx context.Context, repo *repository.Repository, id string, open opensSession) (credentials *api.Credentials, end func(), err error) {
 	credentials, err = open(ctx, id)
 	if err != nil {
@@ -57,11 +54,9 @@ func (d *Data) session(ctx context.Context, repo *repository.Repository, id stri
 		if detached(ctx) {
 			return
 		}
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), endTimeout)
-		defer cancel()
 		if err := repo.EndSession(ctx, id); err != nil {
-			// The operation's outcome stands. The password dies with the server at the latest.
-			d.Log.Warn("session not ended", "error", err)
+			// The operation's outcome stands.
+			d.Log.Warn("session not ended yet: the server is told when it answers", "error", err)
 		}
 	}), nil
 }

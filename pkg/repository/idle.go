@@ -48,8 +48,8 @@ func nextLook(a api.Activity, timeout time.Duration) time.Duration {
 	return max(leastPause, min(lookPeriod, left))
 }
 
-// look asks a ready server what uses it, and ends it (stop or renew) if that has been
-// nothing for timeout (0: never).
+// look ends the sessions of a ready server that are owed, asks what uses it, and ends it
+// (stop or renew) if that has been nothing for timeout (0: never).
 //
 // The server decides, under the lock that lets operations in: what began before
 // keeps it up, and nothing begins after. What it counts are its own open sessions
@@ -65,6 +65,10 @@ func (m *Manager) look(ctx context.Context, rs *kopiav1alpha1.RepositoryServer, 
 	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
 	defer cancel()
 	a, err = m.activity(ctx, rs, func(agent *agentclient.Client) (api.Activity, error) {
+		// First: what is owed counts as in use.
+		if err := m.pay(ctx, rs.Name, agent); err != nil {
+			return api.Activity{}, err
+		}
 		// A phase here may have the repository open and not have asked for anything yet.
 		if timeout > 0 && m.InUse(rs.Name) == 0 {
 			return agent.Drain(ctx, timeout)
@@ -131,6 +135,7 @@ func (m *Manager) stop(ctx context.Context, rs *kopiav1alpha1.RepositoryServer) 
 	if err != nil && !apierrors.IsConflict(err) {
 		return fmt.Errorf("stop repository server %s: %w", rs.Name, err)
 	}
+	m.settleAll(rs.Name) // none is there: it drained, or had not come up
 	return nil
 }
 

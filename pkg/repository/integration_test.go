@@ -591,9 +591,7 @@ func TestIntegrationLifeCycle(t *testing.T) {
 	w.must(err)
 	w.stall.Cut()
 	w.stall = nil
-	soon, cancel := context.WithTimeout(ctx, 15*time.Second) // as functions wait
-	defer cancel()
-	w.must(stalled.EndSession(soon, "op-3"))
+	w.must(stalled.EndSession(ctx, "op-3"))
 	stalled.Close()
 	other.Close()
 
@@ -611,7 +609,7 @@ func TestIntegrationLifeCycle(t *testing.T) {
 		return api.DeleteRequest{BackupID: record.BackupID, Prefix: prefix}
 	}
 	second, third := again(2), again(3)
-	soon, cancel = context.WithTimeout(ctx, time.Minute)
+	soon, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	for _, c := range []struct {
 		id  string

@@ -13,7 +13,6 @@ import (
 	"testing"
 	"time"
 
-	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	clocktesting "k8s.io/utils/clock/testing"
@@ -226,18 +225,13 @@ func TestDeletionsCounted(t *testing.T) {
 			op.ID, op.Kind = req.ID, req.Kind
 			answer(w, 200, op)
 		})
-		rs := &kopiav1alpha1.RepositoryServer{ObjectMeta: metav1.ObjectMeta{Namespace: "control", Name: "id"}}
-		rs.Status.Phase, rs.Status.Revision = kopiav1alpha1.PhaseReady, "r"
-		pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "control", Name: "id-1", Labels: labels(rs), Annotations: map[string]string{revisionAnnotation: "r"}}}
-		pod.Status.Conditions = []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}}
-		m := &Manager{Client: clusterOf(t, rs, pod), Namespace: "control", Agents: startAgent(t, mux), Clock: clocktesting.NewFakePassiveClock(noon)}
-		repo := &Repository{manager: m, id: "id", rs: rs}
+		repo := openAt(t, mux)
 		_, err := repo.Delete(ctx, "op", api.DeleteRequest{BackupID: "b", Prefix: "p"})
 		if fails := name == "nobody can say"; fails != (err != nil) || fails && !strings.Contains(err.Error(), "does not answer") {
 			t.Errorf("%s: %v", name, err)
 		}
 		var now kopiav1alpha1.RepositoryServer
-		if err := m.Client.Get(ctx, client.ObjectKeyFromObject(rs), &now); err != nil {
+		if err := repo.manager.Client.Get(ctx, client.ObjectKeyFromObject(repo.rs), &now); err != nil {
 			t.Fatal(err)
 		}
 		if got := ptr.Deref(now.Status.Deletions, kopiav1alpha1.Deletions{}).Count; got != c.want {

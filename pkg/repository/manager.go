@@ -51,6 +51,8 @@ type Manager struct {
 	mu   sync.Mutex
 	uses map[string]*use
 	ways map[string]way // by the repository's id
+	// owed are sessions that are to end, by the repository's id.
+	owed map[string]map[string]struct{}
 	// turns are of the sources that somebody takes a snapshot of, by repository and source.
 	turns map[string]*turn
 	// cluster is the uid of kube-system, read once.
@@ -61,7 +63,8 @@ type Manager struct {
 type use struct {
 	// open Repositories, and all who hold this value.
 	open, holders int
-	// deciding serialises what writes the server's configuration, starts or stops it.
+	// deciding serialises what writes the server's configuration, starts or stops it, or ends
+	// a session that is owed.
 	deciding sync.Mutex
 }
 

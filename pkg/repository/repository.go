@@ -17,6 +17,7 @@ import (
 	agentclient "github.com/kanister-kopia/kanister-kopia/agent/client"
 	"github.com/kanister-kopia/kanister-kopia/internal/pause"
 	kopiav1alpha1 "github.com/kanister-kopia/kanister-kopia/pkg/apis/kopia/v1alpha1"
+	"github.com/kanister-kopia/kanister-kopia/pkg/kube"
 )
 
 // Repository is a repository whose server is ready. While it is open, the server
@@ -101,11 +102,21 @@ func (r *Repository) ReadSession(ctx context.Context, id, username, hostname str
 	return r.session(ctx, api.SessionRequest{ID: id, Username: username, Hostname: hostname, ReadOnly: true})
 }
 
-func (r *Repository) session(ctx context.Context, req api.SessionRequest) (*api.Credentials, error) {
+func (r *Repository) session(ctx context.Context, req api.SessionRequest) (_ *api.Credentials, err error) {
+	begun := r.reclaim(req.ID) // the server may have it
+	defer func() {
+		// Nobody gets to know the password, so nobody else ends it. A controller that goes away
+		// leaves it to the next one, which asks for the same.
+		if err != nil && begun && !errors.Is(context.Cause(ctx), agentclient.ErrDetached) {
+			_ = r.EndSession(ctx, req.ID) // or it is owed
+		}
+	}()
 	var s api.Session
 	for {
 		err := r.ask(ctx, func(agent *agentclient.Client) (err error) {
 			s, err = agent.StartSession(ctx, req)
+			// Only a server that says no leaves nothing behind: an answer may be lost.
+			begun = begun || codeOf(err) == ""
 			return err
 		})
 		if err == nil {
@@ -122,30 +133,40 @@ func (r *Repository) session(ctx context.Context, req api.SessionRequest) (*api.
 	rs := r.rs
 	r.mu.Unlock()
 	ca, err := r.manager.caOf(ctx, rs)
-	if err != nil { // nobody gets to know the password, so nobody ends it
-		return nil, errors.Join(fmt.Errorf("open a session at repository server %s: read the CA: %w", r.ID(), err), r.EndSession(ctx, req.ID))
+	if err != nil {
+		return nil, fmt.Errorf("open a session at repository server %s: read the CA: %w", r.ID(), err)
 	}
 	return &api.Credentials{
 		URL: serverURL(rs), CA: ca, Username: s.Username, Hostname: s.Hostname, Password: s.Password,
 	}, nil
 }
 
-// EndSession makes a session's password stop working and cuts its connections. A way that
-// broke, or that says nothing for endTimeout, is found anew, once.
+// EndSession makes a session's password stop working and cuts its connections, also when
+// ctx has ended. A way that broke, or that says nothing for endTimeout, is found anew, once.
+// With an error, after tidyTimeout at most, the server is told as soon as it can be asked
+// what uses it: within a minute, if it answers then.
 func (r *Repository) EndSession(ctx context.Context, id string) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), tidyTimeout)
+	defer cancel()
 	err := r.ask(ctx, func(agent *agentclient.Client) error {
 		ctx, cancel := context.WithTimeout(ctx, endTimeout)
 		defer cancel()
 		return agent.EndSession(ctx, id)
 	})
-	if err != nil {
-		return fmt.Errorf("end a session at repository server %s: %w", r.ID(), err)
+	if err == nil || errors.Is(err, kube.ErrGone) { // a RepositoryServer that was deleted takes its pod along
+		r.manager.settle(r.id, id)
+	} else {
+		r.manager.owe(r.id, id)
 	}
-	return nil
+	return wrap("end a session at repository server "+r.ID(), err)
 }
 
-// endTimeout leaves callers, who wait for 15 s, time for another way.
-const endTimeout = 5 * time.Second
+const (
+	// tidyTimeout bounds how long the end of a session keeps a phase waiting.
+	tidyTimeout = 15 * time.Second
+	// endTimeout leaves time for another way.
+	endTimeout = 5 * time.Second
+)
 
 func codeOf(err error) api.Code {
 	var p *api.Problem
@@ -173,11 +194,14 @@ func (r *Repository) ask(ctx context.Context, call func(*agentclient.Client) err
 			if err := r.replace(ctx, agent, revision); err != nil {
 				return err
 			}
-		case code == "" && !broke:
-			broke = true
+		case code == "":
 			r.mu.Lock()
 			r.drop(agent)
 			r.mu.Unlock()
+			if broke {
+				return err
+			}
+			broke = true
 		default:
 			return err
 		}
