@@ -732,6 +732,49 @@ func TestIntegrationNodeLost(t *testing.T) {
 	w.must(repo.EndSession(ctx, "op-1"))
 }
 
+// A server's container has ended, and its node starts it again: what is asked meanwhile waits
+// for that, and what was there before is there.
+func TestIntegrationCrash(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.mayCrash = true
+	w.make("shop")
+	ctx := t.Context()
+	r := w.reconciler()
+	repo := w.open(r, func() (*repository.Repository, error) { return w.manager.Open(ctx, w.ref("shop")) })
+	defer repo.Close()
+	volume := w.volume()
+	testenv.MakeTree(w, volume)
+	record := w.backup(repo, volume)
+
+	w.process.Kill()
+	w.turn(r, "the crash is told", func() bool { return w.get().Status.Phase == kopiav1alpha1.PhaseFailed })
+	asked := make(chan error, 1)
+	go func() {
+		_, err := repo.Session(ctx, "op-1", "pvc.data", "ns-uid", "/")
+		asked <- err
+	}()
+	w.looks(r)
+	w.mu.Lock()
+	w.process = w.process.Again(w)
+	w.mu.Unlock()
+	var err error
+	w.turn(r, "the session has begun, or has not", func() bool {
+		select {
+		case err = <-asked:
+			return true
+		default:
+			return false
+		}
+	})
+	w.must(err)
+	w.must(repo.EndSession(ctx, "op-1"))
+	found, err := repo.Find(ctx, "find", api.FindRequest{BackupID: record.BackupID, Prefix: prefix})
+	if err != nil || found.Snapshot.ID != record.Snapshot.ID {
+		t.Errorf("after the crash the backup is %+v, %v", found, err)
+	}
+}
+
 // No second maintenance starts before the first one's end is known for certain.
 func TestIntegrationOneMaintenance(t *testing.T) {
 	w := newWorld(t)

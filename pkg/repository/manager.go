@@ -63,6 +63,8 @@ type Manager struct {
 type use struct {
 	// open Repositories, and all who hold this value.
 	open, holders int
+	// up is the revision of the server that one of them has found ready.
+	up string
 	// deciding serialises what writes the server's configuration, starts or stops it, or ends
 	// a session that is owed.
 	deciding sync.Mutex
@@ -179,15 +181,30 @@ func (m *Manager) start(ctx context.Context, r *Repository) (*Repository, error)
 // bringUp makes the server ready: one of another revision than spent, which is
 // about to be stopped.
 func (r *Repository) bringUp(ctx context.Context, spent string) error {
+	m := r.manager
 	rs, revision, err := r.configure(ctx, spent)
 	if err == nil && !isReady(rs, revision) {
-		rs, err = r.manager.awaitReady(ctx, r.id, revision)
+		rs, err = m.awaitReady(ctx, r.id, revision, m.patience(r.use, revision))
 	}
 	if err != nil {
 		return fmt.Errorf("start repository server %s: %w", r.id, err)
 	}
+	m.mu.Lock()
+	r.use.up = revision
+	m.mu.Unlock()
 	r.rs = rs
 	return nil
+}
+
+// patience is how long a revision that has failed may take to be up again: one that was up
+// has crashed, and its node starts it again; one that never was needs a change.
+func (m *Manager) patience(u *use, revision string) time.Duration {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if u.up == revision {
+		return agentTimeout
+	}
+	return 0
 }
 
 func isReady(rs *kopiav1alpha1.RepositoryServer, revision string) bool {
@@ -464,11 +481,15 @@ func wrap(what string, err error) error {
 
 var errStartTimeout = fmt.Errorf("not ready after %s", StartTimeout)
 
-// awaitReady waits until the server of a revision is ready or has failed.
-func (m *Manager) awaitReady(ctx context.Context, id, revision string) (*kopiav1alpha1.RepositoryServer, error) {
+// awaitReady waits until the server of a revision is ready, or has failed and is not up again
+// within patience.
+func (m *Manager) awaitReady(ctx context.Context, id, revision string, patience time.Duration) (*kopiav1alpha1.RepositoryServer, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, StartTimeout, errStartTimeout)
 	defer cancel()
+	ctx, giveUp := context.WithCancelCause(ctx)
+	defer giveUp(nil)
 	var last *kopiav1alpha1.RepositoryServer
+	var end *time.Timer
 	err := kube.Await(ctx, m.Client, client.ObjectKey{Namespace: m.Namespace, Name: id},
 		&kopiav1alpha1.RepositoryServer{}, &kopiav1alpha1.RepositoryServerList{},
 		func(rs *kopiav1alpha1.RepositoryServer) (bool, error) {
@@ -480,10 +501,18 @@ func (m *Manager) awaitReady(ctx context.Context, id, revision string) (*kopiav1
 			case kopiav1alpha1.PhaseReady:
 				return true, nil
 			case kopiav1alpha1.PhaseFailed:
-				return false, errors.New(readyMessage(rs))
+				if patience == 0 {
+					return false, errors.New(readyMessage(rs))
+				}
+				if end == nil {
+					end = time.AfterFunc(patience, func() { giveUp(fmt.Errorf("not up again after %s", patience)) })
+				}
 			}
 			return false, nil
 		})
+	if end != nil {
+		end.Stop()
+	}
 	switch {
 	case err == nil:
 		return last, nil

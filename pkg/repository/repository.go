@@ -344,7 +344,8 @@ func (r *Repository) follow(ctx context.Context, req api.StartRequest, progress 
 const agentTimeout = 30 * time.Second
 
 // connect reaches the server's own agent, and says of which revision the server is. A pod
-// that was replaced meanwhile is waited for.
+// that was replaced meanwhile is waited for, and so is a container that crashed: whoever
+// waits for his turn, or has a snapshot to record, would fail for it.
 func (r *Repository) connect(ctx context.Context) (_ *agentclient.Client, revision string, _ error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -352,7 +353,7 @@ func (r *Repository) connect(ctx context.Context) (_ *agentclient.Client, revisi
 	if r.agent != nil {
 		return r.agent, revision, nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, agentTimeout)
+	ctx, cancel := context.WithTimeoutCause(ctx, agentTimeout, fmt.Errorf("out of reach for %s", agentTimeout))
 	defer cancel()
 	// Its pods say whether it is ready still. The status does, too, until the Reconciler
 	// has seen that the pod is gone.
@@ -366,7 +367,7 @@ func (r *Repository) connect(ctx context.Context) (_ *agentclient.Client, revisi
 		if !errors.Is(err, errReplaced) && !apierrors.IsNotFound(err) || pause.For(ctx, replacedPause) != nil {
 			return nil, "", fmt.Errorf("reach repository server %s: %w", r.ID(), err)
 		}
-		if rs, err = r.manager.awaitReady(ctx, r.ID(), revision); err != nil {
+		if rs, err = r.manager.awaitReady(ctx, r.ID(), revision, agentTimeout); err != nil {
 			return nil, "", fmt.Errorf("reach repository server %s: %w", r.ID(), err)
 		}
 	}
