@@ -197,6 +197,9 @@ func (w *world) serve(rs *kopiav1alpha1.RepositoryServer) {
 	}
 	before := rs.DeepCopy()
 	rs.Status.Revision, rs.Status.Phase = revision, kopiav1alpha1.PhaseReady
+	if now := metav1.Now(); rs.Status.Initialized == nil && rs.Spec.External == nil {
+		rs.Status.Initialized = &now
+	}
 	if err := w.Status().Patch(ctx, rs, client.MergeFrom(before)); err != nil {
 		w.Error(err)
 	}

@@ -35,6 +35,9 @@ func (m *Manager) OpenExisting(ctx context.Context, ref Ref) (*Repository, error
 	other := false
 	for i := range servers.Items {
 		rs := &servers.Items[i]
+		if isUnmade(rs) {
+			continue
+		}
 		if rs.Name == r.id || sameRepository(rs, r.server(m.Namespace)) {
 			return m.start(ctx, &Repository{id: rs.Name, tenant: r.tenant, ref: ref, key: r.key})
 		}
@@ -59,13 +62,24 @@ func tenantOf(rs *kopiav1alpha1.RepositoryServer) kopiav1alpha1.Tenant {
 	return *rs.Spec.Tenant
 }
 
-// OpenID opens a repository by its id. ErrWrongKey if ref's key is not its.
+// isUnmade says that the server of a repository that is made on demand has never come up:
+// there is nothing to look at, and starting it would make it. A shared one is somebody's
+// wish: whoever comes first makes it.
+func isUnmade(rs *kopiav1alpha1.RepositoryServer) bool {
+	return rs.Spec.Tenant != nil && rs.Spec.External == nil && rs.Status.Initialized == nil
+}
+
+// OpenID opens a repository by its id. ErrWrongKey if ref's key is not its, ErrNotFound if
+// it was never made.
 func (m *Manager) OpenID(ctx context.Context, id string, ref Ref) (*Repository, error) {
 	var rs kopiav1alpha1.RepositoryServer
 	if err := m.Client.Get(ctx, client.ObjectKey{Namespace: m.Namespace, Name: id}, &rs); apierrors.IsNotFound(err) {
 		return nil, fmt.Errorf("repository %s: %w", id, ErrNotFound)
 	} else if err != nil {
 		return nil, fmt.Errorf("read RepositoryServer %s: %w", id, err)
+	}
+	if isUnmade(&rs) {
+		return nil, fmt.Errorf("repository %s: %w: its server has never come up", id, ErrNotFound)
 	}
 	tenant := tenantOf(&rs)
 	k, err := deriveKey(ref.EncryptionKey, tenant)
@@ -79,8 +93,8 @@ func (m *Manager) OpenID(ctx context.Context, id string, ref Ref) (*Repository, 
 }
 
 // At lists the ids of the repositories at a Profile's location: in its bucket, and
-// below its prefix. Shared ones of that bucket come by themselves: they are nobody's to
-// delete from by their place.
+// below its prefix, but for those that were never made. Shared ones of that bucket come by
+// themselves: they are nobody's to delete from by their place.
 func (m *Manager) At(ctx context.Context, profile *param.Profile) (ids, shared []string, err error) {
 	var servers kopiav1alpha1.RepositoryServerList
 	if err := m.Client.List(ctx, &servers, client.InNamespace(m.Namespace)); err != nil {
@@ -94,7 +108,7 @@ func (m *Manager) At(ctx context.Context, profile *param.Profile) (ids, shared [
 		}
 		have, want := locationOf(rs.Spec.Storage), locationOf(at)
 		switch {
-		case !have.samePlace(want):
+		case !have.samePlace(want) || isUnmade(rs):
 		case rs.Spec.Tenant == nil:
 			shared = append(shared, rs.Name)
 		case have.prefix == want.prefix:

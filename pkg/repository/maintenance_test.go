@@ -261,8 +261,13 @@ func TestMaintenanceHasLastKeys(t *testing.T) {
 			rs := &kopiav1alpha1.RepositoryServer{
 				ObjectMeta: metav1.ObjectMeta{Namespace: "control", Name: "id"},
 				Spec:       kopiav1alpha1.RepositoryServerSpec{Storage: storage(t, profile(), tenant, DefaultKeyID), Tenant: &tenant, KeyID: DefaultKeyID},
+				Status:     kopiav1alpha1.RepositoryServerStatus{Initialized: &metav1.Time{Time: time.Now()}},
 			}
-			m := &Manager{Client: clusterOf(t, rs), Namespace: "control", Clock: clock.RealClock{}}
+			password := corev1.Secret{
+				ObjectMeta: metav1.ObjectMeta{Namespace: "control", Name: "id-password"},
+				Data:       map[string][]byte{"password": []byte("of the repository")},
+			}
+			m := &Manager{Client: clusterOf(t, rs, &password), Namespace: "control", Clock: clock.RealClock{}}
 			for _, key := range []string{"of before", "rotated"} {
 				p := profile()
 				p.Credential.KeyPair.Secret = key

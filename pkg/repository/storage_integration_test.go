@@ -6,6 +6,7 @@ package repository_test
 
 import (
 	"encoding/json"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -19,6 +20,7 @@ import (
 	"github.com/kanister-kopia/kanister-kopia/internal/testenv"
 	kopiav1alpha1 "github.com/kanister-kopia/kanister-kopia/pkg/apis/kopia/v1alpha1"
 	"github.com/kanister-kopia/kanister-kopia/pkg/names"
+	"github.com/kanister-kopia/kanister-kopia/pkg/param"
 	"github.com/kanister-kopia/kanister-kopia/pkg/repository"
 )
 
@@ -98,6 +100,47 @@ func TestIntegrationNeverMadeAnew(t *testing.T) {
 		t.Errorf("opened without its bucket: %v", err)
 	}
 	full("who asks")
+}
+
+// The first backup had wrong keys, and nothing was made. With the right ones a check finds
+// nothing, and makes nothing; the next backup does.
+func TestIntegrationCheckMakesNothing(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.name, w.mayCrash = "", true
+	ctx := t.Context()
+	wrong := w.ref("own")
+	wrong.Profile.Credential.KeyPair = &param.KeyPair{ID: w.s3.AccessKey, Secret: "wrong"}
+	if _, err := w.try(w.reconciler(), func() (*repository.Repository, error) { return w.manager.Open(ctx, wrong) }); err == nil {
+		t.Fatal("the first backup has made a repository: nothing is tested")
+	}
+	before := w.get()
+	look := func(what string, how func() (*repository.Repository, error)) {
+		t.Helper()
+		repo, err := w.try(w.reconciler(), how)
+		if !errors.Is(err, repository.ErrNotFound) {
+			t.Errorf("%s: %v", what, err)
+		}
+		if err == nil {
+			repo.Close()
+		}
+	}
+	look("by its place", func() (*repository.Repository, error) { return w.manager.OpenExisting(ctx, w.ref("own")) })
+	look("by its id", func() (*repository.Repository, error) { return w.manager.OpenID(ctx, before.Name, w.ref("own")) })
+	if ids, _, err := w.manager.At(ctx, w.ref("own").Profile); len(ids) != 0 || err != nil {
+		t.Errorf("at the location: %v, %v", ids, err)
+	}
+	if got, want := w.get().Annotations[names.Group+"/revision"], before.Annotations[names.Group+"/revision"]; got != want {
+		t.Error("its server was started")
+	}
+	if blobs, err := os.ReadDir(w.s3.Dir); len(blobs) != 0 || err != nil {
+		t.Errorf("the bucket has %v, %v", blobs, err)
+	}
+	repo := w.open(w.reconciler(), func() (*repository.Repository, error) { return w.manager.Open(ctx, w.ref("own")) })
+	repo.Close()
+	existing, err := w.manager.OpenExisting(ctx, w.ref("own"))
+	w.must(err)
+	existing.Close()
 }
 
 // While the storage does not answer, the condition says so in its words, operations are
