@@ -12,6 +12,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -19,6 +20,24 @@ import (
 
 	"github.com/kanister-kopia/kanister-kopia/agent/api"
 )
+
+// lockedBuffer is written and read by several goroutines.
+type lockedBuffer struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (b *lockedBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.Write(p)
+}
+
+func (b *lockedBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.String()
+}
 
 // What the agent's user cannot read is known before the first backup: in the answer to
 // who asks, in the metrics and, once, in the log, also if it comes after the agent began.
@@ -57,7 +76,7 @@ func TestUnreadable(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
-		var log bytes.Buffer
+		var log lockedBuffer // a tick comes without a word from who has read it
 		seen := Watch(ctx, (&Volumes{Dir: volumes, Devices: volumes + "-none"}).Info, slog.New(slog.NewTextHandler(&log, nil)))
 		want := map[string]string{"closed": "permission denied", "early": "(the agent runs as uid ", "good": "", "late": ""}
 		check := func() {
