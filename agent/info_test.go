@@ -3,7 +3,6 @@
 package agent
 
 import (
-	"bytes"
 	"context"
 	"log/slog"
 	"os"
@@ -12,32 +11,14 @@ import (
 	"regexp"
 	"slices"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/kanister-kopia/kanister-kopia/agent/api"
+	"github.com/kanister-kopia/kanister-kopia/internal/testenv"
 )
-
-// lockedBuffer is written and read by several goroutines.
-type lockedBuffer struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (b *lockedBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.Write(p)
-}
-
-func (b *lockedBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.String()
-}
 
 // What the agent's user cannot read is known before the first backup: in the answer to
 // who asks, in the metrics and, once, in the log, also if it comes after the agent began.
@@ -76,7 +57,7 @@ func TestUnreadable(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
-		var log lockedBuffer // a tick comes without a word from who has read it
+		var log testenv.Buffer // a tick comes without a word from who has read it
 		seen := Watch(ctx, (&Volumes{Dir: volumes, Devices: volumes + "-none"}).Info, slog.New(slog.NewTextHandler(&log, nil)))
 		want := map[string]string{"closed": "permission denied", "early": "(the agent runs as uid ", "good": "", "late": ""}
 		check := func() {

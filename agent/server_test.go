@@ -69,29 +69,11 @@ type running struct {
 	// prepared counts how often an operation was expected.
 	prepared atomic.Int64
 	ahead    atomic.Int64 // of the agent's clock, in nanoseconds
-	log      logged
+	log      testenv.Buffer
 
 	mu    sync.Mutex
 	conns []net.Conn
 	dial  func(context.Context) (net.Conn, error)
-}
-
-// logged is what an agent has logged.
-type logged struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (l *logged) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.buf.Write(p)
-}
-
-func (l *logged) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.buf.String()
 }
 
 // trust replaces the CA bundle, as a kubelet does.

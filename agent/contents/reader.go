@@ -17,13 +17,13 @@ import (
 )
 
 const (
-	// patience is how long a server may be gone before a read fails; as long as Kopia's
+	// Patience is how long a server may be gone before a read fails; as long as Kopia's
 	// own reads try.
-	patience = 2 * time.Minute
+	Patience = 2 * time.Minute
 	// retryPause is between two tries.
 	retryPause = 500 * time.Millisecond
-	// mostBreaks of one read's streams: a server that ends each of them is no server.
-	mostBreaks = 20
+	// MostBreaks of one read's streams: a server that ends each of them is no server.
+	MostBreaks = 20
 )
 
 // Reader reads objects through one stream at a time, and opens another where it breaks:
@@ -76,7 +76,7 @@ func (r *Reader) Ask(ctx context.Context, id content.ID) (await func(context.Con
 		if err == nil {
 			data, err = stream.await(ctx, answer)
 		}
-		for breaks := 0; errors.As(err, new(*brokenError)) && breaks < mostBreaks; breaks++ {
+		for breaks := 0; errors.As(err, new(*brokenError)) && breaks < MostBreaks; breaks++ {
 			if stream, err = r.after(ctx, stream); err == nil {
 				data, err = stream.call(ctx, q)
 			}
@@ -166,7 +166,7 @@ func (r *Reader) after(ctx context.Context, broken *Stream) (*Stream, error) {
 	if r.stream != broken {
 		return r.stream, nil
 	}
-	bounded, cancel := context.WithTimeout(ctx, patience)
+	bounded, cancel := context.WithTimeout(ctx, Patience)
 	defer cancel()
 	ticker := time.NewTicker(retryPause)
 	defer ticker.Stop()

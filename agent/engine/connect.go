@@ -160,33 +160,42 @@ func openKopia(ctx context.Context, creds *api.Credentials, scratch string) (*co
 	}
 	openCtx, cancel := context.WithTimeout(ctx, openTimeout)
 	defer cancel()
-	type opened struct {
-		rep repo.Repository
-		err error
-	}
-	// Kopia may block whatever the context says; the process ends with the operation.
-	done := make(chan opened, 1)
-	go func() {
-		rep, err := repo.Open(openCtx, file, creds.Password, &repo.Options{
+	rep, answered, err := leave(openCtx, func() (repo.Repository, error) {
+		return repo.Open(openCtx, file, creds.Password, &repo.Options{
 			DisableRepositoryLog: true,
 			OnFatalError:         func(error) {},
 		})
-		done <- opened{rep, err}
+	})
+	switch {
+	case err == nil:
+		c.rep, c.objects = rep, rep
+		return c, nil
+	case answered:
+		err = &connectError{err}
+	case ctx.Err() != nil:
+		err = ctx.Err()
+	default:
+		err = &connectError{fmt.Errorf("no answer within %s", openTimeout)}
+	}
+	c.close()
+	return nil, err
+}
+
+// leave asks Kopia for something, and leaves it when ctx ends: Kopia may block whatever the
+// context says, and the process ends with the operation. The error is ctx's cause then.
+func leave[T any](ctx context.Context, ask func() (T, error)) (got T, answered bool, err error) {
+	done := make(chan struct{})
+	var answer T
+	var failure error
+	go func() {
+		defer close(done)
+		answer, failure = ask()
 	}()
 	select {
-	case o := <-done:
-		if o.err != nil {
-			c.close()
-			return nil, &connectError{o.err}
-		}
-		c.rep, c.objects = o.rep, o.rep
-		return c, nil
-	case <-openCtx.Done():
-		c.close()
-		if ctx.Err() != nil {
-			return nil, ctx.Err()
-		}
-		return nil, &connectError{fmt.Errorf("no answer within %s", openTimeout)}
+	case <-done:
+		return answer, true, failure
+	case <-ctx.Done():
+		return got, false, context.Cause(ctx)
 	}
 }
 

@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"time"
 
 	"github.com/kopia/kopia/repo"
 	"github.com/kopia/kopia/repo/content"
@@ -18,15 +17,8 @@ import (
 	"golang.org/x/sync/semaphore"
 
 	"github.com/kanister-kopia/kanister-kopia/agent/api"
+	"github.com/kanister-kopia/kanister-kopia/agent/contents"
 	"github.com/kanister-kopia/kanister-kopia/internal/pause"
-)
-
-const (
-	// readPatience is how long a server may be gone before a read of Kopia's protocol fails;
-	// as long as one of ours waits.
-	readPatience = 2 * time.Minute
-	// mostBreaks of one read's sessions: a server that ends each of them is no server.
-	mostBreaks = 20
 )
 
 // sharedRepository is a repository behind Kopia's own protocol, for several readers at once.
@@ -77,7 +69,7 @@ func inSession[T any](ctx context.Context, r *sharedRepository, read func(kopiaS
 		if got, err = read(s); !errors.Is(err, io.EOF) {
 			return got, err
 		}
-		if breaks == mostBreaks {
+		if breaks == contents.MostBreaks {
 			return got, brokenSession(err)
 		}
 		broken = s
@@ -105,7 +97,7 @@ func (r *sharedRepository) after(ctx context.Context, broken kopiaSession) (kopi
 		_ = r.session.Close(ctx) // it only read: nothing is lost
 		r.session = nil
 	}
-	bounded, cancel := context.WithTimeout(ctx, readPatience)
+	bounded, cancel := context.WithTimeout(ctx, contents.Patience)
 	defer cancel()
 	for {
 		s, err := r.begin(bounded)
@@ -123,27 +115,16 @@ func (r *sharedRepository) after(ctx context.Context, broken kopiaSession) (kopi
 	}
 }
 
-// begin begins a session. Kopia may block whatever the context says; the process ends with
-// the operation.
+// begin begins a session.
 func (r *sharedRepository) begin(ctx context.Context) (kopiaSession, error) {
-	type begun struct {
-		w   repo.RepositoryWriter
-		err error
-	}
-	done := make(chan begun, 1)
-	go func() {
+	w, _, err := leave(ctx, func() (repo.RepositoryWriter, error) {
 		_, w, err := r.NewWriter(ctx, repo.WriteSessionOptions{Purpose: "read"})
-		done <- begun{w, err}
-	}()
-	select {
-	case b := <-done:
-		if b.err != nil {
-			return nil, b.err
-		}
-		return b.w.(kopiaSession), nil
-	case <-ctx.Done():
-		return nil, context.Cause(ctx)
+		return w, err
+	})
+	if err != nil {
+		return nil, err
 	}
+	return w.(kopiaSession), nil
 }
 
 // Close ends the session, and then the connection.

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/kanister-kopia/kanister-kopia/agent/api"
+	"github.com/kanister-kopia/kanister-kopia/agent/contents"
 )
 
 // breakingServer begins sessions that each answer a number of reads, after a second, and then break.
@@ -82,7 +83,7 @@ func TestSharedRepository(t *testing.T) {
 		"breaks":               {answers: 20, sessions: 4},
 		"is back in a minute":  {answers: 40, goneFor: time.Minute, sessions: 2},
 		"does not come back":   {answers: 40, goneFor: time.Hour, sessions: 1, fails: true},
-		"breaks at every read": {answers: 0, sessions: mostBreaks + 1, fails: true},
+		"breaks at every read": {answers: 0, sessions: contents.MostBreaks + 1, fails: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -110,7 +111,7 @@ func TestSharedRepository(t *testing.T) {
 					t.Error(err)
 				case c.fails && (errors.Is(err, io.EOF) || code != api.CodeServerUnreachable):
 					t.Errorf("failed with %v, code %q", err, code)
-				case time.Since(began) > readPatience+time.Minute:
+				case time.Since(began) > contents.Patience+time.Minute:
 					t.Errorf("it took %s", time.Since(began))
 				}
 				if n := server.began.Load(); n != c.sessions {

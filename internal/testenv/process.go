@@ -4,7 +4,6 @@ package testenv
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -154,8 +153,7 @@ func Port(t testing.TB) int {
 // Process is a running program.
 type Process struct {
 	Cmd *exec.Cmd
-	mu  sync.Mutex
-	log bytes.Buffer
+	log Buffer
 	// Done is closed when the process has ended.
 	Done chan struct{}
 }
@@ -166,7 +164,7 @@ func Start(t testing.TB, setup func(*exec.Cmd), program string, args ...string) 
 	t.Helper()
 	p := &Process{Cmd: exec.Command(program, args...), Done: make(chan struct{})}
 	p.Cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	p.Cmd.Stdout, p.Cmd.Stderr = p, p
+	p.Cmd.Stdout, p.Cmd.Stderr = &p.log, &p.log
 	if setup != nil {
 		setup(p.Cmd)
 	}
@@ -182,18 +180,8 @@ func Start(t testing.TB, setup func(*exec.Cmd), program string, args ...string) 
 	return p
 }
 
-func (p *Process) Write(b []byte) (int, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.log.Write(b)
-}
-
 // Log is what the process has printed so far.
-func (p *Process) Log() string {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.log.String()
-}
+func (p *Process) Log() string { return p.log.String() }
 
 // Again starts an ended process anew, with the same arguments and as the same user.
 func (p *Process) Again(t testing.TB) *Process {

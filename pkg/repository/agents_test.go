@@ -4,21 +4,16 @@ package repository
 
 import (
 	"context"
-	"crypto/tls"
 	"encoding/json"
-	"net"
 	"net/http"
-	"net/http/httptest"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
-	"github.com/kanister-kopia/kanister-kopia/agent"
 	"github.com/kanister-kopia/kanister-kopia/agent/api"
 	agentclient "github.com/kanister-kopia/kanister-kopia/agent/client"
-	kopiav1alpha1 "github.com/kanister-kopia/kanister-kopia/pkg/apis/kopia/v1alpha1"
 )
 
 // finder counts how often a way was found.
@@ -63,24 +58,12 @@ func TestWaysAreKept(t *testing.T) {
 func TestOperationsAreOfTheirNamespace(t *testing.T) {
 	tenant := ""
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /v1/info", func(w http.ResponseWriter, _ *http.Request) {
-		_ = json.NewEncoder(w).Encode(api.Info{Protocol: api.ProtocolVersion, OldestProtocol: api.OldestProtocol})
-	})
 	mux.HandleFunc("POST /v1/operations", func(w http.ResponseWriter, r *http.Request) {
 		tenant = r.Header.Get(api.TenantHeader)
 		_ = json.NewEncoder(w).Encode(api.Operation{State: api.StateSucceeded, Result: &api.Result{Records: []api.Record{{BackupID: "x"}}}})
 	})
-	server := httptest.NewTLSServer(mux)
-	defer server.Close()
-	c := agentclient.New(agentclient.Options{
-		Dial: func(ctx context.Context) (net.Conn, error) {
-			return (&net.Dialer{}).DialContext(ctx, "tcp", server.Listener.Addr().String())
-		},
-		Certificate: func() (*tls.Certificate, error) { return &tls.Certificate{}, nil },
-		Pin:         agent.SPKIHash(server.Certificate()),
-	})
-	defer c.Close()
-	r := &Repository{agent: c, rs: &kopiav1alpha1.RepositoryServer{}, tenant: kopiav1alpha1.Tenant{NamespaceUID: "ns-uid"}}
+	r := openAt(t, mux)
+	r.tenant.NamespaceUID = "ns-uid"
 	if record, err := r.Find(t.Context(), "find", api.FindRequest{BackupID: "x"}); err != nil || record.BackupID != "x" {
 		t.Fatalf("%+v, %v", record, err)
 	}

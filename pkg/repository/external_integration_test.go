@@ -22,21 +22,31 @@ import (
 	"github.com/kanister-kopia/kanister-kopia/pkg/repository"
 )
 
+// theirUser is the Secret of an external server's user, which the trial makes.
+const theirUser = "theirs-user"
+
+// external starts somebody else's server, for the namespace shop, and makes its object.
+func (w *world) external() (theirs *testenv.KopiaServer, ca *testenv.CA) {
+	w.Helper()
+	ca = testenv.NewCA(w)
+	theirs = testenv.StartKopiaServer(w, ca)
+	w.must(w.Create(w.Context(), &kopiav1alpha1.RepositoryServer{
+		ObjectMeta: metav1.ObjectMeta{Namespace: w.namespace, Name: shared},
+		Spec: kopiav1alpha1.RepositoryServerSpec{
+			Namespaces: []string{"shop"},
+			External:   &kopiav1alpha1.External{URL: theirs.URL, CABundle: string(ca.PEM), UserSecret: theirUser},
+		},
+	}))
+	return theirs, ca
+}
+
 // Somebody else's server, from the object to the restored files: agents are given its URL,
 // its CA and its one user, and nothing of ours listens.
 func TestIntegrationExternal(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	ctx := t.Context()
-	ca := testenv.NewCA(t)
-	theirs := testenv.StartKopiaServer(t, ca)
-	w.must(w.Create(ctx, &kopiav1alpha1.RepositoryServer{
-		ObjectMeta: metav1.ObjectMeta{Namespace: w.namespace, Name: shared},
-		Spec: kopiav1alpha1.RepositoryServerSpec{
-			Namespaces: []string{"shop"},
-			External:   &kopiav1alpha1.External{URL: theirs.URL, CABundle: string(ca.PEM), UserSecret: "theirs-user"},
-		},
-	}))
+	theirs, ca := w.external()
 	r := w.reconciler()
 	r.IdleTimeout = 0
 	ref := w.ref("shop")
@@ -48,9 +58,9 @@ func TestIntegrationExternal(t *testing.T) {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
-	refused("no Secret", "theirs-user")
+	refused("no Secret", theirUser)
 	user := &corev1.Secret{
-		ObjectMeta: metav1.ObjectMeta{Namespace: w.namespace, Name: "theirs-user"},
+		ObjectMeta: metav1.ObjectMeta{Namespace: w.namespace, Name: theirUser},
 		StringData: map[string]string{"username": theirs.Username, "password": theirs.Password},
 	}
 	w.must(w.Create(ctx, user))
@@ -98,18 +108,10 @@ func TestIntegrationExternalOutage(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	ctx := t.Context()
-	ca := testenv.NewCA(t)
-	theirs := testenv.StartKopiaServer(t, ca)
+	theirs, _ := w.external()
 	w.must(w.Create(ctx, &corev1.Secret{
-		ObjectMeta: metav1.ObjectMeta{Namespace: w.namespace, Name: "theirs-user"},
+		ObjectMeta: metav1.ObjectMeta{Namespace: w.namespace, Name: theirUser},
 		StringData: map[string]string{"username": theirs.Username, "hostname": theirs.Hostname, "password": theirs.Password},
-	}))
-	w.must(w.Create(ctx, &kopiav1alpha1.RepositoryServer{
-		ObjectMeta: metav1.ObjectMeta{Namespace: w.namespace, Name: shared},
-		Spec: kopiav1alpha1.RepositoryServerSpec{
-			Namespaces: []string{"shop"},
-			External:   &kopiav1alpha1.External{URL: theirs.URL, CABundle: string(ca.PEM), UserSecret: "theirs-user"},
-		},
 	}))
 	r := w.reconciler()
 	repo := w.open(r, func() (*repository.Repository, error) { return w.manager.Open(ctx, w.ref("shop")) })

@@ -163,11 +163,16 @@ func TestDeletionLimit(t *testing.T) {
 	}
 }
 
-// agentAt has every server's agent answer as a handler does.
+// agentAt has every server's agent say what it speaks, and answer as a handler does.
 type agentAt struct{ server *httptest.Server }
 
 func startAgent(t *testing.T, handler http.Handler) agentAt {
-	server := httptest.NewUnstartedServer(handler)
+	mux := http.NewServeMux()
+	mux.Handle("/", handler)
+	mux.HandleFunc("GET /v1/info", func(w http.ResponseWriter, _ *http.Request) {
+		_ = json.NewEncoder(w).Encode(api.Info{Protocol: api.ProtocolVersion, OldestProtocol: api.OldestProtocol})
+	})
+	server := httptest.NewUnstartedServer(mux)
 	server.EnableHTTP2 = true
 	server.StartTLS()
 	t.Cleanup(server.Close)
@@ -205,9 +210,6 @@ func TestDeletionsCounted(t *testing.T) {
 			_ = json.NewEncoder(w).Encode(what)
 		}
 		mux := http.NewServeMux()
-		mux.HandleFunc("GET /v1/info", func(w http.ResponseWriter, _ *http.Request) {
-			answer(w, 200, api.Info{Protocol: api.ProtocolVersion, OldestProtocol: api.OldestProtocol})
-		})
 		mux.HandleFunc("GET /v1/operations/op", func(w http.ResponseWriter, _ *http.Request) {
 			if c.known {
 				answer(w, 200, api.Operation{ID: "op", State: api.StateRunning})

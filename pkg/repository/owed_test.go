@@ -46,9 +46,6 @@ type sessionServer struct {
 func (s *sessionServer) handler() http.Handler {
 	mux := http.NewServeMux()
 	answer := func(w http.ResponseWriter, what any) { _ = json.NewEncoder(w).Encode(what) }
-	mux.HandleFunc("GET /v1/info", func(w http.ResponseWriter, _ *http.Request) {
-		answer(w, api.Info{Protocol: api.ProtocolVersion, OldestProtocol: api.OldestProtocol})
-	})
 	mux.HandleFunc("POST /v1/sessions", func(w http.ResponseWriter, r *http.Request) {
 		var req api.SessionRequest
 		_ = json.NewDecoder(r.Body).Decode(&req)
